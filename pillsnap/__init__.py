@@ -1,0 +1,2 @@
+"""PillSnap: train, judge and run a two-stage pill recogniser."""
+
