@@ -1,0 +1,1 @@
+"""What a run leaves behind: the event log (the truth) and the views and mirrors that only read it."""

@@ -1,0 +1,377 @@
+"""The event log of a run: `events.jsonl` in the run directory, one JSON object a line, append only.
+
+Training appends; Weights & Biases, the progress bars, the monitors and the report only read. Every line carries `v`
+(schema version), `time` (unix seconds) and `kind`; the other fields of a kind are those of its model below.
+"""
+
+from __future__ import annotations
+
+import enum
+import fcntl
+import json
+import math
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePath
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+SCHEMA_VERSION = 1
+EVENTS_FILE = "events.jsonl"
+TASKS = ("detection", "classification")
+
+Task = Literal["detection", "classification"]
+# A diverged loss is a fact worth recording, and JSON has no NaN: not-a-number and infinity are written as null.
+Number = float | None
+
+
+class _Event(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Run(_Event):
+    """A run begins or is resumed. `stage` is 1 to 4, or a preset's name where it has no scale step (the demo)."""
+
+    run_id: str
+    name: str
+    stage: int | str | None
+    config: dict[str, Any]
+    manifest_hash: str
+    num_workers: int | str
+    versions: dict[str, Any]
+
+
+class TaskStatus(_Event):
+    """A task starts at (epoch, step), the position it continues from (0, 0 when fresh); has finished; or is skipped."""
+
+    task: Task
+    status: Literal["started", "finished", "skipped"]
+    epochs: int | None = None
+    steps_per_epoch: int | None = None
+    batch_size: int | None = None
+    num_train: int | None = None
+    num_val: int | None = None
+    epoch: int = 0
+    step: int = 0
+    duration_s: Number = None
+
+
+class Step(_Event):
+    """Training progress: `step` counts from 1 over the whole task, `data_wait_fraction` is 0 to 1."""
+
+    task: Task
+    epoch: int
+    step: int
+    loss: Number
+    losses: dict[str, Number] = {}
+    lr: Number = None
+    images_per_s: Number = None
+    data_wait_fraction: Number = None
+    gpu_memory_bytes: int | None = None
+    eta_s: Number = None
+
+
+class Epoch(_Event):
+    """An epoch (counted from 1) is trained; `loss` is its mean."""
+
+    task: Task
+    epoch: int
+    step: int
+    loss: Number
+    images_per_s: Number = None
+    data_wait_fraction: Number = None
+    duration_s: Number = None
+
+
+class Validation(_Event):
+    """Validation figures after an epoch; `best` says that they are the best so far."""
+
+    task: Task
+    epoch: int
+    step: int
+    metrics: dict[str, Number]
+    best: bool = False
+    duration_s: Number = None
+
+
+class Checkpoint(_Event):
+    """A checkpoint is complete on storage."""
+
+    task: Task
+    epoch: int
+    step: int
+    path: str
+    best: bool = False
+
+
+class Quarantine(_Event):
+    """A photo could not be used."""
+
+    task: Task
+    sample_id: str
+    reason: str
+
+
+class Warn(_Event):
+    """Something a person should know, that does not stop the run."""
+
+    message: str
+
+
+class Failure(_Event):
+    """The run or a worker stopped: what happened, why, and what to do."""
+
+    message: str
+    cause: str = ""
+    advice: str = ""
+
+
+class Examples(_Event):
+    """A picture of example predictions; `path` is a PNG relative to the run directory."""
+
+    task: Task
+    epoch: int
+    path: str
+
+
+class Target(_Event):
+    """One target of the verdict."""
+
+    target: Number
+    value: Number
+    met: bool
+
+
+class Verdict(_Event):
+    """The run is judged against its targets."""
+
+    met: bool
+    targets: dict[str, Target]
+    metrics_path: str = ""
+    report_path: str = ""
+
+
+KINDS: dict[str, type[_Event]] = {
+    "run": Run,
+    "task": TaskStatus,
+    "step": Step,
+    "epoch": Epoch,
+    "validation": Validation,
+    "checkpoint": Checkpoint,
+    "quarantine": Quarantine,
+    "warning": Warn,
+    "failure": Failure,
+    "examples": Examples,
+    "verdict": Verdict,
+}
+
+# Kinds that training repeats when a task starts again from an earlier position.
+_REPEATED_KINDS = ("step", "epoch", "validation", "checkpoint")
+
+
+class EventLog:
+    """The writer: `EventLog(run_dir).write("warning", message="…")`.
+
+    Safe to share between threads, and between processes of one machine. Opening it removes a line that a killed writer
+    left unfinished. Raises OSError when the file system refuses (disk full); the log then still ends on a whole line.
+    """
+
+    def __init__(self, run_dir: Path | str) -> None:
+        self.path = Path(run_dir) / EVENTS_FILE
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        with self._lock, _file_lock(self._fd):
+            _drop_torn_tail(self._fd)
+
+    def write(self, kind: str, **fields: Any) -> None:
+        """Append one event. AssertionError for an unknown kind or field, or a value of the wrong type."""
+        line = encode_event(kind, time.time(), fields)
+        with self._lock, _file_lock(self._fd):
+            end = os.fstat(self._fd).st_size
+            written = os.write(self._fd, line)
+            if written != len(line):
+                os.ftruncate(self._fd, end)
+                raise OSError(
+                    f"{self.path}: only {written} of {len(line)} bytes of an event could be written; free disk space"
+                )
+
+    def close(self) -> None:
+        with self._lock:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+
+    def __enter__(self) -> EventLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def encode_event(kind: str, time_s: float, fields: Mapping[str, Any]) -> bytes:
+    """One line of the log, UTF-8 with its newline. AssertionError when `fields` do not fit `kind`."""
+    assert kind in KINDS, f"unknown event kind {kind!r}"
+    try:
+        event = KINDS[kind](**_plain(fields))
+    except ValidationError as error:
+        raise AssertionError(f"event {kind!r}: {error}") from error
+    record = {"v": SCHEMA_VERSION, "time": round(time_s, 3), "kind": kind, **event.model_dump()}
+    return json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+
+
+def read_events(run_dir: Path | str) -> list[dict[str, Any]]:
+    """All events of a run as it finally went, oldest first; an empty list where there is no log yet.
+
+    `run_dir` may be a URI (s3://…) that pyarrow.fs understands. A torn last line is left out, and so is what a task did
+    after the position that it was later restarted from.
+    """
+    if "://" in str(run_dir):
+        data = _read_remote(str(run_dir))
+    else:
+        path = Path(run_dir) / EVENTS_FILE
+        data = path.read_bytes() if path.exists() else b""
+    return drop_superseded(_parse_lines(data))
+
+
+def drop_superseded(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave out what a restart repeats: for each `task started` at step s, that task's earlier events beyond step s."""
+    restart_step: dict[str, float] = {}
+    seen_examples: set[tuple[str, str]] = set()
+    kept = []
+    for event in reversed(events):
+        kind, task = event["kind"], event.get("task", "")
+        if kind in _REPEATED_KINDS and event["step"] > restart_step.get(task, math.inf):
+            continue
+        if kind == "task" and event["status"] == "started":
+            restart_step[task] = min(event["step"], restart_step.get(task, math.inf))
+        if kind == "examples":
+            if (task, event["path"]) in seen_examples:
+                continue
+            seen_examples.add((task, event["path"]))
+        kept.append(event)
+    return kept[::-1]
+
+
+class EventFollower:
+    """Reads a growing log piece by piece; `offset` (bytes) is the place up to which events were returned.
+
+    `generation` rises when the log was replaced by another one, in which case reading begins at its start again.
+    """
+
+    def __init__(self, run_dir: Path | str, offset: int = 0) -> None:
+        self.path = Path(run_dir) / EVENTS_FILE
+        self.offset = offset
+        self.generation = 0
+        self._inode: int | None = None
+
+    def poll(self, max_bytes: int = 16 << 20) -> list[dict[str, Any]]:
+        """Events written since the last call, oldest first; whole lines only, about `max_bytes` of them at most."""
+        try:
+            with self.path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                if status.st_size < self.offset or self._inode not in (None, status.st_ino):
+                    self.offset = 0
+                    self.generation += 1
+                self._inode = status.st_ino
+                file.seek(self.offset)
+                data = file.read(max_bytes)
+        except FileNotFoundError:
+            return []
+        whole = data[: data.rfind(b"\n") + 1]
+        self.offset += len(whole)
+        return _parse_lines(whole)
+
+
+def follow_events(
+    run_dir: Path | str, stop: threading.Event, offset: int = 0, poll_interval_s: float = 0.2
+) -> Iterator[dict[str, Any]]:
+    """Every event from `offset` (bytes) on, as they are written, until `stop` is set and the rest has been read.
+
+    Nothing is taken back here: after a restart, a task's steps come again from the position of its `task started`.
+    """
+    follower = EventFollower(run_dir, offset)
+    while True:
+        stopping = stop.is_set()
+        events = follower.poll()
+        yield from events
+        if stopping and not events:
+            return
+        if not events:
+            stop.wait(poll_interval_s)
+
+
+class _file_lock:
+    """Holds the writers' lock, so that a repair never meets a line that another process is writing."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __enter__(self) -> None:
+        fcntl.flock(self.fd, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        fcntl.flock(self.fd, fcntl.LOCK_UN)
+
+
+def _drop_torn_tail(fd: int, block_bytes: int = 1 << 16) -> None:
+    end = os.fstat(fd).st_size
+    position = end
+    while position > 0:
+        start = max(0, position - block_bytes)
+        newline = os.pread(fd, position - start, start).rfind(b"\n")
+        if newline >= 0:
+            position = start + newline + 1
+            break
+        position = start
+    if position != end:
+        os.ftruncate(fd, position)
+
+
+def _parse_lines(data: bytes) -> list[dict[str, Any]]:
+    events = []
+    for line in data.split(b"\n"):
+        try:
+            event = json.loads(line) if line else None
+        except ValueError:  # a line that a crash of the machine tore
+            continue
+        if isinstance(event, dict) and "kind" in event:
+            events.append(event)
+    return events
+
+
+def _read_remote(uri: str) -> bytes:
+    from pyarrow import fs
+
+    file_system, root = fs.FileSystem.from_uri(uri)
+    path = f"{root.rstrip('/')}/{EVENTS_FILE}"
+    if file_system.get_file_info(path).type == fs.FileType.NotFound:
+        return b""
+    with file_system.open_input_stream(path) as stream:
+        return stream.read()
+
+
+def _plain(value: Any) -> Any:
+    """JSON values for numpy and torch scalars, paths, enums and containers; null for what is not a finite number."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, enum.Enum):
+        return _plain(value.value)
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()  # a file name that is not UTF-8
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, PurePath):
+        return _plain(value.as_posix())
+    if isinstance(value, Mapping):
+        return {_plain(str(key)): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        return _plain(value.item())
+    raise AssertionError(f"a value of type {type(value).__name__} does not belong into an event")

@@ -1,0 +1,219 @@
+"""The event log keeps what was written, through kills, restarts and odd values."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pillsnap.observe.events import EventFollower, EventLog, follow_events, read_events
+
+
+def write_steps(log: EventLog, task: str, first: int, last: int) -> None:
+    for step in range(first, last + 1):
+        log.write("step", task=task, epoch=1, step=step, loss=float(step))
+
+
+def test_event_comes_back_with_version_time_and_kind(tmp_path: Path) -> None:
+    before_s = time.time() - 0.001
+    with EventLog(tmp_path) as log:
+        log.write("step", task="detection", epoch=1, step=1, loss=2.5, losses={"box": 1.5}, lr=3e-4, images_per_s=10.0)
+    (event,) = read_events(tmp_path)
+    assert event["v"] == 1 and event["kind"] == "step" and before_s <= event["time"] <= time.time() + 0.001
+    assert event["loss"] == 2.5 and event["losses"] == {"box": 1.5} and event["lr"] == 3e-4
+    assert event["gpu_memory_bytes"] is None and event["eta_s"] is None
+
+
+def test_numpy_scalars_and_not_a_number_become_plain_json(tmp_path: Path) -> None:
+    with EventLog(tmp_path) as log:
+        log.write(
+            "step",
+            task="classification",
+            epoch=np.int64(2),
+            step=np.int32(7),
+            loss=np.float32(0.5),
+            losses={"a": float("nan"), "b": np.float64("inf"), "c": np.array(1.25)},
+            images_per_s=12,
+        )
+        log.write(
+            "validation", task="detection", epoch=1, step=1, metrics={"map50": np.float16(0.5)}, best=np.bool_(True)
+        )
+    text = (tmp_path / "events.jsonl").read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    step, validation = read_events(tmp_path)
+    assert (step["epoch"], step["step"], step["loss"]) == (2, 7, 0.5)
+    assert step["losses"] == {"a": None, "b": None, "c": 1.25}
+    assert validation["metrics"] == {"map50": 0.5} and validation["best"] is True
+
+
+def test_user_text_stays_text(tmp_path: Path) -> None:
+    message = '<script>alert("x")</script> 알약\n\u2028 second line\x00'
+    with EventLog(tmp_path) as log:
+        log.write("warning", message=message)
+        log.write("quarantine", task="detection", sample_id=os.fsdecode(b"bad\xff"), reason="cut in half")
+    assert len((tmp_path / "events.jsonl").read_bytes().split(b"\n")) == 3
+    first, second = read_events(tmp_path)
+    assert first["message"] == message
+    assert second["sample_id"] == "bad\\udcff"
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("nothing", {}),
+        ("warning", {"message": "a", "colour": "red"}),
+        ("warning", {}),
+        ("step", {"task": "segmentation", "epoch": 1, "step": 1, "loss": 1.0}),
+        ("step", {"task": "detection", "epoch": 1, "step": "1", "loss": 1.0}),
+        ("step", {"task": "detection", "epoch": 1, "step": 1.5, "loss": 1.0}),
+        (
+            "run",
+            {
+                "run_id": "a",
+                "name": "a",
+                "stage": 1,
+                "config": {"f": object()},
+                "manifest_hash": "",
+                "num_workers": 1,
+                "versions": {},
+            },
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_nothing_is_written(tmp_path: Path, kind: str, fields: dict) -> None:
+    with EventLog(tmp_path) as log, pytest.raises(AssertionError):
+        log.write(kind, **fields)
+    assert read_events(tmp_path) == []
+
+
+def test_torn_last_line_is_left_out_and_repaired_on_open(tmp_path: Path) -> None:
+    with EventLog(tmp_path) as log:
+        write_steps(log, "detection", 1, 3)
+    path = tmp_path / "events.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[:40])
+    assert [e["step"] for e in read_events(tmp_path)] == [1, 2, 3]
+    with EventLog(tmp_path) as log:
+        assert path.read_bytes() == whole
+        write_steps(log, "detection", 4, 4)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]
+
+
+def test_torn_tail_longer_than_a_block_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b'{"kind":"warning","message":"a"}\n' + b"x" * 200_000)
+    EventLog(tmp_path).close()
+    assert path.read_bytes() == b'{"kind":"warning","message":"a"}\n'
+    path.write_bytes(b"y" * 200_000)
+    EventLog(tmp_path).close()
+    assert path.read_bytes() == b""
+
+
+def test_restart_from_an_earlier_step_drops_what_it_repeats(tmp_path: Path) -> None:
+    with EventLog(tmp_path) as log:
+        log.write("task", task="detection", status="started", epoch=0, step=0)
+        write_steps(log, "detection", 1, 5)
+        log.write("validation", task="detection", epoch=1, step=5, metrics={"map50": 0.1})
+        log.write("examples", task="detection", epoch=1, path="examples/a.png")
+        log.write("task", task="detection", status="started", epoch=0, step=3)
+        write_steps(log, "detection", 4, 6)
+        log.write("validation", task="detection", epoch=1, step=5, metrics={"map50": 0.2})
+        log.write("examples", task="detection", epoch=1, path="examples/a.png")
+        log.write("task", task="classification", status="started", epoch=0, step=0)
+        write_steps(log, "classification", 1, 2)
+    events = read_events(tmp_path)
+    assert [(e["task"], e["step"]) for e in events if e["kind"] == "step"] == [
+        *(("detection", step) for step in range(1, 7)),
+        *(("classification", step) for step in (1, 2)),
+    ]
+    assert [e["metrics"]["map50"] for e in events if e["kind"] == "validation"] == [0.2]
+    assert sum(e["kind"] == "examples" for e in events) == 1
+    assert sum(e["kind"] == "task" for e in events) == 3
+
+
+def test_two_restarts_keep_the_furthest_back(tmp_path: Path) -> None:
+    with EventLog(tmp_path) as log:
+        write_steps(log, "detection", 1, 9)
+        log.write("task", task="detection", status="started", step=2)
+        write_steps(log, "detection", 3, 6)
+        log.write("task", task="detection", status="started", step=4)
+        write_steps(log, "detection", 5, 5)
+    assert [e["step"] for e in read_events(tmp_path) if e["kind"] == "step"] == [1, 2, 3, 4, 5]
+
+
+def test_follower_sees_whole_lines_only_and_notices_another_log(tmp_path: Path) -> None:
+    follower = EventFollower(tmp_path)
+    assert follower.poll() == []
+    with EventLog(tmp_path) as log:
+        write_steps(log, "detection", 1, 2)
+        with log.path.open("ab") as file:
+            file.write(b'{"kind":"warn')
+        assert [e["step"] for e in follower.poll()] == [1, 2]
+        assert follower.poll() == []
+        with log.path.open("ab") as file:
+            file.write(b'ing","message":"a"}\n')
+        assert [e["message"] for e in follower.poll()] == ["a"]
+    assert follower.generation == 0
+    log.path.unlink()
+    with EventLog(tmp_path) as log:
+        write_steps(log, "detection", 1, 1)
+    assert [e["step"] for e in follower.poll()] == [1]
+    assert follower.generation == 1
+
+
+def test_follow_reads_the_rest_after_stop(tmp_path: Path) -> None:
+    stop = threading.Event()
+    got: list[int] = []
+    thread = threading.Thread(
+        target=lambda: got.extend(e["step"] for e in follow_events(tmp_path, stop, poll_interval_s=0.01))
+    )
+    thread.start()
+    with EventLog(tmp_path) as log:
+        write_steps(log, "detection", 1, 200)
+        stop.set()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert got == list(range(1, 201))
+
+
+def test_writers_of_several_processes_and_a_kill_lose_nothing(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pillsnap.observe.events import EventLog\n"
+        "log = EventLog(sys.argv[1])\n"
+        "for i in range(300):\n"
+        "    log.write('quarantine', task='detection', sample_id=f'{sys.argv[2]}-{i}', reason='x' * 500)\n"
+        "print('done', flush=True)\n"
+        "import time; time.sleep(60)\n"
+    )
+    writers = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name], stdout=subprocess.PIPE, text=True)
+        for name in "ab"
+    ]
+    for writer in writers:
+        assert writer.stdout is not None and writer.stdout.readline() == "done\n"
+        writer.kill()
+        writer.communicate()
+    events = read_events(tmp_path)
+    for name in "ab":
+        assert [e["sample_id"] for e in events if e["sample_id"][0] == name] == [f"{name}-{i}" for i in range(300)]
+
+
+def test_log_on_a_uri_is_read(tmp_path: Path) -> None:
+    assert read_events(tmp_path.as_uri()) == []
+    with EventLog(tmp_path) as log:
+        write_steps(log, "detection", 1, 2)
+    assert [e["step"] for e in read_events(tmp_path.as_uri())] == [1, 2]
+
+
+def test_import_is_light() -> None:
+    heavy = ("torch", "ray", "pyarrow", "numpy", "wandb")
+    code = f"import sys, pillsnap.observe.events; print([m for m in {heavy} if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
