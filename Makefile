@@ -1,0 +1,68 @@
+# Every target does the set-up it needs; run again, the set-up takes no time.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-reliability lint format bench lock clean
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+PIP := $(PY) -m pip --disable-pip-version-check --no-input
+PYTEST_ARGS ?=
+BENCH_ARGS ?= --quick
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
+
+# The lock holds the whole closure, so --no-deps loses nothing, and pip's resolver has nothing to do.
+$(STAMP): requirements.lock pyproject.toml
+	@python=""; \
+	for candidate in $${PYTHON:-} python3.11 python3.12 python3; do \
+	  if "$$candidate" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; \
+	  then python=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	  echo "make: no Python 3.11 or 3.12 with the venv module: install one (Debian: apt-get install python3-venv), or name it: make install PYTHON=/path/to/python3.11" >&2; \
+	  exit 2; \
+	fi; \
+	[ -x $(PY) ] || "$$python" -m venv $(VENV)
+	@echo "Installing the locked packages into $(VENV) (about 7 GB, a few minutes the first time)"
+	@$(PIP) install --quiet --no-compile --no-deps --only-binary :all: --require-hashes -r requirements.lock
+	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+install: $(STAMP) ## make .venv with the locked packages and this package
+	@echo "ready: $(VENV)/bin/pillsnap --help"
+
+demo: $(STAMP) ## generate photos, train both models, judge them: minutes on two CPU cores
+	@$(VENV)/bin/pillsnap demo
+
+test: $(STAMP) ## all tests but the reliability ones; needs no network and no GPU
+	@$(PY) -m pytest -m "not reliability" $(PYTEST_ARGS)
+
+test-reliability: $(STAMP) ## kill, pause and starve processes, and check that nothing is lost
+	@$(PY) -m pytest -m reliability --timeout 1800 $(PYTEST_ARGS)
+
+lint: $(STAMP) ## what pre-commit runs: ruff, format check, types
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+
+format: $(STAMP) ## rewrite the code in the one format
+	@$(VENV)/bin/ruff check --fix .
+	@$(VENV)/bin/ruff format .
+
+bench: $(STAMP) ## every benchmark at quick size; BENCH_ARGS= for full size
+	@for file in benchmarks/[a-z]*.py; do \
+	  name=$$(basename "$$file" .py); echo "== benchmarks.$$name $(BENCH_ARGS)"; $(PY) -m "benchmarks.$$name" $(BENCH_ARGS); \
+	done
+
+lock: ## resolve requirements.lock anew from pyproject.toml
+	@{ echo "# Exact versions with hashes: Linux x86-64, Python 3.11, run time and development. Made by \`make lock\`; do not edit."; \
+	  $(VENV)/bin/uv pip compile pyproject.toml --quiet --extra dev --upgrade --python-version 3.11 \
+	    --python-platform x86_64-manylinux_2_28 --generate-hashes --no-header --no-annotate --strip-extras; } > requirements.lock.new
+	@mv requirements.lock.new requirements.lock
+
+clean: ## remove what tools leave behind; keeps .venv and artifacts
+	@rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist *.egg-info
+	@find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
