@@ -1,0 +1,168 @@
+"""Progress bars (in a log file or CI, plain lines) for a run, drawn from its event log by a thread of the driver."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
+
+from pillsnap.observe.events import EVENTS_FILE, follow_events
+from pillsnap.observe.state import RunState, TaskState
+
+_log = logging.getLogger(__name__)
+
+
+class ProgressView:
+    """Shows what happens to a run while the `with` block lasts; a fault in it is logged and never reaches training.
+
+    On a terminal: a bar for each task with epoch, step, loss, the last validation, img/s, the share of time spent
+    waiting for data, and the time left. Elsewhere: one line for each epoch and validation. Events from before the block
+    are not repeated.
+    """
+
+    def __init__(self, run_dir: Path, console: Console | None = None) -> None:
+        self.run_dir = run_dir
+        self.console = console or Console()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+
+    def __enter__(self) -> ProgressView:
+        path = self.run_dir / EVENTS_FILE
+        self._offset = path.stat().st_size if path.exists() else 0
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        try:
+            if self.console.is_terminal:
+                self._draw_bars()
+            else:
+                self._print_lines()
+        except (Exception, SystemExit):  # whatever breaks the view (rich exits on a broken pipe), training goes on
+            _log.exception("the progress view stopped; training goes on")
+
+    def _print_lines(self) -> None:
+        state = RunState()
+        for event in follow_events(self.run_dir, self._stop, self._offset):
+            state.apply(event)
+            line = plain_line(event, state)
+            if line:
+                self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _draw_bars(self) -> None:
+        state = RunState()
+        bars: dict[str, TaskID] = {}
+        with Progress(
+            TextColumn("[bold]{task.description}", table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=None, table_column=Column(min_width=8, ratio=1)),
+            TextColumn("{task.percentage:>3.0f} %", table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[figures]}", markup=False, table_column=Column(ratio=4)),
+            console=self.console,
+            expand=True,
+            refresh_per_second=4,
+        ) as progress:
+            for event in follow_events(self.run_dir, self._stop, self._offset):
+                state.apply(event)
+                if event["kind"] in ("warning", "failure"):
+                    progress.console.print(plain_line(event, state), markup=False, highlight=False)
+                name = event.get("task")
+                if name is None or state.tasks[name].status == "skipped":
+                    continue
+                if name not in bars:
+                    bars[name] = progress.add_task(name, total=None, figures="")
+                task = state.tasks[name]
+                progress.update(bars[name], total=task.total_steps, completed=task.step, figures=figures(task))
+
+
+def figures(task: TaskState) -> str:
+    """A task in one line: epoch 3/18 · loss 1.234 · map50 0.412 · 212 img/s · waits 3 % · 1:02:03 left."""
+    parts = [f"epoch {max(task.epoch, 1)}/{task.epochs or '?'}"]
+    if task.total_steps:
+        parts.append(f"step {task.step}/{task.total_steps}")
+    if task.loss is not None:
+        parts.append(f"loss {task.loss:.3f}")
+    if task.last_validation is not None:
+        parts.append(format_metrics(task.last_validation["metrics"], limit=1))
+    if task.images_per_s is not None:
+        parts.append(f"{task.images_per_s:.0f} img/s")
+    if task.data_wait_fraction is not None:
+        parts.append(f"waits {task.data_wait_fraction:.0%}".replace("%", " %"))
+    if task.status == "finished":
+        parts.append(f"done in {format_duration(task.duration_s)}" if task.duration_s else "done")
+    elif task.eta_s is not None:
+        parts.append(f"{format_duration(task.eta_s)} left")
+    return " · ".join(part for part in parts if part)
+
+
+def plain_line(event: dict[str, Any], state: RunState) -> str | None:
+    """The line for an event in a log, None for the kinds that are too many or say nothing to a reader."""
+    kind = event["kind"]
+    if kind == "warning":
+        return f"warning: {event['message']}"
+    if kind == "failure":
+        return " ".join(filter(None, (f"failure: {event['message']}", event["cause"], event["advice"])))
+    if kind not in ("task", "epoch", "validation"):
+        return None
+    name, task = event["task"], state.tasks[event["task"]]
+    if kind == "task":
+        return _task_line(event, task)
+    place = f"{name} epoch {event['epoch']}/{task.epochs or '?'}"
+    if kind == "validation":
+        best = " (best)" if event["best"] else ""
+        return f"{place}  validation: {format_metrics(event['metrics'])}{best}"
+    parts = [f"loss {event['loss']:.4f}" if event["loss"] is not None else "loss not a number"]
+    if event["images_per_s"] is not None:
+        parts.append(f"{event['images_per_s']:.0f} img/s")
+    if event["data_wait_fraction"] is not None:
+        parts.append(f"waits for data {100 * event['data_wait_fraction']:.0f} %")
+    if event["duration_s"] is not None:
+        parts.append(format_duration(event["duration_s"]))
+    if task.eta_s:
+        parts.append(f"{format_duration(task.eta_s)} left")
+    return f"{place}  " + "  ".join(parts)
+
+
+def _task_line(event: dict[str, Any], task: TaskState) -> str:
+    if event["status"] != "started":
+        duration = f" in {format_duration(event['duration_s'])}" if event["duration_s"] else ""
+        return f"{event['task']} {event['status']}{duration}"
+    facts = [
+        f"{value:,} {unit}"
+        for value, unit in (
+            (task.epochs, "epochs"),
+            (task.steps_per_epoch, "steps each"),
+            (task.num_train, "to train on"),
+            (task.num_val, "to validate on"),
+        )
+        if value is not None
+    ]
+    again = f" again from epoch {event['epoch']}, step {event['step']}" if event["step"] else ""
+    return f"{event['task']} started{again}: {', '.join(facts)}"
+
+
+def format_metrics(metrics: dict[str, float | None], limit: int = 4) -> str:
+    """The first `limit` metrics, in the order that the task gives them: its main figure comes first."""
+    return "  ".join(
+        f"{name} {'–' if value is None else f'{value:.3f}'}" for name, value in list(metrics.items())[:limit]
+    )
+
+
+def format_duration(duration_s: float | None) -> str:
+    """41 s, 3:07 or 1:02:03; a dash where it is unknown."""
+    if duration_s is None:
+        return "–"
+    seconds = round(duration_s)
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

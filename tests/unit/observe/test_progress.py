@@ -1,0 +1,91 @@
+"""The progress view says what the log says, on a terminal and off it, and never disturbs what runs beside it."""
+
+from __future__ import annotations
+
+import io
+import logging
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pillsnap.observe.events import EventLog
+from pillsnap.observe.progress import ProgressView, format_duration
+
+
+def write_task(log: EventLog) -> None:
+    log.write("task", task="detection", status="started", epochs=2, steps_per_epoch=3, num_train=24, num_val=8)
+    for epoch in (1, 2):
+        for step in range(1, 4):
+            at = (epoch - 1) * 3 + step
+            log.write(
+                "step",
+                task="detection",
+                epoch=epoch,
+                step=at,
+                loss=2.0 / at,
+                images_per_s=99.6,
+                data_wait_fraction=0.031,
+                eta_s=3725.0,
+            )
+        log.write(
+            "epoch", task="detection", epoch=epoch, step=epoch * 3, loss=2.0 / epoch, images_per_s=99.6, duration_s=41
+        )
+        log.write(
+            "validation", task="detection", epoch=epoch, step=epoch * 3, metrics={"map50": 0.25 * epoch}, best=True
+        )
+    log.write("warning", message="disk [red]almost[/] full")
+    log.write("task", task="detection", status="finished", epoch=2, step=6, duration_s=82.0)
+    log.write("task", task="classification", status="skipped")
+
+
+def test_plain_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
+    out = io.StringIO()
+    with EventLog(tmp_path) as log:
+        log.write("warning", message="from an earlier run")
+        with ProgressView(tmp_path, Console(file=out, width=40)):
+            write_task(log)
+    assert out.getvalue().splitlines() == [
+        "detection started: 2 epochs, 3 steps each, 24 to train on, 8 to validate on",
+        "detection epoch 1/2  loss 2.0000  100 img/s  41 s  1:02:05 left",
+        "detection epoch 1/2  validation: map50 0.250 (best)",
+        "detection epoch 2/2  loss 1.0000  100 img/s  41 s  1:02:05 left",
+        "detection epoch 2/2  validation: map50 0.500 (best)",
+        "warning: disk [red]almost[/] full",
+        "detection finished in 1:22",
+        "classification skipped",
+    ]
+
+
+def test_bars_on_a_terminal(tmp_path: Path) -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=160, color_system=None)
+    with EventLog(tmp_path) as log, ProgressView(tmp_path, console):
+        write_task(log)
+    text = out.getvalue()
+    assert "detection" in text and "100 %" in text and "warning: disk [red]almost[/] full" in text
+    last = [line for line in text.splitlines() if "epoch 2/2" in line][-1]
+    for figure in ("step 6/6", "loss 0.333", "map50 0.500", "100 img/s", "waits 3 %", "done in 1:22"):
+        assert figure in last
+
+
+def test_fault_in_the_view_is_logged_and_goes_no_further(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError("the terminal went away")
+
+    with (
+        caplog.at_level(logging.ERROR),
+        EventLog(tmp_path) as log,
+        ProgressView(tmp_path, Console(file=Broken())),
+    ):
+        write_task(log)
+    assert "the progress view stopped; training goes on" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("duration_s", "text"),
+    [(None, "–"), (0.4, "0 s"), (59.4, "59 s"), (59.6, "1:00"), (3725, "1:02:05"), (90000, "25:00:00")],
+)
+def test_durations(duration_s: float | None, text: str) -> None:
+    assert format_duration(duration_s) == text
