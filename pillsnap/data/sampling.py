@@ -1,0 +1,134 @@
+"""Which classes and photos a manifest takes. Pure functions over arrays: no files, no order of scanning, no clock.
+
+Every choice is by the rank of a hash of (seed, name), so the same seed and names give the same sample on any machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """`classes`: selected code ids, sorted. `photos`: selected photo indices, sorted."""
+
+    classes: np.ndarray
+    photos: np.ndarray
+    num_single: int
+    num_combination: int
+
+
+def name_hashes(names: Sequence[str], seed: int, purpose: str) -> np.ndarray:
+    """64-bit hashes of names, keyed by seed and purpose. uint64, shape (names,)."""
+    key = f"{seed}/{purpose}".encode()
+    digests = (hashlib.blake2b(name.encode(), digest_size=8, key=key[:64]).digest() for name in names)
+    return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
+
+
+def mix(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Hash of a pair of hashes: the splitmix64 finaliser (Steele, Lea and Flood, 2014). uint64."""
+    with np.errstate(over="ignore"):
+        value = first * np.uint64(0x9E3779B97F4A7C15) + second
+        value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return value ^ (value >> np.uint64(31))
+
+
+def choose_classes(
+    single_counts: np.ndarray,
+    total_counts: np.ndarray,
+    combinations: Sequence[np.ndarray],
+    combination_sizes: np.ndarray,
+    code_hashes: np.ndarray,
+    *,
+    num_classes: int | None,
+    num_photos: int | None,
+    combination_fraction: float,
+    min_photos_per_class: int,
+) -> np.ndarray:
+    """Code ids to train on, sorted.
+
+    `single_counts`, `total_counts`: photos per code; `combinations`: code ids of each combination, `combination_sizes`
+    its photos. A combination is usable only when all its codes are classes, so the codes that occur in most
+    combinations come first, as many as the wanted number of combination photos needs; the rest are drawn by hash,
+    classes with enough single photos for their share before the others.
+    """
+    eligible = total_counts >= min_photos_per_class
+    if num_classes is None or int(eligible.sum()) <= num_classes:
+        return np.flatnonzero(eligible)
+    usable = [i for i, codes in enumerate(combinations) if eligible[codes].all()]
+    frequency = np.zeros(len(eligible), dtype=np.int64)
+    for i in usable:
+        frequency[combinations[i]] += 1
+    by_frequency = np.lexsort((code_hashes, -frequency))
+    rank = np.empty_like(by_frequency)
+    rank[by_frequency] = np.arange(len(by_frequency))
+    core = 0
+    if usable and combination_fraction > 0:
+        wanted = np.inf if num_photos is None else num_photos * combination_fraction
+        needs = np.array([rank[combinations[i]].max() + 1 for i in usable])
+        order = np.argsort(needs, kind="stable")
+        covered = np.cumsum(combination_sizes[usable][order])
+        enough = min(int(np.searchsorted(covered, wanted)), len(order) - 1)
+        core = min(int(needs[order][enough]), num_classes)
+    chosen = by_frequency[:core]
+    chosen = chosen[eligible[chosen]]
+    share = 0 if num_photos is None else num_photos * (1 - combination_fraction) / num_classes
+    rest = np.setdiff1d(np.flatnonzero(eligible), chosen)
+    rest = rest[np.lexsort((code_hashes[rest], single_counts[rest] < share))]
+    return np.sort(np.concatenate([chosen, rest[: num_classes - len(chosen)]]))
+
+
+def quotas(available: np.ndarray, total: int, tie_hashes: np.ndarray) -> np.ndarray:
+    """Share `total` as evenly as `available` (int, per class) allows; what is left over goes by hash. int64."""
+    total = min(total, int(available.sum()))
+    low, high = 0, int(available.max(initial=0))
+    while low < high:  # the highest level that does not overrun the total
+        level = (low + high + 1) // 2
+        if int(np.minimum(available, level).sum()) <= total:
+            low = level
+        else:
+            high = level - 1
+    share = np.minimum(available, low).astype(np.int64)
+    open_classes = np.flatnonzero(available > low)
+    open_classes = open_classes[np.argsort(tie_hashes[open_classes], kind="stable")]
+    share[open_classes[: total - int(share.sum())]] += 1
+    return share
+
+
+def choose_photos(
+    photo_class: np.ndarray,
+    is_usable: np.ndarray,
+    photo_hashes: np.ndarray,
+    classes: np.ndarray,
+    class_hashes: np.ndarray,
+    *,
+    num_photos: int | None,
+    combination_fraction: float,
+) -> Chosen:
+    """Photo indices to take.
+
+    `photo_class`: code id of a single photo, -1 for a combination. `is_usable`: all its codes are in `classes` and it
+    is not excluded. Too few photos of one kind are made up with the other.
+    """
+    combination = np.flatnonzero(is_usable & (photo_class < 0))
+    single = np.flatnonzero(is_usable & (photo_class >= 0))
+    if num_photos is None:
+        num_combination, num_single = len(combination), len(single)
+    else:
+        num_combination = min(round(num_photos * combination_fraction), len(combination))
+        num_single = min(num_photos - num_combination, len(single))
+        num_combination = min(num_photos - num_single, len(combination))
+    combination = combination[np.argsort(photo_hashes[combination], kind="stable")[:num_combination]]
+    owner = np.searchsorted(classes, photo_class[single])
+    available = np.bincount(owner, minlength=len(classes))
+    share = quotas(available, num_single, class_hashes)
+    order = np.lexsort((photo_hashes[single], owner))
+    starts = np.concatenate([[0], np.cumsum(available)[:-1]]) if len(available) else np.zeros(0, dtype=np.int64)
+    rank = np.arange(len(single)) - np.repeat(starts, available)
+    taken = single[order][rank < np.repeat(share, available)]
+    return Chosen(classes, np.sort(np.concatenate([taken, combination])), len(taken), len(combination))

@@ -1,0 +1,67 @@
+"""Train and validation without leakage: whole groups go to one side, and no class is left without training photos."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+
+def split_single(
+    photo_class: np.ndarray, photo_group: np.ndarray, group_hashes: np.ndarray, val_fraction: float
+) -> np.ndarray:
+    """True where a photo of one pill goes to validation. bool, shape (photos,).
+
+    `photo_class` and `photo_group` are ids, a group lies within one class; `group_hashes[group]` orders the groups.
+    Class by class, groups go to validation in hash order until the share is nearest `val_fraction`; what a class gives
+    too much or too little is carried to the next, so the whole comes out at the fraction. One group always stays.
+    """
+    is_val = np.zeros(len(photo_class), dtype=bool)
+    order = np.lexsort((group_hashes[photo_group], photo_class))
+    bounds = np.flatnonzero(np.diff(photo_class[order], prepend=-1, append=-2))
+    owed = 0.0
+    for start, stop in pairwise(bounds):
+        members = order[start:stop]
+        groups = photo_group[members]
+        ends = np.flatnonzero(np.diff(groups, append=-1)) + 1
+        target = len(members) * val_fraction + owed
+        # Never more than half a class beyond its own share, or a large debt would drain a small class.
+        target = min(max(target, 0.0), len(members) * min(1.0, val_fraction + 0.5))
+        sizes = np.concatenate([[0], ends[:-1]])
+        taken = int(sizes[np.argmin(np.abs(sizes - target))])
+        is_val[members[:taken]] = True
+        owed += len(members) * val_fraction - taken
+    return is_val
+
+
+def split_combinations(
+    groups: Sequence[str], group_codes: dict[str, set[str]], group_order: Sequence[str], val_fraction: float,
+    train_counts: dict[str, int],
+) -> set[str]:  # fmt: skip
+    """Combinations that go to validation.
+
+    `groups`: the combination of each photo; `group_order`: every combination, in the order to try; `train_counts`:
+    training photos of each code so far (the single ones). A combination goes to validation only when each of its codes
+    keeps a training photo.
+    """
+    sizes: dict[str, int] = {}
+    for group in groups:
+        sizes[group] = sizes.get(group, 0) + 1
+    remaining = dict(train_counts)
+    for group, size in sizes.items():
+        for code in group_codes[group]:
+            remaining[code] = remaining.get(code, 0) + size
+    target = len(groups) * val_fraction
+    taken = 0
+    chosen: set[str] = set()
+    for group in group_order:
+        size = sizes[group]
+        if abs(taken + size - target) > abs(taken - target):
+            continue
+        if all(remaining[code] > size for code in group_codes[group]):
+            chosen.add(group)
+            taken += size
+            for code in group_codes[group]:
+                remaining[code] -= size
+    return chosen
