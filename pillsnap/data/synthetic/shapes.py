@@ -1,0 +1,154 @@
+"""The body of a pill as height fields on a flat grid: outline, dome or bevel, rim, engraving, colours.
+
+A pill lies on its back in the plane: x along its long axis, y along the short one, both in px of the photo seen from
+straight above; heights are measured from the plane half-way up the pill, in the same px.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from pillsnap.data.synthetic.catalog import COLOURS, Look, Pill
+
+_POLYGONS = {"삼각형": (3, 7.0), "오각형": (5, 12.0), "육각형": (6, 14.0), "팔각형": (8, 24.0)}
+# How steep the field falls outside the outline: the rim is a wall, but the tracer needs a slope to find it by.
+_WALL_SLOPE = 5.0
+
+
+@dataclass(frozen=True)
+class Body:
+    """One side of a pill, square grids of float32. `top` is the upper surface, `albedo` (h, w, 3) RGB in 0..255."""
+
+    top: np.ndarray
+    footprint: np.ndarray
+    albedo: np.ndarray
+    underside: tuple[int, int, int] | None
+    half_thick: float
+    gloss: float
+
+
+def _inset(look: Look, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
+    """Distance from the outline (positive inside) and the largest distance there is; mm."""
+    a, b = look.long_mm / 2, look.short_mm / 2
+    if look.shape == "원형":
+        return a - np.hypot(x, y), a
+    if look.shape in ("장방형", "캡슐"):
+        return b - np.hypot(np.maximum(np.abs(x) - (a - b), 0), y), b
+    if look.shape == "타원형":
+        # First-order distance to an ellipse: value over gradient length, capped where the gradient vanishes.
+        k0, k1 = np.hypot(x / a, y / b), np.hypot(x / a**2, y / b**2)
+        return np.minimum(k0 * (1 - k0) / np.maximum(k1, 1e-6) + 0 * x, b) + np.where(k0 < 0.02, b, 0), b
+    if look.shape in ("사각형", "마름모형"):
+        power = 6.0 if look.shape == "사각형" else 1.5
+        s = (np.abs(x / a) ** power + np.abs(y / b) ** power) ** (1 / power)
+        depth = b if look.shape == "사각형" else b * 0.72
+        return depth * (1 - s), depth
+    sides, power = _POLYGONS[look.shape]
+    inradius = a * math.cos(math.pi / sides) * 2 ** (1 / power)
+    total = np.zeros_like(x)
+    for k in range(sides):
+        angle = math.pi / 2 + 2 * math.pi * k / sides
+        total += np.maximum(x * math.cos(angle) + y * math.sin(angle), 0) ** power
+    return inradius - total ** (1 / power), inradius
+
+
+@lru_cache(maxsize=48)
+def build_body(pill: Pill, direction: int, px_per_mm: float) -> Body:
+    """The fields of the front (`direction` 0) or back (1). The grid is odd-sized with the pill's centre in its middle."""
+    look = pill.look
+    radius = int(math.ceil((look.long_mm / 2 * 1.12 + 0.6) * px_per_mm))
+    axis = np.arange(-radius, radius + 1, dtype=np.float32) / px_per_mm
+    x, y = np.meshgrid(axis, axis)
+    inset_mm, depth_mm = _inset(look, x, y)
+    inset_mm = inset_mm.astype(np.float32)
+    half_thick_mm = look.thick_mm / 2
+    if look.shape == "캡슐":
+        rim_mm = 0.06 * half_thick_mm
+        t = np.clip(1 - inset_mm / depth_mm, 0, 1)
+        cap = (half_thick_mm - rim_mm) * np.sqrt(1 - t * t)
+        cap[x < -0.06 * look.long_mm] *= 0.955
+    else:
+        rim_mm = half_thick_mm * (0.5 if look.domed else 0.72)
+        run_mm = depth_mm if look.domed else 0.22 * depth_mm
+        cap = (half_thick_mm - rim_mm) * (1 - (1 - np.clip(inset_mm / run_mm, 0, 1)) ** 2)
+        cap = cv2.GaussianBlur(cap, (0, 0), max(0.12 * px_per_mm, 0.5))
+    top = rim_mm + cap + np.minimum(inset_mm, 0) * _WALL_SLOPE
+    mark = _mark(pill, direction, px_per_mm, top.shape)
+    albedo, underside = _colours(look, direction, x)
+    if look.shape == "캡슐":
+        ink = np.float32((52, 50, 54) if np.mean(COLOURS[look.colour]) > 105 else (232, 230, 226))
+        albedo = albedo + (ink - albedo) * (0.85 * mark[..., None])
+    else:
+        depth = 0.34 * cv2.GaussianBlur(mark, (0, 0), max(0.07 * px_per_mm, 0.45))
+        top = top - depth
+        albedo = albedo * (1 - 0.16 * mark[..., None])
+    return Body(
+        top=np.ascontiguousarray(top * px_per_mm, dtype=np.float32),
+        footprint=(inset_mm > 0).astype(np.float32),
+        albedo=np.ascontiguousarray(albedo, dtype=np.float32),
+        underside=underside,
+        half_thick=half_thick_mm * px_per_mm,
+        gloss=0.55 if look.shape == "캡슐" else 0.22 if look.glossy else 0.05,
+    )
+
+
+def _colours(look: Look, direction: int, x: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int] | None]:
+    first, second = COLOURS[look.colour], COLOURS.get(look.second_colour)
+    albedo = np.empty((*x.shape, 3), np.float32)
+    albedo[:] = first
+    if second is None:
+        return albedo, None
+    if look.shape == "캡슐":
+        albedo[x < -0.06 * look.long_mm] = second
+        return albedo, None
+    # A two-layer tablet: the back shows the other layer.
+    if direction == 1:
+        albedo[:] = second
+        return albedo, first
+    return albedo, second
+
+
+def _mark(pill: Pill, direction: int, px_per_mm: float, shape: tuple[int, int]) -> np.ndarray:
+    """Imprint and score line as coverage in 0..1, drawn at twice the size and reduced."""
+    look, text = pill.look, pill.prints[direction]
+    scale = 2
+    side = shape[0] * scale
+    canvas = Image.new("L", (side, side))
+    draw = ImageDraw.Draw(canvas)
+    px = px_per_mm * scale
+    parts = text.split("|")
+    wide, high = 0.74 * look.long_mm * px, 0.52 * look.short_mm * px
+    if look.shape in ("원형", "육각형", "팔각형", "오각형"):
+        wide = 0.70 * look.long_mm * px
+    if look.shape in ("삼각형", "마름모형"):
+        wide, high = 0.44 * look.long_mm * px, 0.34 * look.short_mm * px
+    centre_y = side / 2 + (0.05 * look.long_mm * px if look.shape == "삼각형" else 0)
+    stroke = max(1, round(0.16 * px))
+    if pill.scored[direction]:
+        half = look.short_mm / 2 * px * 1.1
+        draw.line([(side / 2, side / 2 - half), (side / 2, side / 2 + half)], fill=255, width=max(2, round(0.55 * px)))
+        for i, part in enumerate(parts):
+            _draw_text(draw, part, (side / 2 + (i - 0.5) * wide * 0.58, centre_y), wide * 0.40, high, stroke)
+    else:
+        _draw_text(draw, "".join(parts), (side / 2, centre_y), wide, high, stroke)
+    mark = np.asarray(canvas, np.float32) / 255
+    return cv2.resize(mark, (shape[1], shape[0]), interpolation=cv2.INTER_AREA)
+
+
+def _draw_text(draw: ImageDraw.ImageDraw, text: str, centre, wide: float, high: float, stroke: int) -> None:
+    probe = 100
+    left, top, right, bottom = draw.textbbox((0, 0), text, font=_font(probe))
+    size = int(probe * min((wide - 2 * stroke) / (right - left), (high - 2 * stroke) / (bottom - top)))
+    draw.text(centre, text, fill=255, font=_font(max(size, 6)), anchor="mm", stroke_width=stroke)
+
+
+@lru_cache(maxsize=64)
+def _font(size: int):
+    # Pillow carries this typeface itself, so the picture does not depend on the fonts of the machine.
+    return ImageFont.load_default(size)
