@@ -1,0 +1,1 @@
+"""Two-stage inference, metrics, targets and verdict, and the HTML report."""
