@@ -14,7 +14,9 @@ BENCH_ARGS ?= --quick
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
 
-# The lock holds the whole closure, so --no-deps loses nothing, and pip's resolver has nothing to do.
+# The lock holds the whole closure, so --no-deps loses nothing. uv installs it two to four times faster than pip;
+# where uv cannot reach the index that pip is set up for (a mirror or certificate of pip's own), pip does it.
+LOCKED := --no-deps --only-binary :all: --require-hashes -r requirements.lock
 $(STAMP): requirements.lock pyproject.toml
 	@python=""; \
 	for candidate in $${PYTHON:-} python3.11 python3.12 python3; do \
@@ -26,8 +28,10 @@ $(STAMP): requirements.lock pyproject.toml
 	  exit 2; \
 	fi; \
 	[ -x $(PY) ] || "$$python" -m venv $(VENV)
-	@echo "Installing the locked packages into $(VENV) (about 7 GB, a few minutes the first time)"
-	@$(PIP) install --quiet --no-compile --no-deps --only-binary :all: --require-hashes -r requirements.lock
+	@echo "Installing the locked packages into $(VENV) (about 7 GB, one to four minutes the first time)"
+	@$(PIP) install --quiet --no-deps --only-binary :all: --require-hashes \
+	  -r <(awk '/^[a-z]/ { keep = /^uv==/ } keep' requirements.lock)
+	@$(VENV)/bin/uv pip install --quiet --python $(PY) $(LOCKED) || $(PIP) install --quiet --no-compile $(LOCKED)
 	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
