@@ -1,0 +1,271 @@
+"""Typed, frozen settings: presets, `--set` overrides and flags are read here and nowhere else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pillsnap.errors import UserError
+
+TASKS = ("detection", "classification")
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=False)
+
+
+class SamplingSettings(_Settings):
+    """How many photos and classes `manifest build` takes; None takes all there are."""
+
+    num_photos: Count | None = None
+    num_classes: Count | None = None
+    combination_fraction: Fraction = 0.05
+    val_fraction: Fraction = 0.185
+    min_photos_per_class: Annotated[int, Field(ge=2)] = 2
+
+
+class DataSettings(_Settings):
+    """Limits for reading photos."""
+
+    max_pixels: Count = 64_000_000
+    quarantine_fraction: Fraction = 0.01
+    """Share of unreadable photos above which a run stops, once `quarantine_after` photos were seen."""
+    quarantine_after: Count = 200
+    batches_per_read: Count = 2
+    """Batches one Ray Data task makes before it ends."""
+    decoding_cpus: Positive = 1.0
+    """CPUs one decoding task reserves."""
+
+
+class DetectionSettings(_Settings):
+    """The detector (ultralytics YOLO, one class: pill)."""
+
+    model: str = "yolo11m"
+    weights: str = "pretrained"
+    """`pretrained` (ultralytics' hub), `random`, or a local file."""
+    image_size_px: Annotated[int, Field(ge=32, multiple_of=32)] = 640
+    epochs: Count = 18
+    batch_size: Count = 16
+    """Photos per optimizer step over all workers."""
+    lr: Positive = 3e-4
+    final_lr_fraction: Fraction = 0.01
+    weight_decay: Annotated[float, Field(ge=0.0)] = 5e-4
+    warmup_epochs: Annotated[float, Field(ge=0.0)] = 1.0
+    mosaic: Fraction = 1.0
+    mosaic_group: Count = 8
+    """Photos that may meet in one mosaic: neighbours in the epoch's order, so that no photo is decoded twice."""
+    mosaic_off_epochs: Annotated[int, Field(ge=0)] = 4
+    """Last epochs without mosaic."""
+    scale: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    translate: Fraction = 0.1
+    rotation_deg: Annotated[float, Field(ge=0.0, le=180.0)] = 0.0
+    flip_horizontal: Fraction = 0.5
+    flip_vertical: Fraction = 0.0
+    hue: Fraction = 0.015
+    saturation: Fraction = 0.7
+    brightness: Fraction = 0.4
+    box_gain: Positive = 7.5
+    cls_gain: Positive = 0.5
+    dfl_gain: Positive = 1.5
+    incomplete_labels: Literal["leave_out", "keep"] = "leave_out"
+    """What happens in training to photos whose name promises more pills than have boxes."""
+
+
+class ClassificationSettings(_Settings):
+    """The classifier (timm) and the crops it sees."""
+
+    model: str = "tf_efficientnetv2_s"
+    weights: str = "pretrained"
+    """`pretrained` (timm's hub), `random`, or a local file."""
+    input: Literal["crop", "frame"] = "crop"
+    image_size_px: Annotated[int, Field(ge=32)] = 224
+    epochs: Count = 18
+    batch_size: Count = 32
+    """Crops per optimizer step over all workers."""
+    lr: Positive = 3e-4
+    final_lr_fraction: Fraction = 0.01
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.05
+    warmup_epochs: Annotated[float, Field(ge=0.0)] = 1.0
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    drop_rate: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    crop_margin: Annotated[float, Field(ge=0.0, le=2.0)] = 0.12
+    """Context around the box on each side, as a share of its longer side."""
+    jitter_center: Fraction = 0.06
+    jitter_scale: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.12
+    rotation_deg: Annotated[float, Field(ge=0.0, le=180.0)] = 180.0
+    hue: Fraction = 0.01
+    saturation: Fraction = 0.3
+    brightness: Fraction = 0.25
+
+
+class TrainSettings(_Settings):
+    """What both tasks share."""
+
+    task: Literal["both", "detection", "classification"] = "both"
+    num_workers: str | int = "auto"
+    """`auto` (one per GPU, one without), or a number."""
+    cpus_per_worker: Positive = 0.5
+    """CPUs a train worker reserves; the rest decodes."""
+    amp: Literal["auto", "bfloat16", "off"] = "auto"
+    """`auto`: bfloat16 where the hardware computes it (a GPU, or a CPU with native bfloat16)."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """`auto`: torch.compile on a GPU."""
+    grad_clip_norm: Positive = 10.0
+    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9998
+    keep_checkpoints: Count = 2
+    checkpoint_minutes: Positive = 10.0
+    """Longest time between two checkpoints within an epoch."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """Times a dead worker is replaced before the run fails."""
+    log_every_steps: Count = 10
+    seed: Annotated[int, Field(ge=0)] = 42
+
+    @field_validator("num_workers")
+    @classmethod
+    def _workers(cls, value: str | int) -> str | int:
+        if value == "auto":
+            return value
+        if not re.fullmatch(r"[1-9]\d*", str(value)):
+            raise ValueError("must be 'auto' or a number from 1")
+        return int(value)
+
+
+class EvaluationSettings(_Settings):
+    """Two-stage inference and its judging."""
+
+    confidence: Fraction = 0.25
+    """Detections below this score are not named in the two-stage pipeline."""
+    nms_iou: Fraction = 0.7
+    batch_size: Count = 16
+
+
+class TargetSettings(_Settings):
+    """What the run has to reach; None means no target."""
+
+    top1: Fraction | None = None
+    map50: Fraction | None = None
+    total_time_s: Positive | None = None
+
+
+class WandbSettings(_Settings):
+    """Weights & Biases; `auto` is online with a key and offline without."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    project: str = "pillsnap"
+
+
+class Settings(_Settings):
+    """Everything a run depends on, validated before Ray starts."""
+
+    name: str
+    stage: Annotated[int, Field(ge=1, le=4)] | None = None
+    sampling: SamplingSettings = SamplingSettings()
+    data: DataSettings = DataSettings()
+    detection: DetectionSettings = DetectionSettings()
+    classification: ClassificationSettings = ClassificationSettings()
+    train: TrainSettings = TrainSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    targets: TargetSettings = TargetSettings()
+    wandb: WandbSettings = WandbSettings()
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", value):
+            raise ValueError("must be 1 to 64 letters, digits, '.', '_' or '-'")
+        return value
+
+    @model_validator(mode="after")
+    def _possible(self) -> Settings:
+        workers = self.train.num_workers
+        for task in TASKS:
+            settings = getattr(self, task)
+            if isinstance(workers, int) and settings.batch_size % workers:
+                raise ValueError(f"{task}.batch_size {settings.batch_size} cannot be shared by {workers} workers evenly")
+            if settings.warmup_epochs > settings.epochs:
+                raise ValueError(f"{task}.warmup_epochs {settings.warmup_epochs} is more than its {settings.epochs} epochs")
+        return self
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks to train, in order."""
+        return TASKS if self.train.task == "both" else (self.train.task,)
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that ship with the package."""
+    folder = resources.files("pillsnap") / "presets"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_settings(preset: str, overrides: Mapping[str, Any] | None = None, assignments: tuple[str, ...] = ()) -> Settings:
+    """Settings of a preset, with `overrides` (dotted key -> value) and then `key=value` assignments on top.
+
+    Raises UserError, in one line, for an unknown preset, an unknown key, a wrong type or an impossible combination.
+    """
+    if preset not in preset_names():
+        raise UserError(f"There is no preset {preset!r}; choose one of {', '.join(preset_names())}.")
+    text = (resources.files("pillsnap") / "presets" / f"{preset}.yaml").read_text(encoding="utf-8")
+    values: dict[str, Any] = yaml.safe_load(text)
+    for key, value in (overrides or {}).items():
+        if value is not None:
+            _assign(values, key, value)
+    for assignment in assignments:
+        key, separator, raw = assignment.partition("=")
+        if not separator:
+            raise UserError(f"--set {assignment!r} is not of the form key=value, for example classification.lr=1e-4.")
+        _assign(values, key.strip(), _parse_scalar(raw))
+    return settings_from_dict(values)
+
+
+def settings_from_dict(values: Mapping[str, Any]) -> Settings:
+    """Validate a nested mapping; UserError names the first key that is wrong and what it must be."""
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "settings"
+        if first["type"] == "extra_forbidden":
+            raise UserError(f"There is no setting {key!r}. Settings beside it: {', '.join(_siblings(first['loc']))}.") from None
+        message = first["msg"].removeprefix("Value error, ")
+        given = "" if isinstance(first["input"], Mapping) else f" (given: {first['input']!r})"
+        raise UserError(f"Setting {key}: {message}{given}.") from None
+
+
+def _parse_scalar(raw: str) -> Any:
+    # YAML 1.1 reads 1e-4 as text; a user who types it means a number.
+    try:
+        return float(raw) if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", raw.strip()) else yaml.safe_load(raw)
+    except yaml.YAMLError:
+        return raw
+
+
+def _assign(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    node = values
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise UserError(f"There is no setting {key!r}: {parent!r} is a value, not a group.")
+    node[last] = value
+
+
+def _siblings(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = Settings
+    for part in location[:-1]:
+        model = model.model_fields[str(part)].annotation
+    return list(model.model_fields)
+
+
+def run_directory(settings: Settings, run: Path | None) -> Path:
+    """The run directory: the one asked for, or `artifacts/<name>`."""
+    return (run or Path("artifacts") / settings.name).absolute()

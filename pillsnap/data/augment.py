@@ -1,0 +1,198 @@
+"""Pure geometry and colour: (image, boxes, rng) -> (image, boxes). Every picture is warped once, straight from its original.
+
+Boxes are (n, 4) float32 arrays of x, y, w, h in pixels. Images are (height, width, 3) uint8 RGB.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+PADDING_GREY = 114
+_MIN_BOX_PX = 2.0
+_MIN_VISIBLE = 0.1
+_MAX_ASPECT = 100.0
+
+
+@dataclass(frozen=True)
+class FrameJitter:
+    """Ranges of detection augmentation; shares unless a unit is named."""
+
+    mosaic: float = 0.0
+    scale: float = 0.0
+    translate: float = 0.0
+    rotation_deg: float = 0.0
+    flip_horizontal: float = 0.0
+    flip_vertical: float = 0.0
+    hue: float = 0.0
+    saturation: float = 0.0
+    brightness: float = 0.0
+
+
+@dataclass(frozen=True)
+class CropJitter:
+    """Ranges of classification augmentation; shares of the crop's side unless a unit is named. No flips: a mirrored imprint is another pill."""
+
+    center: float = 0.0
+    scale: float = 0.0
+    rotation_deg: float = 0.0
+    hue: float = 0.0
+    saturation: float = 0.0
+    brightness: float = 0.0
+
+
+def sample_rng(seed: int, epoch: int, sample_id: str) -> np.random.Generator:
+    """The random numbers of one sample in one epoch: the same wherever, whenever and however often it is made."""
+    digest = hashlib.blake2b(f"{seed}/{epoch}/{sample_id}".encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+
+
+def crop(image: np.ndarray, box: np.ndarray, size_px: int, margin: float, jitter: CropJitter, rng: np.random.Generator) -> np.ndarray:
+    """A square of `size_px` around one box: centre, scale and rotation jittered, in one warp.
+
+    The square's side is the box's longer side plus `margin` of it on each side.
+    """
+    x, y, width, height = (float(value) for value in box)
+    side = max(width, height, 1.0) * (1 + 2 * margin)
+    side *= float(np.exp(rng.uniform(-jitter.scale, jitter.scale)))
+    center_x = x + width / 2 + side * rng.uniform(-jitter.center, jitter.center)
+    center_y = y + height / 2 + side * rng.uniform(-jitter.center, jitter.center)
+    angle = np.deg2rad(rng.uniform(-jitter.rotation_deg, jitter.rotation_deg))
+    scale = size_px / side
+    half = (size_px - 1) / 2
+    matrix = _translation(half, half) @ _rotation(angle) @ _scaling(scale, scale) @ _translation(0.5 - center_x, 0.5 - center_y)
+    patch = warp(image, matrix, size_px, border=cv2.BORDER_REPLICATE)
+    return _colour(patch, jitter.hue, jitter.saturation, jitter.brightness, rng)
+
+
+def letterbox_matrix(width: int, height: int, size_px: int) -> np.ndarray:
+    """3 x 3 map of a frame's pixels into a centred square of `size_px`, aspect kept."""
+    scale = size_px / max(width, height)
+    left, top = (size_px - width * scale) / 2, (size_px - height * scale) / 2
+    return _translation(left, top) @ _scaling(scale, scale)
+
+
+def letterbox(image: np.ndarray, size_px: int) -> np.ndarray:
+    """The whole frame in a grey square of `size_px`."""
+    height, width = image.shape[:2]
+    return warp(image, _pixel_centres(letterbox_matrix(width, height, size_px)), size_px, border=cv2.BORDER_CONSTANT)
+
+
+def transform_boxes(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Axis-aligned boxes around the mapped corners; not clipped."""
+    if not len(boxes):
+        return np.zeros((0, 4), np.float32)
+    x, y, width, height = boxes.astype(np.float64).T
+    corners = np.stack([np.stack([x, x + width, x, x + width]), np.stack([y, y, y + height, y + height])])
+    mapped = np.einsum("ij,jcn->icn", matrix[:2, :2], corners) + matrix[:2, 2][:, None, None]
+    low, high = mapped.min(axis=1), mapped.max(axis=1)
+    return np.concatenate([low, high - low]).T.astype(np.float32)
+
+
+def frame_sample(
+    images: list[np.ndarray],
+    boxes: list[np.ndarray],
+    size_px: int,
+    jitter: FrameJitter,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """One training frame of `size_px` from one photo, or a mosaic from four, with its boxes.
+
+    A mosaic lays four letterbox-scaled photos corner to corner on a canvas of twice the size and cuts a jittered window from
+    its middle, as ultralytics does; here each tile is warped straight from its original into the window.
+    """
+    canvas_px = 2 * size_px if len(images) == 4 else size_px
+    window = _window_matrix(canvas_px, size_px, jitter, rng)
+    meeting_x, meeting_y = rng.uniform(size_px / 2, 1.5 * size_px, size=2)
+    frame = np.full((size_px, size_px, 3), PADDING_GREY, np.uint8)
+    placed = []
+    for tile, (image, tile_boxes) in enumerate(zip(images, boxes, strict=True)):
+        height, width = image.shape[:2]
+        if len(images) == 4:
+            scale = size_px / max(width, height)
+            left = meeting_x - width * scale if tile % 2 == 0 else meeting_x
+            top = meeting_y - height * scale if tile < 2 else meeting_y
+            place = _translation(left, top) @ _scaling(scale, scale)
+        else:
+            place = letterbox_matrix(width, height, size_px)
+        matrix = window @ place
+        warp(image, _pixel_centres(matrix), size_px, border=cv2.BORDER_TRANSPARENT, target=frame)
+        placed.append(_visible(tile_boxes, matrix, size_px))
+    frame = _colour(frame, jitter.hue, jitter.saturation, jitter.brightness, rng)
+    return frame, np.concatenate(placed)
+
+
+def warp(image: np.ndarray, matrix: np.ndarray, size_px: int, *, border: int, target: np.ndarray | None = None) -> np.ndarray:
+    """`image` through a 3 x 3 pixel map into a square of `size_px`; reduced by whole halves first, so that small prints survive."""
+    scale = float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
+    while scale <= 0.5 and min(image.shape[:2]) >= 2:
+        height, width = image.shape[0] // 2, image.shape[1] // 2
+        image = cv2.resize(image[: 2 * height, : 2 * width], (width, height), interpolation=cv2.INTER_AREA)
+        matrix = matrix @ _translation(-0.5, -0.5) @ _scaling(2, 2) @ _translation(0.5, 0.5)
+        scale *= 2
+    return cv2.warpAffine(
+        image,
+        matrix[:2],
+        (size_px, size_px),
+        dst=target,
+        flags=cv2.INTER_LINEAR,
+        borderMode=border,
+        borderValue=(PADDING_GREY,) * 3,
+    )
+
+
+def _window_matrix(canvas_px: int, size_px: int, jitter: FrameJitter, rng: np.random.Generator) -> np.ndarray:
+    scale = rng.uniform(1 - jitter.scale, 1 + jitter.scale)
+    angle = np.deg2rad(rng.uniform(-jitter.rotation_deg, jitter.rotation_deg))
+    shift = rng.uniform(0.5 - jitter.translate, 0.5 + jitter.translate, size=2) * size_px
+    flip_x = -1.0 if rng.random() < jitter.flip_horizontal else 1.0
+    flip_y = -1.0 if rng.random() < jitter.flip_vertical else 1.0
+    middle = canvas_px / 2
+    return _translation(*shift) @ _scaling(scale * flip_x, scale * flip_y) @ _rotation(angle) @ _translation(-middle, -middle)
+
+
+def _visible(boxes: np.ndarray, matrix: np.ndarray, size_px: int) -> np.ndarray:
+    mapped = transform_boxes(boxes, matrix)
+    low = np.clip(mapped[:, :2], 0, size_px)
+    high = np.clip(mapped[:, :2] + mapped[:, 2:], 0, size_px)
+    size = high - low
+    area, whole = size.prod(axis=1), np.maximum(mapped[:, 2:].prod(axis=1), 1e-9)
+    aspect = np.maximum(size[:, 0] / np.maximum(size[:, 1], 1e-9), size[:, 1] / np.maximum(size[:, 0], 1e-9))
+    keep = (size.min(axis=1, initial=np.inf) > _MIN_BOX_PX) & (area / whole > _MIN_VISIBLE) & (aspect < _MAX_ASPECT)
+    return np.concatenate([low, size], axis=1)[keep].astype(np.float32)
+
+
+def _colour(image: np.ndarray, hue: float, saturation: float, brightness: float, rng: np.random.Generator) -> np.ndarray:
+    gains = rng.uniform(-1, 1, 3) * (hue, saturation, brightness) + 1
+    if not (hue or saturation or brightness):
+        return image
+    steps = np.arange(256, dtype=np.float64)
+    tables = (
+        (steps * gains[0] % 180).astype(np.uint8),
+        np.clip(steps * gains[1], 0, 255).astype(np.uint8),
+        np.clip(steps * gains[2], 0, 255).astype(np.uint8),
+    )
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+    cv2.LUT(hsv, np.stack(tables, axis=1)[None], dst=hsv)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB, dst=hsv)
+
+
+def _pixel_centres(matrix: np.ndarray) -> np.ndarray:
+    # Boxes live in continuous coordinates, where a pixel's centre lies at +0.5; cv2 warps centre indices.
+    return _translation(-0.5, -0.5) @ matrix @ _translation(0.5, 0.5)
+
+
+def _translation(x: float, y: float) -> np.ndarray:
+    return np.array([[1, 0, x], [0, 1, y], [0, 0, 1]], np.float64)
+
+
+def _scaling(x: float, y: float) -> np.ndarray:
+    return np.array([[x, 0, 0], [0, y, 0], [0, 0, 1]], np.float64)
+
+
+def _rotation(angle: float) -> np.ndarray:
+    cosine, sine = np.cos(angle), np.sin(angle)
+    return np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]], np.float64)

@@ -1,0 +1,91 @@
+"""Dataset shard -> batches on the device. The only seam between Ray Data and training; the time spent waiting is measured."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+_HOST_FIELDS = ("index", "quarantine", "epoch", "training", "step")
+
+
+@dataclass
+class DeviceBatch:
+    """One worker's share of a step, on its device."""
+
+    epoch: int
+    training: bool
+    step: int
+    images: torch.Tensor
+    """(capacity, height, width, 3) uint8."""
+    targets: dict[str, torch.Tensor]
+    """The recipe's other arrays, `valid` among them."""
+    index: np.ndarray
+    """(capacity,) sample numbers, -1 where there is none."""
+    num_valid: int
+    """Rows that hold a sample; `targets["valid"]` says which."""
+    quarantine: list[tuple[str, str]] = field(default_factory=list)
+    """(sample id, reason) of photos that could not be decoded."""
+    wait_s: float = 0.0
+    """Time the training loop waited for this batch."""
+
+
+class Loader:
+    """Iterates over device batches, one ahead of the loop where there is a GPU (pinned memory, side stream)."""
+
+    def __init__(self, rows: Iterable[dict[str, np.ndarray]], device: torch.device) -> None:
+        self._rows = iter(rows)
+        self._device = device
+        self._copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._next: DeviceBatch | None = None
+
+    def __iter__(self) -> Iterator[DeviceBatch]:
+        return self
+
+    def __next__(self) -> DeviceBatch:
+        started = time.perf_counter()
+        if self._copy_stream is None:
+            batch = self._load()
+        else:
+            batch = self._next or self._load()
+            torch.cuda.current_stream().wait_stream(self._copy_stream)
+            for tensor in (batch.images, *batch.targets.values()):
+                tensor.record_stream(torch.cuda.current_stream())
+            try:
+                self._next = self._load()
+            except StopIteration:
+                self._next = None
+                self._rows = iter(())
+        batch.wait_s = time.perf_counter() - started
+        return batch
+
+    def _load(self) -> DeviceBatch:
+        row = {name: value[0] for name, value in next(self._rows).items()}
+        tensors = {name: self._to_device(value) for name, value in row.items() if name not in _HOST_FIELDS}
+        return DeviceBatch(
+            epoch=int(row["epoch"]),
+            training=bool(row["training"]),
+            step=int(row["step"]),
+            images=tensors.pop("image"),
+            targets=tensors,
+            index=np.array(row["index"]),
+            num_valid=int(row["valid"].sum()),
+            quarantine=[(sample_id, reason) for sample_id, reason in json.loads(str(row["quarantine"]))],
+        )
+
+    def _to_device(self, array: np.ndarray) -> torch.Tensor:
+        # Rows are read-only views into the object store: torch needs memory of its own, which pinning provides on a GPU.
+        if self._copy_stream is None:
+            return torch.from_numpy(np.array(array))
+        pinned = torch.empty(array.shape, dtype=_torch_dtype(array), pin_memory=True)
+        np.copyto(pinned.numpy(), array)
+        with torch.cuda.stream(self._copy_stream):
+            return pinned.to(self._device, non_blocking=True)
+
+
+def _torch_dtype(array: np.ndarray) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, array.dtype)).dtype

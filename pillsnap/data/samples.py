@@ -1,0 +1,78 @@
+"""From manifest rows to the samples of a task: photos for detection, labelled crops for classification."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pillsnap.errors import UserError
+
+
+@dataclass(frozen=True)
+class TaskSamples:
+    """Samples of one task. `train` and `val` have the columns sample_id, image_path and those the task needs."""
+
+    train: pa.Table
+    val: pa.Table
+    left_out: dict[str, int]
+    """Manifest rows or pills that are not trained on, by reason."""
+
+
+def detection_samples(manifest: pa.Table, *, keep_incomplete: bool = False) -> TaskSamples:
+    """One sample a photo, with `boxes` (list of [x, y, w, h] in pixels).
+
+    A photo that shows more pills than it has boxes teaches that pills are background: it is left out unless asked for,
+    and always left out of validation, where it would count right detections as wrong.
+    """
+    complete = np.array([all(box is not None for box in boxes) for boxes in manifest["boxes"].to_pylist()], dtype=bool)
+    split = manifest["split"].to_numpy(zero_copy_only=False)
+    frame = manifest.select(["sample_id", "image_path", "boxes"])
+    train = (split == "train") & (complete | keep_incomplete)
+    return TaskSamples(
+        train=_without_empty_boxes(frame.filter(pa.array(train))),
+        val=_without_empty_boxes(frame.filter(pa.array((split == "val") & complete))),
+        left_out={"photos with unlabelled pills": int((~complete & ~train).sum())},
+    )
+
+
+def classification_samples(manifest: pa.Table, codes: list[str], found_boxes: dict[str, list] | None = None) -> TaskSamples:
+    """One sample a labelled pill: sample_id, image_path, photo_id, image_type, box_index, box ([x, y, w, h] in pixels), label.
+
+    `found_boxes` (sample id -> boxes in the order of its codes, None where none was found) fills in what the manifest lacks.
+    """
+    found_boxes = found_boxes or {}
+    labels = {code: index for index, code in enumerate(codes)}
+    columns: dict[str, list] = {
+        name: [] for name in ("sample_id", "image_path", "photo_id", "image_type", "box_index", "box", "label", "split")
+    }
+    no_box = unknown = 0
+    for row in manifest.select(["sample_id", "image_path", "image_type", "codes", "boxes", "split"]).to_pylist():
+        found = found_boxes.get(row["sample_id"], [None] * len(row["codes"]))
+        for index, (code, box) in enumerate(zip(row["codes"], row["boxes"], strict=True)):
+            box = box or found[index]
+            if code not in labels:
+                unknown += 1
+                continue
+            if box is None:
+                no_box += 1
+                continue
+            values = (f"{row['sample_id']}#{index}", row["image_path"], row["sample_id"], row["image_type"], index, box, labels[code])
+            for name, value in zip(columns, (*values, row["split"]), strict=True):
+                columns[name].append(value)
+    box_type = pa.list_(pa.float32())
+    table = pa.table({name: pa.array(values, box_type if name == "box" else None) for name, values in columns.items()})
+    if not len(table):
+        raise UserError("The manifest has no labelled pill to classify: build it again with labels, or train --task detection first.")
+    return TaskSamples(
+        train=table.filter(pc.equal(table["split"], "train")).drop_columns("split"),
+        val=table.filter(pc.equal(table["split"], "val")).drop_columns("split"),
+        left_out={"pills without a box": no_box, "pills of a class without training photos": unknown},
+    )
+
+
+def _without_empty_boxes(table: pa.Table) -> pa.Table:
+    boxes = [[box for box in row if box is not None and box[2] > 0 and box[3] > 0] for row in table["boxes"].to_pylist()]
+    return table.set_column(2, "boxes", pa.array(boxes, pa.list_(pa.list_(pa.float32()))))

@@ -1,0 +1,202 @@
+"""Two-stage inference over a manifest: Ray Data tasks decode, actors hold the models.
+
+One pass over the photos gives all three prediction tables.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pillsnap.config import Settings
+from pillsnap.data.batches import PhotoReader
+from pillsnap.data.images import BadImage
+
+TABLES = ("detections", "classification", "pipeline")
+_TOP = 5
+_FLOATS, _INTS = pa.list_(pa.float32()), pa.list_(pa.int64())
+_RESULT = pa.schema(
+    {
+        "sample_id": pa.string(),
+        "image_type": pa.string(),
+        "error": pa.string(),
+        "boxes": pa.list_(_FLOATS),
+        "scores": _FLOATS,
+        "named": _INTS,
+        "named_probs": _FLOATS,
+        "box_index": _INTS,
+        "label": _INTS,
+        "top_indices": pa.list_(_INTS),
+        "top_probs": pa.list_(_FLOATS),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Tables of one split; a table is None where its model was not trained. `errors`: sample id -> why it could not be read."""
+
+    detections: pa.Table | None
+    classification: pa.Table | None
+    pipeline: pa.Table | None
+    errors: dict[str, str]
+
+    def write(self, run_dir: Path) -> None:
+        """Write `predictions/<table>.parquet`."""
+        folder = run_dir / "predictions"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in TABLES:
+            table = getattr(self, name)
+            if table is not None:
+                pq.write_table(table, folder / f"{name}.parquet")
+
+
+def predict_manifest(
+    manifest: pa.Table, run_dir: Path, settings: Settings, codes: list[str], data_root: str, *, classify: bool = True
+) -> Predictions:
+    """Run both models of a run over the photos of `manifest`. Ray must be up."""
+    rows = infer(manifest, run_dir, settings, codes, data_root, classify=classify)
+    errors = {row["sample_id"]: row["error"] for row in rows if row["error"]}
+    rows = [row for row in rows if not row["error"]]
+    has_detector = any(row["boxes"] is not None for row in rows)
+    has_classifier = any(row["label"] is not None for row in rows)
+    detections = [
+        {name: row[name] for name in ("sample_id", "image_type", "boxes", "scores")} for row in rows if row["boxes"] is not None
+    ]
+    crops = [
+        {"sample_id": row["sample_id"], "image_type": row["image_type"], "box_index": box_index, "label": label,
+         "top_indices": indices, "top_probs": probs}
+        for row in rows
+        for box_index, label, indices, probs in zip(
+            row["box_index"] or [], row["label"] or [], row["top_indices"] or [], row["top_probs"] or [], strict=True
+        )
+    ]  # fmt: skip
+    named = []
+    for row in rows:
+        if row["named"] is not None:
+            count = len(row["named"])
+            named.append({"sample_id": row["sample_id"], "image_type": row["image_type"], "boxes": row["boxes"][:count],
+                          "scores": row["scores"][:count], "indices": row["named"], "probs": row["named_probs"]})  # fmt: skip
+    base = [("sample_id", pa.string()), ("image_type", pa.string())]
+    found = [*base, ("boxes", pa.list_(_FLOATS)), ("scores", _FLOATS)]
+    crop_columns = [*base, ("box_index", pa.int64()), ("label", pa.int64()), ("top_indices", _INTS), ("top_probs", _FLOATS)]
+    return Predictions(
+        detections=pa.Table.from_pylist(detections, pa.schema(found)) if has_detector else None,
+        classification=pa.Table.from_pylist(crops, pa.schema(crop_columns)) if has_classifier else None,
+        pipeline=pa.Table.from_pylist(named, pa.schema([*found, ("indices", _INTS), ("probs", _FLOATS)]))
+        if has_detector and has_classifier
+        else None,
+        errors=errors,
+    )
+
+
+def infer(
+    photos: pa.Table, run_dir: Path, settings: Settings, codes: list[str], data_root: str, *, classify: bool = True
+) -> list[dict[str, Any]]:
+    """One row a photo with everything that both models say of it; `photos` has manifest columns. Ray must be up."""
+    import ray
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    batch_size = settings.evaluation.batch_size
+    num_gpus = int(ray.cluster_resources().get("GPU", 0))
+    columns = photos.select(["sample_id", "image_path", "image_type", "codes", "boxes"]).combine_chunks()
+    blocks = [columns.slice(start, batch_size) for start in range(0, len(columns), batch_size)]
+    decoded = ray.data.from_arrow(blocks).map_batches(
+        _decode,
+        fn_kwargs={"reader": PhotoReader(data_root, settings.data.max_pixels)},
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=settings.data.decoding_cpus / 2,
+    )
+    inferred = decoded.map_batches(
+        _Model,
+        fn_constructor_args=(run_dir, settings, codes, classify),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_gpus=1 if num_gpus else 0,
+        num_cpus=settings.train.cpus_per_worker,
+        compute=ray.data.ActorPoolStrategy(size=max(1, min(num_gpus or 1, math.ceil(len(columns) / batch_size)))),
+    )
+    return [row for batch in inferred.iter_batches(batch_size=None, batch_format="pyarrow") for row in batch.to_pylist()]
+
+
+def _decode(batch: pa.Table, *, reader: PhotoReader) -> pa.Table:
+    import cv2
+
+    cv2.setNumThreads(1)
+    pixels, shapes, errors = [], [], []
+    for image_path in batch["image_path"].to_pylist():
+        photo = reader.read(image_path)
+        bad = isinstance(photo, BadImage)
+        errors.append(str(photo) if bad else None)
+        pixels.append(b"" if bad else photo.tobytes())
+        shapes.append([0, 0, 3] if bad else list(photo.shape))
+    batch = batch.append_column("pixels", pa.array(pixels, pa.large_binary()))
+    return batch.append_column("shape", pa.array(shapes)).append_column("error", pa.array(errors, pa.string()))
+
+
+class _Model:
+    """An actor that holds both models."""
+
+    def __init__(self, run_dir: Path, settings: Settings, codes: list[str], classify: bool) -> None:
+        import os
+
+        import torch
+
+        from pillsnap.evaluate.two_stage import TwoStage
+
+        if not torch.cuda.is_available():
+            torch.set_num_threads(os.cpu_count() or 1)
+        self._settings = settings
+        self._labels = {code: index for index, code in enumerate(codes)}
+        self._models = TwoStage(run_dir, settings, codes, classify=classify)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        rows = batch.drop_columns("pixels").to_pylist()
+        results: list[dict[str, Any]] = [
+            dict.fromkeys(_RESULT.names) | {"sample_id": row["sample_id"], "image_type": row["image_type"], "error": row["error"]}
+            for row in rows
+        ]
+        readable = [i for i, row in enumerate(rows) if not row["error"]]
+        photos = [np.frombuffer(batch["pixels"][i].as_buffer(), np.uint8).reshape(rows[i]["shape"]) for i in readable]
+        if photos and self._models.detector is not None:
+            self._detect(photos, [results[i] for i in readable])
+        if photos and self._models.classifier is not None:
+            self._classify(photos, [rows[i] for i in readable], [results[i] for i in readable])
+        return pa.Table.from_pylist(results, _RESULT)
+
+    def _detect(self, photos: list[np.ndarray], results: list[dict[str, Any]]) -> None:
+        for result, found in zip(results, self._models.detect(photos), strict=True):
+            result["boxes"], result["scores"] = found.boxes.tolist(), found.scores.tolist()
+
+    def _classify(self, photos: list[np.ndarray], rows: list[dict[str, Any]], results: list[dict[str, Any]]) -> None:
+        labelled = [
+            [(i, self._labels[code], box) for i, (code, box) in enumerate(zip(row["codes"], row["boxes"], strict=True))
+             if box is not None and code in self._labels]
+            for row in rows
+        ]  # fmt: skip
+        boxes = [np.array([box for _, _, box in pills], np.float32).reshape(-1, 4) for pills in labelled]
+        for result, pills, probabilities in zip(results, labelled, self._models.classify(photos, boxes), strict=True):
+            top = np.argsort(-probabilities, axis=1, kind="stable")[:, :_TOP]
+            result["box_index"] = [i for i, _, _ in pills]
+            result["label"] = [label for _, label, _ in pills]
+            result["top_indices"] = top.tolist()
+            result["top_probs"] = np.take_along_axis(probabilities, top, axis=1).tolist()
+        if self._models.detector is None:
+            return
+        threshold = self._settings.evaluation.confidence
+        boxes = [
+            np.array([box for box, score in zip(result["boxes"], result["scores"], strict=True) if score >= threshold], np.float32).reshape(-1, 4)
+            for result in results
+        ]
+        for result, probabilities in zip(results, self._models.classify(photos, boxes), strict=True):
+            result["named"] = probabilities.argmax(axis=1).tolist()
+            result["named_probs"] = probabilities.max(axis=1, initial=0.0).tolist()

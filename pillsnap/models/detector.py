@@ -1,0 +1,122 @@
+"""The YOLO detector, one class: pill. Every quirk of ultralytics is sealed in here.
+
+Import this module only inside the process that uses it: ultralytics reads the environment and the process rank at import.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pillsnap.errors import UserError
+
+# ultralytics phones home, installs packages and downloads fonts unless told not to, at import.
+os.environ.setdefault("YOLO_AUTOINSTALL", "False")
+os.environ.setdefault("YOLO_CONFIG_DIR", os.path.join(tempfile.gettempdir(), f"pillsnap-ultralytics-{os.getuid()}"))
+os.makedirs(os.environ["YOLO_CONFIG_DIR"], exist_ok=True)
+
+MAX_DETECTIONS = 300
+_MIN_SCORE = 0.001
+
+
+def build_detector(model: str, weights: str, *, box_gain: float, cls_gain: float, dfl_gain: float) -> nn.Module:
+    """A `DetectionModel` with one class; `model` is a name such as yolo11m, or a model file.
+
+    `weights`: `pretrained` fetches `<model>.pt` from ultralytics' hub, `random` starts from nothing, anything else is a
+    local file. Raises UserError when the model is unknown or the weights cannot be had.
+    """
+    from ultralytics.cfg import get_cfg
+    from ultralytics.nn.tasks import DetectionModel
+    from ultralytics.utils import DEFAULT_CFG, SETTINGS
+
+    if SETTINGS.get("sync"):
+        SETTINGS.update(sync=False)
+    config = model if model.endswith((".yaml", ".yml")) else f"{model}.yaml"
+    try:
+        detector = DetectionModel(config, ch=3, nc=1, verbose=False)
+    except FileNotFoundError:
+        raise UserError(f"There is no detection model {model!r}: name one of ultralytics', such as yolo11n or yolo11m.") from None
+    detector.names = {0: "pill"}
+    detector.args = get_cfg(DEFAULT_CFG, {"box": box_gain, "cls": cls_gain, "dfl": dfl_gain, "task": "detect", "model": config})
+    if weights != "random":
+        _load_weights(detector, f"{model}.pt" if weights == "pretrained" else weights)
+    for name, parameter in detector.named_parameters():
+        parameter.requires_grad = ".dfl" not in name  # fixed integration weights
+    return detector
+
+
+def detection_loss(detector: nn.Module, images: torch.Tensor, boxes: torch.Tensor, num_boxes: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Box, class and distribution-focal loss per image, gains applied.
+
+    `images`: (n, 3, s, s) in 0 to 1; `boxes`: (n, m, 4) x, y, w, h in pixels of the image; `num_boxes`: (n,).
+    The sum of the three, times n, is what ultralytics' own trainer differentiates.
+    """
+    size_px = images.shape[-1]
+    rows = torch.arange(boxes.shape[1], device=boxes.device) < num_boxes[:, None]
+    picture, _ = rows.nonzero(as_tuple=True)
+    chosen = boxes[rows]
+    centres = torch.cat([chosen[:, :2] + chosen[:, 2:] / 2, chosen[:, 2:]], dim=1) / size_px
+    batch = {"img": images, "batch_idx": picture, "cls": torch.zeros(len(picture), 1, device=boxes.device), "bboxes": centres}
+    predictions = detector(images)
+    if getattr(detector, "criterion", None) is None:
+        detector.criterion = detector.init_criterion()
+    total, _ = detector.criterion(predictions, batch)
+    return dict(zip(("box", "cls", "dfl"), total / len(images), strict=True))
+
+
+@torch.inference_mode()
+def detect(detector: nn.Module, images: torch.Tensor, *, nms_iou: float, min_score: float = _MIN_SCORE) -> list[np.ndarray]:
+    """Boxes per image, best first: (k, 5) float32 arrays of x, y, w, h in pixels of the image, and score.
+
+    `images`: (n, 3, s, s) in 0 to 1. The detector must be in eval mode.
+    """
+    from ultralytics.utils.nms import non_max_suppression
+
+    output = detector(images)
+    end_to_end = bool(getattr(detector.model[-1], "end2end", False))
+    # Its time limit drops detections silently on a slow machine.
+    kept = non_max_suppression(
+        output, min_score, nms_iou, nc=1, max_det=MAX_DETECTIONS, end2end=end_to_end, max_time_img=60.0
+    )
+    found = []
+    for rows in kept:
+        rows = rows.float().cpu().numpy()
+        boxes = np.concatenate([rows[:, :2], rows[:, 2:4] - rows[:, :2], rows[:, 4:5]], axis=1)
+        found.append(boxes[np.argsort(-boxes[:, 4], kind="stable")].astype(np.float32))
+    return found
+
+
+def export_for_ultralytics(detector: nn.Module, path: Path, train_args: dict[str, Any]) -> None:
+    """Write a file that `ultralytics.YOLO(path)` loads: the model in single precision, without its loss."""
+    import copy
+
+    import ultralytics
+
+    model = copy.deepcopy(detector).cpu().float().eval()
+    model.criterion = None
+    partial = path.with_suffix(".partial")
+    known = {"task": "detect", "imgsz": train_args["image_size_px"], "batch": train_args["batch_size"], "epochs": train_args["epochs"]}
+    torch.save({"model": model, "ema": None, "epoch": -1, "train_args": known, "version": ultralytics.__version__}, partial)
+    os.replace(partial, path)
+
+
+def _load_weights(detector: nn.Module, source: str) -> None:
+    from ultralytics.nn.tasks import load_checkpoint
+
+    local = source if os.path.exists(source) else None
+    if local is None and os.sep in source:
+        raise UserError(f"The detection weights {source!r} are not there: set detection.weights to a file, 'pretrained' or 'random'.")
+    try:
+        trained, _ = load_checkpoint(local or source)
+    except Exception as error:  # the hub raises whatever its download layers raise
+        raise UserError(
+            f"The detection weights {source!r} cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:160]}): "
+            "connect to the network once, set detection.weights to a local file, or to 'random' to start from nothing."
+        ) from error
+    detector.load(trained, verbose=False)

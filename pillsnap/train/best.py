@@ -1,0 +1,24 @@
+"""The best model of a trained task, read back from its checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from pillsnap.config import Settings
+from pillsnap.train.checkpoint import find_checkpoint
+from pillsnap.train.tasks import Task, make_task
+
+
+def load_best(run_dir: Path, name: str, settings: Settings, codes: list[str]) -> tuple[Task, nn.Module] | None:
+    """A task and its best model (the moving average, in eval mode, on the CPU); None when there is no complete checkpoint."""
+    checkpoint, _ = find_checkpoint(run_dir / "checkpoints" / name, "best")
+    if checkpoint is None:
+        return None
+    # The checkpoint brings the weights: building the model must not look for others.
+    unweighted = getattr(settings, name).model_copy(update={"weights": "random"})
+    task = make_task(name, settings.model_copy(update={name: unweighted}), codes)
+    model = task.build()
+    model.load_state_dict(checkpoint.weights("ema"))
+    return task, model.eval()

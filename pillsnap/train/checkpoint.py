@@ -1,0 +1,191 @@
+"""Checkpoints: write, commit, verify, find the latest, prune.
+
+    checkpoints/<task>/
+        step-00001234/
+            model.safetensors     weights and buffers as trained
+            ema.safetensors       their moving average, which is what gets evaluated and exported
+            trainer.pt            optimizer, random state, position; loads with weights_only=True
+            meta.json             config, class codes, manifest hash, versions, metrics, and the sha256 of the files above
+        last.json                 names the last complete one
+        best.json                 names the one with the best validation metric
+
+A checkpoint is written under a temporary name, synced, hashed and renamed; only then do the pointers follow. So a pointer never
+names a checkpoint that is not whole, whatever dies when.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pillsnap.errors import UserError
+
+FORMAT = 1
+_FILES = ("model.safetensors", "ema.safetensors", "trainer.pt")
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, incomplete or damaged; the message names the file."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a task stands: whole epochs done, training steps done within the next one, and optimizer steps in all."""
+
+    epoch: int = 0
+    epoch_step: int = 0
+    global_step: int = 0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on disk."""
+
+    path: Path
+    meta: dict[str, Any]
+
+    @property
+    def position(self) -> Position:
+        return Position(**self.meta["position"])
+
+    def weights(self, which: str = "ema") -> dict[str, torch.Tensor]:
+        """State dict of the `model` or of its moving average, `ema`."""
+        from safetensors.torch import load_file
+
+        return load_file(self.path / f"{which}.safetensors")
+
+    def trainer_state(self) -> dict[str, Any]:
+        """Optimizer and random state."""
+        return torch.load(self.path / "trainer.pt", map_location="cpu", weights_only=True)
+
+
+def save_checkpoint(
+    folder: Path,
+    position: Position,
+    *,
+    model: Mapping[str, torch.Tensor],
+    ema: Mapping[str, torch.Tensor],
+    trainer: dict[str, Any],
+    meta: dict[str, Any],
+    best: bool,
+    keep: int,
+) -> Path:
+    """Write and commit one checkpoint, move the pointers, and prune all but the last `keep` and the best. Returns its path."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"step-{position.global_step:08d}"
+    if position.epoch_step == 0 and position.epoch:
+        final = folder / f"step-{position.global_step:08d}-epoch-{position.epoch:04d}"
+    partial = folder / f".{final.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.items()}, partial / "model.safetensors")
+    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in ema.items()}, partial / "ema.safetensors")
+    torch.save(trainer, partial / "trainer.pt")
+    hashes = {name: _hash(partial / name) for name in _FILES}
+    for name in _FILES:
+        _sync(partial / name)
+    contents = {"format": FORMAT, "position": asdict(position), **meta, "files": hashes}
+    _write_synced(partial / "meta.json", json.dumps(contents, ensure_ascii=False, indent=1))
+    _sync(partial)
+    if final.exists():
+        shutil.rmtree(final)
+    os.rename(partial, final)
+    _sync(folder)
+    if best:
+        _point(folder, "best", final.name)
+    _point(folder, "last", final.name)
+    _prune(folder, keep)
+    return final
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read and verify one checkpoint. Raises CheckpointError naming the file that is missing or damaged."""
+    try:
+        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+        files = meta["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path / 'meta.json'} is missing or damaged ({type(error).__name__}).") from None
+    for name in _FILES:
+        try:
+            sound = _hash(path / name) == files.get(name)
+        except OSError:
+            raise CheckpointError(f"{path / name} is missing.") from None
+        if not sound:
+            raise CheckpointError(f"{path / name} is damaged: its sha256 is not the one that was recorded.")
+    return Checkpoint(path, meta)
+
+
+def find_checkpoint(folder: Path, pointer: str = "last") -> tuple[Checkpoint | None, list[str]]:
+    """The checkpoint that a pointer (`last` or `best`) names, and what was found damaged on the way.
+
+    When the pointer or its checkpoint is damaged, the newest complete one is taken instead. (None, …) when there is none.
+    """
+    damaged: list[str] = []
+    candidates = sorted((path for path in folder.glob("step-*") if path.is_dir()), key=_age, reverse=True)
+    try:
+        named = folder / str(json.loads((folder / f"{pointer}.json").read_text(encoding="utf-8"))["checkpoint"])
+        candidates = [named, *(path for path in candidates if path != named)]
+    except FileNotFoundError:
+        if candidates:
+            damaged.append(f"{folder / f'{pointer}.json'} is missing.")
+    except (OSError, ValueError, KeyError, TypeError):
+        damaged.append(f"{folder / f'{pointer}.json'} is damaged.")
+    for path in candidates:
+        try:
+            return load_checkpoint(path), damaged
+        except CheckpointError as error:
+            damaged.append(str(error))
+    return None, damaged
+
+
+def _age(path: Path) -> tuple[int, int]:
+    parts = path.name.split("-")
+    return int(parts[1]), int(parts[3]) if len(parts) > 3 else -1
+
+
+def _point(folder: Path, pointer: str, name: str) -> None:
+    partial = folder / f".{pointer}.json.partial"
+    _write_synced(partial, json.dumps({"checkpoint": name}))
+    os.replace(partial, folder / f"{pointer}.json")
+    _sync(folder)
+
+
+def _prune(folder: Path, keep: int) -> None:
+    named = set()
+    for pointer in ("last", "best"):
+        if (folder / f"{pointer}.json").exists():
+            named.add(json.loads((folder / f"{pointer}.json").read_text(encoding="utf-8"))["checkpoint"])
+    complete = sorted((path for path in folder.glob("step-*") if path.is_dir()), key=_age)
+    for path in complete[:-keep]:
+        if path.name not in named:
+            shutil.rmtree(path)
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

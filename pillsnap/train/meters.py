@@ -1,0 +1,64 @@
+"""Rates and running means of a training loop."""
+
+from __future__ import annotations
+
+import time
+
+
+class Throughput:
+    """Images a second, the share of time spent waiting for data, and the time left."""
+
+    def __init__(self, images_left: int) -> None:
+        self._images_left = images_left
+        self._epoch = _Window()
+        self._recent = _Window()
+
+    def step(self, images: int, wait_s: float) -> None:
+        """Count one step's images over all workers, and how long this worker waited for its share."""
+        self._images_left -= images
+        self._epoch.add(images, wait_s)
+        self._recent.add(images, wait_s)
+
+    def skip(self) -> None:
+        """Leave out the time since the last step: it was spent on something else than training."""
+        self._recent = _Window()
+
+    def figures(self) -> dict[str, float]:
+        """Since the last call: `images_per_s`, `data_wait_fraction`, and `eta_s` for the training steps left."""
+        rate, wait = self._recent.rate(), self._recent.wait_fraction()
+        self._recent = _Window()
+        return {"images_per_s": rate, "data_wait_fraction": wait, "eta_s": self._images_left / max(rate, 1e-9)}
+
+    def epoch_figures(self) -> dict[str, float]:
+        """Since the epoch's start: `images_per_s`, `data_wait_fraction`, `duration_s`. Starts the next epoch."""
+        figures = {
+            "images_per_s": self._epoch.rate(),
+            "data_wait_fraction": self._epoch.wait_fraction(),
+            "duration_s": self._epoch.elapsed_s(),
+        }
+        self.start_epoch()
+        return figures
+
+    def start_epoch(self) -> None:
+        """Begin to count an epoch now."""
+        self._epoch, self._recent = _Window(), _Window()
+
+
+class _Window:
+    def __init__(self) -> None:
+        self._start_s = time.perf_counter()
+        self._images = 0
+        self._wait_s = 0.0
+
+    def add(self, images: int, wait_s: float) -> None:
+        self._images += images
+        self._wait_s += wait_s
+
+    def elapsed_s(self) -> float:
+        return max(time.perf_counter() - self._start_s, 1e-9)
+
+    def rate(self) -> float:
+        return self._images / self.elapsed_s()
+
+    def wait_fraction(self) -> float:
+        return min(1.0, self._wait_s / self.elapsed_s())

@@ -1,0 +1,131 @@
+"""One run directory: what it trains on, with which settings; opened anew, taken up again, or read afterwards."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pillsnap.config import Settings, settings_from_dict
+from pillsnap.data.manifest import manifest_hash, read_classes, read_manifest, write_json
+from pillsnap.errors import UserError
+
+CONFIG_FILE = "config.json"
+STOP_FILE = "stop-requested"
+"""Its presence asks the training loop to write a checkpoint and end."""
+# What may change when a run is taken up again: none of it decides what is learned up to the change.
+_MAY_CHANGE = ("train.num_workers", "train.cpus_per_worker", "train.keep_checkpoints", "train.checkpoint_minutes", "train.max_failures",
+               "train.log_every_steps", "train.task", "train.compile", "train.amp", "detection.lr", "classification.lr",
+               "detection.weights", "classification.weights")  # fmt: skip
+_MAY_CHANGE_GROUPS = ("data.", "evaluation.", "targets.", "wandb.", "sampling.")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory and what it trains on."""
+
+    run_dir: Path
+    settings: Settings
+    manifest: pa.Table
+    manifest_hash: str
+    codes: list[str]
+    data_root: str
+    run_id: str
+
+    def checkpoint_dir(self, task: str) -> Path:
+        """Where the checkpoints of a task are."""
+        return self.run_dir / "checkpoints" / task
+
+    def export_path(self, task: str) -> Path:
+        """Where a task's best model goes for other programs to load."""
+        return self.run_dir / "checkpoints" / f"{self.settings.name}_{task}_best.pt"
+
+
+def open_run(run_dir: Path, settings: Settings, manifest_path: Path, data_root: str | Path, *, resume: bool = False) -> tuple[Run, list[str]]:
+    """Create the run in `run_dir`, or take up the unfinished one there. Second, what has changed since, one line each.
+
+    Raises UserError when the manifest, the classes or a setting that decides the training is another, or when the run is
+    finished and `resume` does not ask to look at it again: nothing that exists is overwritten.
+    """
+    manifest = read_manifest(manifest_path)
+    classes = read_classes(manifest_path if manifest_path.is_dir() else manifest_path.parent)
+    config = {
+        "run_id": f"{settings.name}-{uuid.uuid4().hex[:8]}",
+        "data_root": str(data_root),
+        "manifest": str(manifest_path.absolute()),
+        "manifest_hash": manifest_hash(manifest_path),
+        "codes": [entry.code for entry in classes],
+        "settings": settings.model_dump(mode="json"),
+    }
+    path = run_dir / CONFIG_FILE
+    notes: list[str] = []
+    if path.exists():
+        before = _read_config(run_dir)
+        notes = _compare(run_dir, before, config)
+        config["run_id"] = before["run_id"]
+        if (run_dir / "metrics.json").exists() and not resume and not notes:
+            raise UserError(
+                f"{run_dir} holds a finished run: judge it with `pillsnap evaluate --run {run_dir}`, continue what is left with --resume, "
+                "or train into another directory with --run."
+            )
+        notes.insert(0, f"continuing the run {before['run_id']} in {run_dir}")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_json(path, config)
+    return _as_run(run_dir, config, manifest), notes
+
+
+def load_run(run_dir: Path, *, manifest_path: Path | None = None, data_root: str | Path | None = None) -> Run:
+    """An existing run as it was trained; it may be judged on another manifest or data root."""
+    config = _read_config(run_dir)
+    if manifest_path is not None:
+        config |= {"manifest": str(manifest_path), "manifest_hash": manifest_hash(manifest_path)}
+    if data_root is not None:
+        config["data_root"] = str(data_root)
+    return _as_run(run_dir, config, read_manifest(Path(config["manifest"])))
+
+
+def _as_run(run_dir: Path, config: dict[str, Any], manifest: pa.Table) -> Run:
+    settings = settings_from_dict(config["settings"])
+    return Run(run_dir, settings, manifest, config["manifest_hash"], config["codes"], config["data_root"], config["run_id"])
+
+
+def _read_config(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"run_id", "data_root", "manifest", "manifest_hash", "codes", "settings"} - set(config)
+    except FileNotFoundError:
+        raise UserError(f"{run_dir} is not a run: it has no {CONFIG_FILE}. Train it first, or name another with --run.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); name another run with --run.") from None
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(sorted(missing))}; name another run with --run.")
+    return config
+
+
+def _compare(run_dir: Path, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    if before["manifest_hash"] != now["manifest_hash"]:
+        raise UserError(
+            f"{run_dir} was trained on another manifest ({before['manifest']}, sha256 {before['manifest_hash'][:12]}, not "
+            f"{now['manifest_hash'][:12]}): give that one, or train into another directory with --run."
+        )
+    if before["codes"] != now["codes"]:
+        raise UserError(f"{run_dir} knows {len(before['codes'])} classes that are not those of {now['manifest']}: use another --run.")
+    old, new = _flat(before["settings"]), _flat(now["settings"])
+    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    fatal = [key for key in changed if key not in _MAY_CHANGE and not key.startswith(_MAY_CHANGE_GROUPS)]
+    if fatal:
+        listed = ", ".join(f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in fatal[:5])
+        raise UserError(f"{run_dir} holds a run with other settings ({listed}): give the same ones, or use another --run.")
+    return [f"{key} is now {new.get(key)!r} (it was {old.get(key)!r})" for key in changed]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,131 @@
+"""What a task learns and remembers: model, moving average, optimizer, random state."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pillsnap.config import TrainSettings
+from pillsnap.data.loader import DeviceBatch
+from pillsnap.train.checkpoint import Checkpoint
+from pillsnap.train.tasks import Task
+
+# The moving average starts as a plain average and lengthens with the run: 1 - (1 + step) ** -0.75.
+_EMA_WARMUP_POWER = 0.75
+
+
+class TrainingState:
+    """Model, moving average and optimizer of one task on one worker."""
+
+    def __init__(self, task: Task, train: TrainSettings, device: torch.device, num_workers: int, resume: Checkpoint | None) -> None:
+        _seed_everything(train.seed)
+        self._task, self._train, self._num_workers = task, train, num_workers
+        model = task.build()
+        if resume is not None:
+            model.load_state_dict(resume.weights("model"))
+        self.model = model.to(device, memory_format=torch.channels_last).train()
+        self.ema = ModelEmaV3(self.model, decay=train.ema_decay, use_warmup=True, warmup_power=_EMA_WARMUP_POWER)
+        self.ema.requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(
+            _parameter_groups(self.model, task.settings.weight_decay), lr=task.settings.lr, fused=device.type == "cuda"
+        )
+        self.best = float("-inf")
+        if train.compile == "on" or (train.compile == "auto" and device.type == "cuda"):
+            self.model.compile(dynamic=False)
+        self._losses: nn.Module = _Losses(task, self.model)
+        if num_workers > 1:
+            self._losses = DistributedDataParallel(self._losses, device_ids=[device] if device.type == "cuda" else None)
+        self._autocast = autocast(train.amp, device)
+        if resume is not None:
+            self._restore(resume)
+
+    def step(self, batch: DeviceBatch, lr: float, samples_in_step: int, global_step: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """One optimizer step. Returns this worker's share of the mean losses, and the gradient's norm before clipping.
+
+        A gradient that is not finite changes nothing.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        with self._autocast():
+            losses = self._losses(batch)
+        shares = {name: loss / samples_in_step for name, loss in losses.items()}
+        # DistributedDataParallel averages over workers; times their number, the gradient is that of the mean over all samples.
+        (torch.stack(list(shares.values())).sum() * self._num_workers).backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self._train.grad_clip_norm)
+        if torch.isfinite(norm):
+            self.optimizer.step()
+            self.ema.update(self.model, global_step + 1)
+        self.optimizer.zero_grad(set_to_none=True)
+        return {name: share.detach() for name, share in shares.items()}, norm.detach()
+
+    def evaluating(self) -> AbstractContextManager[Any]:
+        """The precision that validation runs in."""
+        return self._autocast()
+
+    def trainer_state(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the weights; loads with weights_only=True."""
+        state = {"optimizer": self.optimizer.state_dict(), "torch_rng": torch.get_rng_state(), "best": self.best}
+        if torch.cuda.is_available():
+            state["cuda_rng"] = torch.cuda.get_rng_state()
+        return state
+
+    def is_best(self, value: float) -> bool:
+        """Whether this is the best validation figure so far; remembers it."""
+        better = value > self.best
+        self.best = max(self.best, value)
+        return better
+
+    def _restore(self, resume: Checkpoint) -> None:
+        self.ema.module.load_state_dict(resume.weights("ema"))
+        state = resume.trainer_state()
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.best = state["best"]
+        torch.set_rng_state(state["torch_rng"])
+        if "cuda_rng" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda_rng"])
+
+
+class _Losses(nn.Module):
+    """A task's losses as a forward pass, which is what DistributedDataParallel watches."""
+
+    def __init__(self, task: Task, model: nn.Module) -> None:
+        super().__init__()
+        self.task, self.model = task, model
+
+    def forward(self, batch: DeviceBatch) -> dict[str, torch.Tensor]:
+        return self.task.losses(self.model, batch)
+
+
+def autocast(amp: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    """Mixed precision in bfloat16, where asked for or, with `auto`, where the hardware computes it."""
+    enabled = amp == "bfloat16" or (amp == "auto" and _native_bfloat16(device))
+    return lambda: torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+def _native_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # A CPU without the instructions emulates them, at a tenth of the speed of single precision.
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},  # biases and norms
+    ]
+
+
+def _seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)

@@ -1,0 +1,180 @@
+"""All that differs between detection and classification: samples, recipe, model, loss, validation, export."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+
+from pillsnap.config import ClassificationSettings, DetectionSettings, Settings
+from pillsnap.data.augment import CropJitter, FrameJitter
+from pillsnap.data.batches import CropRecipe, FrameRecipe
+from pillsnap.data.loader import DeviceBatch
+from pillsnap.data.samples import TaskSamples, classification_samples, detection_samples
+from pillsnap.data.stream import Recipe
+
+
+class Task(Protocol):
+    """What the training loop needs to know of a task. Losses are sums over a worker's valid samples."""
+
+    name: str
+    best_metric: str
+    settings: DetectionSettings | ClassificationSettings
+
+    def samples(self, manifest: pa.Table, found_boxes: dict[str, list] | None) -> TaskSamples: ...
+
+    def recipe(self, samples: TaskSamples) -> Recipe: ...
+
+    def build(self) -> nn.Module: ...
+
+    def losses(self, model: nn.Module, batch: DeviceBatch) -> dict[str, torch.Tensor]: ...
+
+    def validate(self, model: nn.Module, batch: DeviceBatch) -> list[Any]:
+        """Host-side facts, one a valid sample, from which `score` makes the figures."""
+        ...
+
+    def score(self, facts: list[Any]) -> dict[str, float]: ...
+
+    def export(self, model: nn.Module, path: Path) -> None: ...
+
+
+@dataclass(frozen=True)
+class DetectionTask:
+    """YOLO with one class: pill."""
+
+    settings: DetectionSettings
+    nms_iou: float
+    name: str = "detection"
+    best_metric: str = "map50_95"
+
+    def samples(self, manifest: pa.Table, found_boxes: dict[str, list] | None = None) -> TaskSamples:
+        return detection_samples(manifest, keep_incomplete=self.settings.incomplete_labels == "keep")
+
+    def recipe(self, samples: TaskSamples) -> FrameRecipe:
+        s = self.settings
+        jitter = FrameJitter(
+            s.mosaic, s.scale, s.translate, s.rotation_deg, s.flip_horizontal, s.flip_vertical, s.hue, s.saturation, s.brightness
+        )
+        most = max((len(boxes) for table in (samples.train, samples.val) for boxes in table["boxes"].to_pylist()), default=1)
+        return FrameRecipe(s.image_size_px, jitter, s.mosaic_group, s.epochs - s.mosaic_off_epochs, max(most, 1))
+
+    def build(self) -> nn.Module:
+        from pillsnap.models.detector import build_detector
+
+        s = self.settings
+        return build_detector(s.model, s.weights, box_gain=s.box_gain, cls_gain=s.cls_gain, dfl_gain=s.dfl_gain)
+
+    def losses(self, model: nn.Module, batch: DeviceBatch) -> dict[str, torch.Tensor]:
+        from pillsnap.models.detector import detection_loss
+
+        if batch.num_valid == 0:  # the end of an epoch left this worker nothing: take part with no weight
+            idle = detection_loss(model, _unit_range(batch.images[:1]), batch.targets["boxes"][:1], batch.targets["num_boxes"][:1])
+            return {name: loss * 0.0 for name, loss in idle.items()}
+        images, boxes, num_boxes = _valid_rows(batch, batch.images, batch.targets["boxes"], batch.targets["num_boxes"])
+        means = detection_loss(model, _unit_range(images), boxes, num_boxes)
+        return {name: mean * batch.num_valid for name, mean in means.items()}
+
+    def validate(self, model: nn.Module, batch: DeviceBatch) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Per photo: (found boxes (k, 5) x, y, w, h, score; label boxes (n, 4)) in pixels of the letterboxed frame."""
+        from pillsnap.models.detector import detect
+
+        if batch.num_valid == 0:
+            return []
+        images, boxes, num_boxes = _valid_rows(batch, batch.images, batch.targets["boxes"], batch.targets["num_boxes"])
+        found = detect(model, _unit_range(images), nms_iou=self.nms_iou)
+        boxes, num_boxes = boxes.cpu().numpy(), num_boxes.cpu().numpy()
+        return [(rows, boxes[i, : num_boxes[i]]) for i, rows in enumerate(found)]
+
+    def score(self, facts: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+        from pillsnap.evaluate.metrics import average_precision, match_detections
+
+        hits = [match_detections(labels, found[:, :4]) for found, labels in facts]
+        figures = average_precision(hits, [found[:, 4] for found, _ in facts], sum(len(labels) for _, labels in facts))
+        return {name: figures[name] or 0.0 for name in ("map50", "map50_95", "precision", "recall")}
+
+    def export(self, model: nn.Module, path: Path) -> None:
+        from pillsnap.models.detector import export_for_ultralytics
+
+        export_for_ultralytics(model, path, self.settings.model_dump())
+
+
+@dataclass(frozen=True)
+class ClassificationTask:
+    """timm on crops."""
+
+    settings: ClassificationSettings
+    codes: tuple[str, ...]
+    name: str = "classification"
+    best_metric: str = "top1"
+
+    def samples(self, manifest: pa.Table, found_boxes: dict[str, list] | None = None) -> TaskSamples:
+        return classification_samples(manifest, list(self.codes), found_boxes)
+
+    def recipe(self, samples: TaskSamples) -> CropRecipe:
+        s = self.settings
+        jitter = CropJitter(s.jitter_center, s.jitter_scale, s.rotation_deg, s.hue, s.saturation, s.brightness)
+        return CropRecipe(s.image_size_px, s.crop_margin, jitter, whole_frame=s.input == "frame")
+
+    def build(self) -> nn.Module:
+        from pillsnap.models.classifier import build_classifier
+
+        s = self.settings
+        return build_classifier(s.model, s.weights, num_classes=len(self.codes), drop_rate=s.drop_rate)
+
+    def losses(self, model: nn.Module, batch: DeviceBatch) -> dict[str, torch.Tensor]:
+        from pillsnap.models.classifier import classification_loss
+
+        logits = self._logits(model, batch.images)
+        return {"cross_entropy": classification_loss(logits, batch.targets["label"], batch.targets["valid"], self.settings.label_smoothing)}
+
+    def validate(self, model: nn.Module, batch: DeviceBatch) -> list[tuple[int, float]]:
+        """Per crop: (rank of the right class, from 0; its negative log-likelihood)."""
+        logits = self._logits(model, batch.images).float()
+        labels = batch.targets["label"][:, None]
+        ranks = (logits > logits.gather(1, labels)).sum(1)
+        losses = -logits.log_softmax(1).gather(1, labels)[:, 0]
+        valid = batch.targets["valid"]
+        return list(zip(ranks[valid].tolist(), losses[valid].tolist(), strict=True))
+
+    def score(self, facts: list[tuple[int, float]]) -> dict[str, float]:
+        ranks = np.array([rank for rank, _ in facts])
+        if not len(ranks):
+            return {"top1": 0.0, "top5": 0.0, "loss": 0.0}
+        return {"top1": float((ranks == 0).mean()), "top5": float((ranks < 5).mean()), "loss": float(np.mean([loss for _, loss in facts]))}
+
+    def export(self, model: nn.Module, path: Path) -> None:
+        from pillsnap.models.classifier import export_for_timm
+
+        s = self.settings
+        export_for_timm(
+            model, path, model=s.model, codes=list(self.codes), image_size_px=s.image_size_px, crop_margin=s.crop_margin
+        )
+
+    def _logits(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        from pillsnap.models.classifier import input_statistics, normalise
+
+        return model(normalise(images, *input_statistics(model)))
+
+
+def make_task(name: str, settings: Settings, codes: list[str]) -> Task:
+    """The task of that name under these settings."""
+    if name == "detection":
+        return DetectionTask(settings.detection, settings.evaluation.nms_iou)
+    assert name == "classification", name
+    return ClassificationTask(settings.classification, tuple(codes))
+
+
+def _unit_range(images: torch.Tensor) -> torch.Tensor:
+    return images.permute(0, 3, 1, 2).float() / 255
+
+
+def _valid_rows(batch: DeviceBatch, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    if batch.num_valid == len(batch.images):
+        return tensors
+    rows = batch.targets["valid"]
+    return tuple(tensor[rows] for tensor in tensors)

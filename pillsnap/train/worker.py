@@ -1,0 +1,99 @@
+"""What runs in a Ray Train worker: Ray's context -> a job for the loop."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pillsnap.config import Settings
+from pillsnap.data.stream import Stream
+from pillsnap.errors import UserError
+
+STREAM = "stream"
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """All that a worker needs, beside its share of the stream."""
+
+    task: str
+    settings: Settings
+    codes: list[str]
+    run_dir: str
+    meta: dict[str, Any]
+    stream: Stream
+    started_at_s: float
+    """Unix time at which the driver began this task."""
+
+
+def run_worker(config: WorkerConfig) -> None:
+    """Train one task on this worker, from the run's last checkpoint to the end."""
+    import ray
+    import torch
+    from ray import train as ray_train
+
+    from pillsnap.data.loader import Loader
+    from pillsnap.observe.events import EventLog
+    from pillsnap.train.checkpoint import find_checkpoint
+    from pillsnap.train.loop import Job, train
+    from pillsnap.train.run_directory import STOP_FILE
+    from pillsnap.train.tasks import make_task
+
+    context = ray_train.get_context()
+    device = ray_train.torch.get_device()
+    if device.type == "cpu":
+        # Ray sets one thread a worker; the workers of a host share its cores.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    else:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    run_dir = Path(config.run_dir)
+    resume, damaged = find_checkpoint(run_dir / "checkpoints" / config.task)
+    events = EventLog(run_dir) if context.get_world_rank() == 0 else None
+    plan = config.stream.plan
+    if events is not None:
+        for message in damaged:
+            events.write("warning", message=message)
+        position = resume.position if resume else None
+        events.write(
+            "task",
+            task=config.task,
+            status="started",
+            epochs=plan.epochs,
+            steps_per_epoch=plan.train_steps,
+            batch_size=plan.batch_size,
+            num_train=plan.num_train,
+            num_val=plan.num_val,
+            epoch=position.epoch if position else 0,
+            step=position.global_step if position else 0,
+        )
+    stop_file = run_dir / STOP_FILE
+    job = Job(
+        task=make_task(config.task, config.settings, config.codes),
+        plan=plan,
+        train=config.settings.train,
+        data=config.settings.data,
+        device=device,
+        run_dir=run_dir,
+        meta=config.meta,
+        resume=resume,
+        elapsed_before_s=resume.meta["elapsed_s"] if resume else time.time() - config.started_at_s,
+        events=events,
+        sample_ids=lambda numbers: ray.get(config.stream.train_samples)["sample_id"].take(numbers).to_pylist(),
+        stop_requested=stop_file.exists,
+        report=ray_train.report,
+    )
+    shard = ray_train.get_dataset_shard(STREAM)
+    rows = shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
+    try:
+        train(job, Loader(rows, device))
+    except UserError as error:
+        # A fault that another try would only repeat: the driver reads it from the log instead of restarting this worker.
+        if events is not None:
+            events.write("failure", message=str(error))
+    finally:
+        if events is not None:
+            events.close()
