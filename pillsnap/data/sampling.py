@@ -7,19 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """`classes`: selected code ids, sorted. `photos`: selected photo indices, sorted."""
-
-    classes: np.ndarray
-    photos: np.ndarray
-    num_single: int
-    num_combination: int
 
 
 def name_hashes(names: Sequence[str], seed: int, purpose: str) -> np.ndarray:
@@ -109,11 +98,11 @@ def choose_photos(
     *,
     num_photos: int | None,
     combination_fraction: float,
-) -> Chosen:
-    """Photo indices to take.
+) -> np.ndarray:
+    """Photo indices to take, sorted.
 
     `photo_class`: code id of a single photo, -1 for a combination. `is_usable`: all its codes are in `classes` and it
-    is not excluded. Too few photos of one kind are made up with the other.
+    is not excluded; `classes` are sorted code ids. Too few photos of one kind are made up with the other.
     """
     combination = np.flatnonzero(is_usable & (photo_class < 0))
     single = np.flatnonzero(is_usable & (photo_class >= 0))
@@ -131,4 +120,4 @@ def choose_photos(
     starts = np.concatenate([[0], np.cumsum(available)[:-1]]) if len(available) else np.zeros(0, dtype=np.int64)
     rank = np.arange(len(single)) - np.repeat(starts, available)
     taken = single[order][rank < np.repeat(share, available)]
-    return Chosen(classes, np.sort(np.concatenate([taken, combination])), len(taken), len(combination))
+    return np.sort(np.concatenate([taken, combination]))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping
 from itertools import pairwise
 
 import numpy as np
@@ -36,32 +37,23 @@ def split_single(
 
 
 def split_combinations(
-    groups: Sequence[str], group_codes: dict[str, set[str]], group_order: Sequence[str], val_fraction: float,
-    train_counts: dict[str, int],
-) -> set[str]:  # fmt: skip
-    """Combinations that go to validation.
+    groups: Mapping[str, tuple[int, set[str]]], val_fraction: float, train_counts: Mapping[str, int]
+) -> set[str]:
+    """Names of the combinations that go to validation.
 
-    `groups`: the combination of each photo; `group_order`: every combination, in the order to try; `train_counts`:
-    training photos of each code so far (the single ones). A combination goes to validation only when each of its codes
-    keeps a training photo.
+    `groups`: (photos, codes) by name, in the order to try; `train_counts`: training photos of each code besides them. A
+    combination goes to validation when that brings the share nearer `val_fraction` and each of its codes keeps a
+    training photo.
     """
-    sizes: dict[str, int] = {}
-    for group in groups:
-        sizes[group] = sizes.get(group, 0) + 1
-    remaining = dict(train_counts)
-    for group, size in sizes.items():
-        for code in group_codes[group]:
-            remaining[code] = remaining.get(code, 0) + size
-    target = len(groups) * val_fraction
+    remaining = Counter(train_counts)
+    for size, codes in groups.values():
+        remaining.update(dict.fromkeys(codes, size))
+    target = sum(size for size, _ in groups.values()) * val_fraction
     taken = 0
-    chosen: set[str] = set()
-    for group in group_order:
-        size = sizes[group]
-        if abs(taken + size - target) > abs(taken - target):
-            continue
-        if all(remaining[code] > size for code in group_codes[group]):
-            chosen.add(group)
+    chosen = set()
+    for name, (size, codes) in groups.items():
+        if abs(taken + size - target) <= abs(taken - target) and all(remaining[code] > size for code in codes):
+            chosen.add(name)
             taken += size
-            for code in group_codes[group]:
-                remaining[code] -= size
+            remaining.subtract(dict.fromkeys(codes, size))
     return chosen

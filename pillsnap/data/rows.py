@@ -1,0 +1,128 @@
+"""Manifest rows of sampled AI Hub photos: labels are read in parallel and matched with the codes of the file name."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import pyarrow as pa
+
+from pillsnap.data.aihub import Progress, label_paths, split_codes
+from pillsnap.data.candidates import Candidates, Sample
+from pillsnap.data.labels import Label, read_labels
+from pillsnap.data.manifest import CAMERA_FIELDS, SCHEMA
+
+_CHUNK = 500
+_PROCESSES_FROM = 4000
+"""Label files from which worker processes pay for their start (about 0.3 s)."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The manifest table, what the labels say about the codes, and label paths by problem."""
+
+    table: pa.Table
+    names: dict[str, str]
+    edi_codes: dict[str, list[str]]
+    num_labels: int
+    problems: dict[str, list[str]]
+
+
+def read_rows(
+    candidates: Candidates, sample: Sample, data_root: Path, num_workers: int | None, progress: Progress | None
+) -> Rows:
+    """Rows sorted by sample id: the order must not depend on the folder or archive that a photo lies in.
+
+    A pill whose label is missing, broken or of another code gets a null box and its label path is listed.
+    """
+    scan = candidates.scan
+    positions = candidates.positions[sample.photos].tolist()
+    stems = [scan.stem(position) for position in positions]
+    order = sorted(range(len(stems)), key=stems.__getitem__)
+    stems = [stems[row] for row in order]
+    positions = [positions[row] for row in order]
+    photos = sample.photos[order].tolist()
+    sets = scan.set_index[positions].tolist()
+    codes = [split_codes(scan.prefixes[index]) for index in sets]
+    jobs: list[tuple[str, str]] = []
+    for stem, index, row_codes in zip(stems, sets, codes, strict=True):
+        jobs += zip(label_paths(scan.folders[index], scan.prefixes[index], stem), row_codes, strict=True)
+    labels = _read_all(data_root, jobs, num_workers, progress)
+
+    names: dict[str, Counter[str]] = {}
+    edi_codes: dict[str, set[str]] = {}
+    problems: dict[str, list[str]] = {}
+    for (path, code), label in zip(jobs, labels, strict=True):
+        if label.problem:
+            problems.setdefault(label.problem, []).append(path)
+        if label.name:
+            names.setdefault(code, Counter())[label.name] += 1
+        edi_codes.setdefault(code, set()).update(label.edi_codes)
+
+    boxes, sizes = _per_photo(codes, labels)
+    fields = scan.view_fields[scan.view_index[positions]]
+    columns = {
+        "sample_id": stems,
+        "image_path": [scan.path(position) for position in positions],
+        "image_type": ["combination" if len(row) > 1 else "single" for row in codes],
+        "codes": codes,
+        "boxes": boxes,
+        "width": [width for width, _ in sizes],
+        "height": [height for _, height in sizes],
+        "group": [candidates.group_name(photo) for photo in photos],
+        "split": ["val" if is_val else "train" for is_val in sample.is_val[order]],
+        "source": ["aihub/" + scan.folders[index].split("/images/")[0].rpartition("/")[2] for index in sets],
+        **{name: fields[:, column] for column, name in enumerate(CAMERA_FIELDS)},
+    }
+    table = pa.table({name: pa.array(values, type=SCHEMA.field(name).type) for name, values in columns.items()})
+    return Rows(
+        table,
+        {code: min(seen, key=lambda name: (-seen[name], name)) for code, seen in names.items()},
+        {code: sorted(values) for code, values in edi_codes.items()},
+        len(jobs),
+        problems,
+    )
+
+
+def _per_photo(
+    codes: Sequence[tuple[str, ...]], labels: Sequence[Label]
+) -> tuple[list[list[tuple[float, float, float, float] | None]], list[tuple[int, int]]]:
+    boxes, sizes = [], []
+    cursor = 0
+    for row in codes:
+        found = labels[cursor : cursor + len(row)]
+        cursor += len(row)
+        boxes.append([label.box for label in found])
+        said = Counter((label.width, label.height) for label in found if label.width and label.height)
+        sizes.append(min(said, key=lambda size: (-said[size], size)) if said else (0, 0))
+    return boxes, sizes
+
+
+def _read_all(
+    data_root: Path, jobs: list[tuple[str, str]], num_workers: int | None, progress: Progress | None
+) -> list[Label]:
+    root = os.fspath(data_root)
+    chunks = [jobs[start : start + _CHUNK] for start in range(0, len(jobs), _CHUNK)]
+    workers = num_workers or os.cpu_count() or 1
+    labels: list[Label] = []
+    if workers == 1 or len(jobs) < _PROCESSES_FROM:
+        for chunk in chunks:
+            labels += read_labels(root, chunk)
+            _tell(progress, len(labels), len(jobs))
+        return labels
+    # A fork would copy Arrow's threads in an unknown state; the fork server's children load the label module alone.
+    with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
+        for part in pool.map(read_labels, [root] * len(chunks), chunks):
+            labels += part
+            _tell(progress, len(labels), len(jobs))
+    return labels
+
+
+def _tell(progress: Progress | None, done: int, total: int) -> None:
+    if progress is not None:
+        progress("labels", done, total)
