@@ -1,10 +1,10 @@
 """Renders pill photographs in the AI Hub layout, for the demo, the tests and the benchmarks.
 
-    catalog.py    the invented drugs
-    shapes.py     a drug's body: height field, imprint, colours
-    render.py     one photograph
-    layout.py     which photographs there are, where the pills lie, their label JSON
-    generate.py   writes the tree
+catalog.py    the invented drugs
+shapes.py     a drug's body: height field, imprint, colours
+render.py     one photograph
+layout.py     which photographs there are, where the pills lie, their label JSON
+generate.py   writes the tree
 """
 
 from __future__ import annotations

@@ -18,18 +18,24 @@ from pillsnap.data.synthetic.catalog import COLOURS, Look, Pill
 
 _POLYGONS = {"삼각형": (3, 7.0), "오각형": (5, 12.0), "육각형": (6, 14.0), "팔각형": (8, 24.0)}
 # How steep the field falls outside the outline: the rim is a wall, but the tracer needs a slope to find it by.
-_WALL_SLOPE = 5.0
+WALL_SLOPE = 5.0
+SHADOW_STEP = 4
 
 
 @dataclass(frozen=True)
 class Body:
-    """One side of a pill, square grids of float32. `top` is the upper surface, `albedo` (h, w, 3) RGB in 0..255."""
+    """One side of a pill, on square float32 grids with the pill's centre in the middle pixel.
+
+    `top` is the upper surface in px, `albedo` (h, w, 3) BGR in 0..255, `footprint` coverage at 1/SHADOW_STEP of the
+    size, `underside` the BGR colour of a second layer, `half_thick` in px, `flatness` short side over long side.
+    """
 
     top: np.ndarray
-    footprint: np.ndarray
     albedo: np.ndarray
+    footprint: np.ndarray
     underside: tuple[int, int, int] | None
     half_thick: float
+    flatness: float
     gloss: float
 
 
@@ -60,7 +66,7 @@ def _inset(look: Look, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]
 
 @lru_cache(maxsize=48)
 def build_body(pill: Pill, direction: int, px_per_mm: float) -> Body:
-    """The fields of the front (`direction` 0) or back (1). The grid is odd-sized with the pill's centre in its middle."""
+    """The fields of the front (`direction` 0) or the back (1)."""
     look = pill.look
     radius = int(math.ceil((look.long_mm / 2 * 1.12 + 0.6) * px_per_mm))
     axis = np.arange(-radius, radius + 1, dtype=np.float32) / px_per_mm
@@ -78,9 +84,12 @@ def build_body(pill: Pill, direction: int, px_per_mm: float) -> Body:
         run_mm = depth_mm if look.domed else 0.22 * depth_mm
         cap = (half_thick_mm - rim_mm) * (1 - (1 - np.clip(inset_mm / run_mm, 0, 1)) ** 2)
         cap = cv2.GaussianBlur(cap, (0, 0), max(0.12 * px_per_mm, 0.5))
-    top = rim_mm + cap + np.minimum(inset_mm, 0) * _WALL_SLOPE
+    top = rim_mm + cap + np.minimum(inset_mm, 0) * WALL_SLOPE
     mark = _mark(pill, direction, px_per_mm, top.shape)
     albedo, underside = _colours(look, direction, x)
+    grain = np.random.default_rng([int(pill.code.removeprefix("K-")), direction]).standard_normal(x.shape, np.float32)
+    grain = cv2.GaussianBlur(grain, (0, 0), max(0.06 * px_per_mm, 0.5))
+    albedo *= 1 + ((0.006 if look.glossy else 0.015) / grain.std()) * grain[..., None]
     if look.shape == "캡슐":
         ink = np.float32((52, 50, 54) if np.mean(COLOURS[look.colour]) > 105 else (232, 230, 226))
         albedo = albedo + (ink - albedo) * (0.85 * mark[..., None])
@@ -90,12 +99,22 @@ def build_body(pill: Pill, direction: int, px_per_mm: float) -> Body:
         albedo = albedo * (1 - 0.16 * mark[..., None])
     return Body(
         top=np.ascontiguousarray(top * px_per_mm, dtype=np.float32),
-        footprint=(inset_mm > 0).astype(np.float32),
-        albedo=np.ascontiguousarray(albedo, dtype=np.float32),
-        underside=underside,
+        albedo=np.ascontiguousarray(albedo[..., ::-1], dtype=np.float32),
+        footprint=_footprint(look, radius, px_per_mm),
+        underside=None if underside is None else underside[::-1],
         half_thick=half_thick_mm * px_per_mm,
+        flatness=look.short_mm / look.long_mm if look.shape in ("장방형", "캡슐", "타원형") else 1.0,
         gloss=0.55 if look.shape == "캡슐" else 0.22 if look.glossy else 0.05,
     )
+
+
+def _footprint(look: Look, radius: int, px_per_mm: float) -> np.ndarray:
+    """The outline as coverage, SHADOW_STEP times smaller."""
+    step_mm = SHADOW_STEP / px_per_mm
+    small = math.ceil(radius / SHADOW_STEP)
+    axis = np.arange(-small, small + 1, dtype=np.float32) * np.float32(step_mm)
+    inset_mm, _ = _inset(look, *np.meshgrid(axis, axis))
+    return np.clip(0.5 + inset_mm / step_mm, 0, 1).astype(np.float32)
 
 
 def _colours(look: Look, direction: int, x: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int] | None]:
