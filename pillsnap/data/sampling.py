@@ -42,34 +42,53 @@ def choose_classes(
     """Code ids to train on, sorted.
 
     `single_counts`, `total_counts`: photos per code; `combinations`: code ids of each combination, `combination_sizes`
-    its photos. A combination is usable only when all its codes are classes, so the codes that occur in most
-    combinations come first, as many as the wanted number of combination photos needs; the rest are drawn by hash,
-    classes with enough single photos for their share before the others.
+    its photos. A combination is usable only when all its codes are classes, so the codes that the wanted number of
+    combination photos needs come first; the rest are drawn by hash, classes with enough single photos for their share
+    before the others.
     """
     eligible = total_counts >= min_photos_per_class
     if num_classes is None or int(eligible.sum()) <= num_classes:
         return np.flatnonzero(eligible)
-    usable = [i for i, codes in enumerate(combinations) if eligible[codes].all()]
-    frequency = np.zeros(len(eligible), dtype=np.int64)
-    for i in usable:
-        frequency[combinations[i]] += 1
-    by_frequency = np.lexsort((code_hashes, -frequency))
-    rank = np.empty_like(by_frequency)
-    rank[by_frequency] = np.arange(len(by_frequency))
-    core = 0
-    if usable and combination_fraction > 0:
+    chosen = np.zeros(0, dtype=np.int64)
+    if len(combinations) and combination_fraction > 0:
         wanted = np.inf if num_photos is None else num_photos * combination_fraction
-        needs = np.array([rank[combinations[i]].max() + 1 for i in usable])
-        order = np.argsort(needs, kind="stable")
-        covered = np.cumsum(combination_sizes[usable][order])
-        enough = min(int(np.searchsorted(covered, wanted)), len(order) - 1)
-        core = min(int(needs[order][enough]), num_classes)
-    chosen = by_frequency[:core]
-    chosen = chosen[eligible[chosen]]
+        chosen = _combination_core(combinations, combination_sizes, eligible, code_hashes, num_classes, wanted)
     share = 0 if num_photos is None else num_photos * (1 - combination_fraction) / num_classes
     rest = np.setdiff1d(np.flatnonzero(eligible), chosen)
     rest = rest[np.lexsort((code_hashes[rest], single_counts[rest] < share))]
     return np.sort(np.concatenate([chosen, rest[: num_classes - len(chosen)]]))
+
+
+def _combination_core(
+    combinations: Sequence[np.ndarray],
+    sizes: np.ndarray,
+    eligible: np.ndarray,
+    code_hashes: np.ndarray,
+    num_classes: int,
+    wanted: float,
+) -> np.ndarray:
+    """At most `num_classes` codes whose combinations have `wanted` photos between them, chosen greedily.
+
+    Each step takes the combination that needs the fewest further codes; among those the one whose codes are in most
+    combinations, then by hash.
+    """
+    usable = [i for i, codes in enumerate(combinations) if eligible[codes].all()]
+    members = [np.unique(combinations[i]) for i in usable]
+    if not members:
+        return np.zeros(0, dtype=np.int64)
+    flat = np.concatenate(members)
+    owner = np.repeat(np.arange(len(members)), [len(codes) for codes in members])
+    popularity = np.bincount(owner, weights=np.bincount(flat, minlength=len(eligible))[flat])
+    ties = np.array([np.bitwise_xor.reduce(code_hashes[codes]) for codes in members])
+    chosen = np.zeros(len(eligible), dtype=bool)
+    while True:
+        missing = np.bincount(owner, weights=~chosen[flat]).astype(np.int64)
+        budget = num_classes - int(chosen.sum())
+        options = np.flatnonzero((missing > 0) & (missing <= budget))
+        if not len(options) or sizes[usable][missing == 0].sum() >= wanted:
+            return np.flatnonzero(chosen)
+        order = np.lexsort((ties[options], -popularity[options], missing[options]))
+        chosen[members[options[order[0]]]] = True
 
 
 def quotas(available: np.ndarray, total: int, tie_hashes: np.ndarray) -> np.ndarray:
