@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -11,7 +14,7 @@ from pillsnap.errors import UserError
 
 LIKENESSES = ("easy", "shared")
 CLASSES_PER_GROUP = 6
-MAX_CLASSES = 20_000
+MAX_CLASSES = 10_000
 
 # Neither pairs that look alike (0/O, 1/I) nor signs that turn into others when the pill is rotated (9, W, Z).
 LETTERS = "ABCDEFGHJKLMNPRSTUVXY"
@@ -81,7 +84,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Pill:
-    """One invented drug. `prints` and `scored` hold (front, back)."""
+    """One invented drug. `prints` and `scored` hold (front, back); a `|` in a print marks where the score line runs."""
 
     code: str
     look: Look
@@ -100,8 +103,9 @@ class Pill:
 def build_catalog(seed: int, num_classes: int, likeness: str) -> list[Pill]:
     """Draw the drugs, sorted by code.
 
-    The set for n classes is contained in the set for n + 1. With `likeness` "easy" shape and colour already tell most
-    classes apart; with "shared" every `CLASSES_PER_GROUP` classes have shape, colours and size in common.
+    The drugs for n classes are among those for n + 1. With `likeness` "easy" shape and colour already tell most classes
+    apart; with "shared" every `CLASSES_PER_GROUP` classes have shape, colours and size in common. Pills of one shape
+    and colour never share an imprint, neither on the front nor on the back.
 
     Raises:
         UserError: `likeness` is unknown or `num_classes` is out of range.
@@ -111,36 +115,35 @@ def build_catalog(seed: int, num_classes: int, likeness: str) -> list[Pill]:
     if not 1 <= num_classes <= MAX_CLASSES:
         raise UserError(f"num_classes is {num_classes}: use 1 to {MAX_CLASSES}")
     rng = np.random.default_rng([seed, 0])
-    codes: set[str] = set()
-    prints: set[str] = set()
     shift = (int(rng.integers(len(SHAPES))), int(rng.integers(len(COLOURS))))
+    codes: set[str] = set()
+    prints: dict[tuple[str, str, str], set[str]] = defaultdict(set)
     pills = []
     for index in range(num_classes):
         code = _fresh(codes, lambda: f"K-{rng.integers(100, 45_000):06d}")
         look = _easy_look(seed, index, shift) if likeness == "easy" else _shared_look(seed, index)
-        max_signs = _SIZES[look.shape][4]
-        scored_front = look.shape in ("원형", "장방형", "타원형") and max_signs >= 4 and rng.random() < 0.4
-        front = _fresh(prints, lambda: _imprint(rng, max_signs, split=scored_front))  # noqa: B023
-        back = _fresh(prints, lambda: _imprint(rng, max_signs, split=False))  # noqa: B023
-        pills.append(_describe(rng, code, look, (front, back), (bool(scored_front), False)))
+        scored = look.shape in ("원형", "장방형", "타원형") and rng.random() < 0.4
+        taken = prints[look.shape, look.colour, look.second_colour]
+        front = _fresh(taken, partial(_imprint, rng, _SIZES[look.shape][4], scored))
+        back = _fresh(taken, partial(_imprint, rng, _SIZES[look.shape][4], False))
+        pills.append(_describe(rng, code, look, (front, back), (bool(scored), False)))
     return sorted(pills, key=lambda pill: pill.code)
 
 
-def _fresh(taken: set[str], draw) -> str:
+def _fresh(taken: set[str], draw: Callable[[], str]) -> str:
     while (value := draw()) in taken:
         pass
     taken.add(value)
     return value
 
 
-def _imprint(rng: np.random.Generator, max_signs: int, *, split: bool) -> str:
-    """Letters, digits or both; a `|` marks where the score line runs."""
-    length = 2 * int(rng.integers(1, max_signs // 2 + 1)) if split else int(rng.integers(2, max_signs + 1))
+def _imprint(rng: np.random.Generator, max_signs: int, scored: bool) -> str:
+    """Letters, then digits; as many on either side of a score line."""
+    length = 2 * int(rng.integers(1, max_signs // 2 + 1)) if scored else int(rng.integers(2, max_signs + 1))
     num_letters = int(rng.integers(0, length + 1))
-    signs = [LETTERS[i] for i in rng.integers(len(LETTERS), size=num_letters)]
-    signs += [DIGITS[i] for i in rng.integers(len(DIGITS), size=length - num_letters)]
-    text = "".join(signs)
-    return f"{text[: length // 2]}|{text[length // 2 :]}" if split else text
+    letters = "".join(LETTERS[i] for i in rng.integers(len(LETTERS), size=num_letters))
+    text = letters + "".join(DIGITS[i] for i in rng.integers(len(DIGITS), size=length - num_letters))
+    return f"{text[: length // 2]}|{text[length // 2 :]}" if scored else text
 
 
 def _easy_look(seed: int, index: int, shift: tuple[int, int]) -> Look:
@@ -170,7 +173,9 @@ def _sized(rng: np.random.Generator, shape: str, colour: str, second: str) -> Lo
     return Look(shape, colour, second, long_mm, short_mm, thick_mm, bool(domed), bool(rng.random() < 0.6))
 
 
-def _describe(rng, code: str, look: Look, prints: tuple[str, str], scored: tuple[bool, bool]) -> Pill:
+def _describe(
+    rng: np.random.Generator, code: str, look: Look, prints: tuple[str, str], scored: tuple[bool, bool]
+) -> Pill:
     picks = [_SYLLABLES[i] for i in rng.integers(len(_SYLLABLES), size=3)]
     strength_mg = int(rng.choice(_STRENGTHS_MG))
     korean, english = "".join(k for k, _ in picks), "".join(e for _, e in picks).capitalize()
@@ -189,6 +194,6 @@ def _describe(rng, code: str, look: Look, prints: tuple[str, str], scored: tuple
         material_en=f"{english} Hydrochloride",
         company=company,
         company_en=company_en,
-        item_seq=int(rng.integers(195_000_000, 202_500_000)) * 1 if rng.random() < 0.9 else 196_000_001,
+        item_seq=int(rng.integers(1960, 2021)) * 100_000 + int(rng.integers(1, 10_000)),
         edi_code=",".join(edi_codes),
     )

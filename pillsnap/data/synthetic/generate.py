@@ -5,23 +5,28 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import cv2
+import numpy as np
 
 from pillsnap.data.synthetic.catalog import build_catalog
-from pillsnap.data.synthetic.layout import PhotoPlan, label_json, place_pills, plan_photos
+from pillsnap.data.synthetic.labels import label_json
+from pillsnap.data.synthetic.layout import PhotoPlan, place_pills, plan_photos
 from pillsnap.data.synthetic.render import render_photo
 from pillsnap.errors import UserError
 
 IMAGE_FORMATS = ("png", "jpg")
 RECORD_NAME = "synthetic.json"
-_MIN_SIDE_PX, _MAX_SIDE_PX = 96, 8192
+_MIN_SIDE_PX, _MAX_SIDE_PX = 96, 4096
 _CHUNK = 12
 
 
@@ -54,7 +59,7 @@ def generate(
     `frame` is (width, height) in px; `likeness` "easy" gives classes that colour and shape tell apart, "shared"
     classes that only the imprint does. A photograph depends on the arguments and its own file name alone, so the bytes
     are the same for any `num_workers` (default: every core). `progress(done, total)` is called as photos are written.
-    `out/synthetic.json` records the arguments; running again with the same ones completes or rewrites the tree.
+    `out/synthetic.json` records the arguments; running again with the same ones writes the same tree again.
 
     Raises:
         UserError: an argument is out of range, or `out` holds something else.
@@ -83,12 +88,17 @@ def generate(
     chunks = [plans[i : i + _CHUNK] for i in range(0, len(plans), _CHUNK)]
     workers = min(num_workers or len(os.sched_getaffinity(0)), len(chunks))
     done = 0
-    for count in map(draw, chunks) if workers == 1 else _in_processes(draw, chunks, workers):
-        done += count
-        if progress is not None:
-            progress(done, len(plans))
-    _write_stray_index(out, plans)
-    _write_record(out, record | {"complete": True})
+    try:
+        for count in map(draw, chunks) if workers == 1 else _in_processes(draw, chunks, workers):
+            done += count
+            if progress is not None:
+                progress(done, len(plans))
+        _write_stray_index(out, plans, image_format)
+        _write_record(out, record | {"complete": True})
+    except BrokenProcessPool as error:
+        raise UserError(f"a drawing process died after {done} photos, out of memory?: try fewer num_workers") from error
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror}; free some space or give another folder") from error
     return GeneratedTree(
         root=out,
         num_photos=len(plans),
@@ -134,15 +144,29 @@ def _write_record(out: Path, record: dict) -> None:
     temporary.replace(out / RECORD_NAME)
 
 
-def _in_processes(draw: Callable[[list[PhotoPlan]], int], chunks: list[list[PhotoPlan]], workers: int):
+def _in_processes(draw: Callable[[list[PhotoPlan]], int], chunks: list[list[PhotoPlan]], workers: int) -> Iterator[int]:
     # Fresh processes: a fork would copy the locks of whatever threads the caller runs.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
         try:
             for future in as_completed([pool.submit(draw, chunk) for chunk in chunks]):
                 yield future.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    cv2.setNumThreads(1)
+    # Ctrl-C is for the parent, which then lets the chunks in hand finish and stops the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()  # a killed parent cannot stop its pool
+    os._exit(1)
 
 
 def _draw_chunk(plans: list[PhotoPlan], *, out: Path, frame: tuple[int, int], suffix: str, seed: int) -> int:
@@ -167,23 +191,27 @@ def _draw_chunk(plans: list[PhotoPlan], *, out: Path, frame: tuple[int, int], su
     return len(plans)
 
 
-def _encode(pixels, suffix: str) -> bytes:
+def _encode(pixels: np.ndarray, suffix: str) -> bytes:
     if suffix == ".jpg":
         flags = [cv2.IMWRITE_JPEG_QUALITY, 95]
     else:
         # Noise has no repeats to search for: one row filter and Huffman coding alone is twice as fast, and smaller.
         flags = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY]
-        flags += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_AVG]
+        if hasattr(cv2, "IMWRITE_PNG_FILTER"):  # OpenCV before 4.12 always tries every filter
+            flags += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_AVG]
     encoded, data = cv2.imencode(suffix, pixels, flags)
     assert encoded, suffix
     return data.tobytes()
 
 
-def _write_stray_index(out: Path, plans: list[PhotoPlan]) -> None:
-    """The real set has a contact sheet among the photos of some combinations; readers must skip it."""
+def _write_stray_index(out: Path, plans: list[PhotoPlan], image_format: str) -> None:
+    """The real set has contact sheets among the photos of some combinations; readers must skip them."""
     plan = next((plan for plan in plans if len(plan.pills) > 1), None)
-    if plan is not None:
-        photo = next((out / plan.image_dir).glob(f"{plan.stem}.*"))
-        small = cv2.resize(cv2.imread(str(photo)), None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
-        folder = out / plan.image_dir
-        (folder / f"{folder.name}_index.png").write_bytes(_encode(small, ".png"))
+    if plan is None:
+        return
+    folder = out / plan.image_dir
+    data = np.frombuffer((folder / f"{plan.stem}.{image_format}").read_bytes(), np.uint8)
+    photo = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    assert photo is not None, plan.stem
+    small = cv2.resize(photo, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
+    (folder / f"{folder.name}_index.png").write_bytes(_encode(small, ".png"))

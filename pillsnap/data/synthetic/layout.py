@@ -1,13 +1,11 @@
-"""Which photographs there are: names, folders and labels of the AI Hub layout, as a function of the arguments."""
+"""Which photographs there are: names, folders and arrangements, as a function of the arguments."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -22,7 +20,7 @@ LONGITUDES = tuple(range(0, 360, 10))
 COMBINATION_LATITUDES = (70, 75, 90)
 VIEWS_PER_CLASS = len(DIRECTIONS) * len(LIGHTS) * len(LATITUDES) * len(LONGITUDES)
 _SINGLE_FOLDERS, _COMBINATION_FOLDERS = 4, 2
-_STATE, _BACKGROUND, _SIZE = 0, 2, 200
+_STATE, _BACKGROUND, SIZE = 0, 2, 200
 
 
 @dataclass(frozen=True)
@@ -45,9 +43,7 @@ def plan_photos(catalog: list[Pill], num_singles: int, num_combinations: int, se
     Raises:
         UserError: there are not enough different views or sets of pills for that many photos.
     """
-    plans = [plan for plan in _plan_singles(catalog, num_singles, seed)]
-    plans += _plan_combinations(catalog, num_combinations, seed)
-    return plans
+    return [*_plan_singles(catalog, num_singles, seed), *_plan_combinations(catalog, num_combinations, seed)]
 
 
 def _plan_singles(catalog: list[Pill], num_singles: int, seed: int) -> Iterator[PhotoPlan]:
@@ -110,7 +106,7 @@ def _plan_combinations(catalog: list[Pill], num_combinations: int, seed: int) ->
 
 
 def _combinations(catalog: list[Pill], seed: int) -> Iterator[tuple[Pill, ...]]:
-    """Different sets of 2 to 4 pills, without end in sight of the caller's limit; rarer pills come first."""
+    """Different sets of 2 to 4 pills until there are no more; every pill comes about equally often."""
     rng = np.random.default_rng([seed, 6])
     seen: set[tuple[int, ...]] = set()
     uses = np.zeros(len(catalog))
@@ -127,7 +123,7 @@ def _combinations(catalog: list[Pill], seed: int) -> Iterator[tuple[Pill, ...]]:
 
 
 def _view_name(direction: int, light: int, latitude: int, longitude: int) -> str:
-    return f"{_STATE}_{_BACKGROUND}_{direction}_{light}_{latitude}_{longitude:03d}_{_SIZE}"
+    return f"{_STATE}_{_BACKGROUND}_{direction}_{light}_{latitude}_{longitude:03d}_{SIZE}"
 
 
 def place_pills(plan: PhotoPlan, frame: tuple[int, int], seed: int) -> list[Placement]:
@@ -153,85 +149,3 @@ def place_pills(plan: PhotoPlan, frame: tuple[int, int], seed: int) -> list[Plac
         dx, dy = (float(rng.uniform(-s, s)) for s in slack)
         placements.append(Placement(pill, (x * width + dx, y * height + dy), float(rng.uniform(0, 360))))
     return placements
-
-
-def label_json(
-    plan: PhotoPlan, pill: Pill, box: tuple[int, int, int, int], frame: tuple[int, int], suffix: str, seed: int
-) -> dict[str, Any]:
-    """The label file of one pill, with the fields of the real ones and their habit of changing type between files."""
-    rng = photo_rng(seed, f"{plan.stem}/{pill.code}")
-    look, file_name = pill.look, plan.stem + suffix
-    front, back = (_printed(pill, side) for side in (0, 1))
-    capsule = look.shape == "캡슐"
-
-    def number(value: float) -> float | str:
-        return str(value) if rng.random() < 0.5 else value
-
-    image = {
-        "file_name": file_name,
-        "width": frame[0],
-        "height": frame[1],
-        "imgfile": file_name,
-        "drug_N": pill.code,
-        "drug_S": "정상알약",
-        "back_color": "연회색 배경",
-        "drug_dir": DIRECTIONS[plan.direction],
-        "light_color": LIGHTS[plan.light],
-        "camera_la": plan.latitude,
-        "camera_lo": plan.longitude,
-        "size": _SIZE,
-        "dl_idx": str(int(pill.code.removeprefix("K-")) - 1),
-        "dl_mapping_code": pill.code,
-        "dl_name": unicodedata.normalize("NFD" if rng.random() < 0.1 else "NFC", pill.name),
-        "dl_name_en": pill.name_en,
-        "img_key": "",
-        "dl_material": pill.material,
-        "dl_material_en": pill.material_en,
-        "dl_custom_shape": "경질캡슐제, 산제" if capsule else "정제, 저작정" if not look.glossy else "필름코팅정",
-        "dl_company": pill.company,
-        "dl_company_en": pill.company_en,
-        "di_company_mf": "",
-        "di_company_mf_en": "",
-        "item_seq": number(pill.item_seq),
-        "di_item_permit_date": str(pill.item_seq // 1000 - 0)[:4] + "0614",
-        "di_class_no": "[01140]해열.진통.소염제",
-        "di_etc_otc_code": "전문의약품",
-        "di_edi_code": pill.edi_code,
-        "chart": f"{look.colour} {'경질캡슐' if capsule else look.shape + ' 정제'}",
-        "drug_shape": "장방형" if capsule else look.shape,
-        "thick": number(look.thick_mm),
-        "leng_long": number(look.long_mm),
-        "leng_short": number(look.short_mm),
-        "print_front": front,
-        "print_back": back,
-        "color_class1": look.colour,
-        "color_class2": look.second_colour,
-        "line_front": "-" if pill.scored[0] else "",
-        "line_back": "-" if pill.scored[1] else "",
-        "img_regist_ts": "20200101",
-        "form_code_name": "경질캡슐제" if capsule else "필름코팅정" if look.glossy else "나정",
-        "mark_code_front_anal": "",
-        "mark_code_back_anal": "",
-        "mark_code_front_img": "",
-        "mark_code_back_img": "",
-        "mark_code_front": "",
-        "mark_code_back": "",
-        "change_date": "20200313",
-        "id": 1,
-    }
-    annotation = {
-        "area": box[2] * box[3],
-        "iscrowd": 0,
-        "bbox": list(box),
-        "category_id": 1,
-        "ignore": 0,
-        "segmentation": [],
-        "id": 1,
-        "image_id": 1,
-    }
-    categories = [{"supercategory": "pill", "id": 1, "name": "Drug"}]
-    return {"images": [image], "type": "instances", "annotations": [annotation], "categories": categories}
-
-
-def _printed(pill: Pill, side: int) -> str:
-    return pill.prints[side].replace("|", "분할선")

@@ -30,11 +30,10 @@ class Placement:
 
 @dataclass(frozen=True)
 class Photo:
-    """`pixels` BGR uint8 (h, w, 3); one (x, y, w, h) box in px and one bool mask (frame-sized) a pill."""
+    """`pixels` BGR uint8 (h, w, 3); one (x, y, w, h) box in px around what is seen of each pill."""
 
     pixels: np.ndarray
     boxes: list[tuple[int, int, int, int]]
-    masks: list[np.ndarray]
 
 
 def photo_rng(seed: int, name: str) -> np.random.Generator:
@@ -57,7 +56,7 @@ def render_photo(
     px_per_mm = min(frame) / MM_ACROSS
     blur_px = 0.35 + float(rng.uniform(0.25, 0.5)) * min(frame) / 976
     exposure = float(rng.uniform(0.96, 1.03))
-    gains = np.float32(_LIGHT_GAINS[light]) * np.float32(exposure) * rng.normal(1, 0.006, 3).astype(np.float32)
+    gains = (exposure * np.array(_LIGHT_GAINS[light]) * rng.normal(1, 0.006, 3)).astype(np.float32)
     squeeze = np.sin(np.radians(latitude))
     sprites = []
     for place in placements:
@@ -76,7 +75,7 @@ def render_photo(
         view += colour[local] * gains
     noise = _window(_noise(seed, frame), rng, frame)
     pixels = cv2.add(paper, noise, dtype=cv2.CV_8U)
-    return Photo(pixels, [_box(sprite) for sprite in sprites], [_frame_mask(sprite, frame) for sprite in sprites])
+    return Photo(pixels, [_box(sprite) for sprite in sprites])
 
 
 def _scale(view: np.ndarray, factor: np.ndarray) -> None:
@@ -94,13 +93,6 @@ def _overlap(image: np.ndarray, origin: tuple[int, int], shape: tuple[int, ...])
 def _box(sprite: Sprite) -> tuple[int, int, int, int]:
     x, y, w, h = cv2.boundingRect(sprite.mask)
     return x + sprite.origin[0], y + sprite.origin[1], w, h
-
-
-def _frame_mask(sprite: Sprite, frame: tuple[int, int]) -> np.ndarray:
-    mask = np.zeros((frame[1], frame[0]), bool)
-    view, local = _overlap(mask, sprite.origin, sprite.mask.shape)
-    view[:] = sprite.mask[local] > 0
-    return mask
 
 
 def _paper(rng: np.random.Generator, frame: tuple[int, int], seed: int, gains: np.ndarray) -> np.ndarray:

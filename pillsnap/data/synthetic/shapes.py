@@ -17,9 +17,13 @@ from PIL import Image, ImageDraw, ImageFont
 from pillsnap.data.synthetic.catalog import COLOURS, Look, Pill
 
 _POLYGONS = {"삼각형": (3, 7.0), "오각형": (5, 12.0), "육각형": (6, 14.0), "팔각형": (8, 24.0)}
+# How much of the long and the short side the imprint may take.
+_TEXT_SHARES = {"삼각형": (0.44, 0.34), "마름모형": (0.44, 0.34)}
 # How steep the field falls outside the outline: the rim is a wall, but the tracer needs a slope to find it by.
 WALL_SLOPE = 5.0
 SHADOW_STEP = 4
+_ENGRAVED_MM = 0.34
+_CAPSULE_SEAM = 0.06  # share of the length from the middle at which the halves meet
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,9 @@ def _inset(look: Look, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]
     if look.shape in ("장방형", "캡슐"):
         return b - np.hypot(np.maximum(np.abs(x) - (a - b), 0), y), b
     if look.shape == "타원형":
-        # First-order distance to an ellipse: value over gradient length, capped where the gradient vanishes.
+        # First-order distance to an ellipse: value over gradient, both of which vanish in the middle.
         k0, k1 = np.hypot(x / a, y / b), np.hypot(x / a**2, y / b**2)
-        return np.minimum(k0 * (1 - k0) / np.maximum(k1, 1e-6) + 0 * x, b) + np.where(k0 < 0.02, b, 0), b
+        return np.where(k0 < 0.02, b, np.minimum(k0 * (1 - k0) / np.maximum(k1, 1e-6), b)), b
     if look.shape in ("사각형", "마름모형"):
         power = 6.0 if look.shape == "사각형" else 1.5
         s = (np.abs(x / a) ** power + np.abs(y / b) ** power) ** (1 / power)
@@ -57,55 +61,54 @@ def _inset(look: Look, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]
         return depth * (1 - s), depth
     sides, power = _POLYGONS[look.shape]
     inradius = a * math.cos(math.pi / sides) * 2 ** (1 / power)
-    total = np.zeros_like(x)
-    for k in range(sides):
-        angle = math.pi / 2 + 2 * math.pi * k / sides
-        total += np.maximum(x * math.cos(angle) + y * math.sin(angle), 0) ** power
-    return inradius - total ** (1 / power), inradius
+    angles = [math.pi / 2 + 2 * math.pi * k / sides for k in range(sides)]
+    reaches = sum(np.maximum(x * math.cos(angle) + y * math.sin(angle), 0) ** power for angle in angles)
+    return inradius - reaches ** (1 / power), inradius
 
 
-@lru_cache(maxsize=48)
+@lru_cache(maxsize=24)
 def build_body(pill: Pill, direction: int, px_per_mm: float) -> Body:
     """The fields of the front (`direction` 0) or the back (1)."""
     look = pill.look
-    radius = int(math.ceil((look.long_mm / 2 * 1.12 + 0.6) * px_per_mm))
-    axis = np.arange(-radius, radius + 1, dtype=np.float32) / px_per_mm
+    radius = math.ceil((look.long_mm / 2 * 1.12 + 0.6) * px_per_mm)
+    axis = np.arange(-radius, radius + 1, dtype=np.float32) / np.float32(px_per_mm)
     x, y = np.meshgrid(axis, axis)
-    inset_mm, depth_mm = _inset(look, x, y)
-    inset_mm = inset_mm.astype(np.float32)
-    half_thick_mm = look.thick_mm / 2
-    if look.shape == "캡슐":
-        rim_mm = 0.06 * half_thick_mm
-        t = np.clip(1 - inset_mm / depth_mm, 0, 1)
-        cap = (half_thick_mm - rim_mm) * np.sqrt(1 - t * t)
-        cap[x < -0.06 * look.long_mm] *= 0.955
-    else:
-        rim_mm = half_thick_mm * (0.5 if look.domed else 0.72)
-        run_mm = depth_mm if look.domed else 0.22 * depth_mm
-        cap = (half_thick_mm - rim_mm) * (1 - (1 - np.clip(inset_mm / run_mm, 0, 1)) ** 2)
-        cap = cv2.GaussianBlur(cap, (0, 0), max(0.12 * px_per_mm, 0.5))
-    top = rim_mm + cap + np.minimum(inset_mm, 0) * WALL_SLOPE
-    mark = _mark(pill, direction, px_per_mm, top.shape)
+    top_mm = _surface(look, x, y, px_per_mm)
+    mark = _mark(pill, direction, px_per_mm, x.shape[0])
     albedo, underside = _colours(look, direction, x)
     grain = np.random.default_rng([int(pill.code.removeprefix("K-")), direction]).standard_normal(x.shape, np.float32)
     grain = cv2.GaussianBlur(grain, (0, 0), max(0.06 * px_per_mm, 0.5))
     albedo *= 1 + ((0.006 if look.glossy else 0.015) / grain.std()) * grain[..., None]
-    if look.shape == "캡슐":
-        ink = np.float32((52, 50, 54) if np.mean(COLOURS[look.colour]) > 105 else (232, 230, 226))
-        albedo = albedo + (ink - albedo) * (0.85 * mark[..., None])
+    if look.shape == "캡슐":  # printed, as gelatine cannot be pressed
+        ink = (52.0, 50.0, 54.0) if np.mean(COLOURS[look.colour]) > 105 else (232.0, 230.0, 226.0)
+        albedo += (np.array(ink, np.float32) - albedo) * (0.85 * mark[..., None])
     else:
-        depth = 0.34 * cv2.GaussianBlur(mark, (0, 0), max(0.07 * px_per_mm, 0.45))
-        top = top - depth
-        albedo = albedo * (1 - 0.16 * mark[..., None])
+        top_mm -= _ENGRAVED_MM * cv2.GaussianBlur(mark, (0, 0), max(0.07 * px_per_mm, 0.45))
+        albedo *= 1 - 0.16 * mark[..., None]
     return Body(
-        top=np.ascontiguousarray(top * px_per_mm, dtype=np.float32),
-        albedo=np.ascontiguousarray(albedo[..., ::-1], dtype=np.float32),
+        top=np.asarray(top_mm * px_per_mm, np.float32),
+        albedo=np.ascontiguousarray(albedo[..., ::-1]),
         footprint=_footprint(look, radius, px_per_mm),
         underside=None if underside is None else underside[::-1],
-        half_thick=half_thick_mm * px_per_mm,
+        half_thick=look.thick_mm / 2 * px_per_mm,
         flatness=look.short_mm / look.long_mm if look.shape in ("장방형", "캡슐", "타원형") else 1.0,
         gloss=0.55 if look.shape == "캡슐" else 0.22 if look.glossy else 0.05,
     )
+
+
+def _surface(look: Look, x: np.ndarray, y: np.ndarray, px_per_mm: float) -> np.ndarray:
+    """Height of the upper surface over the middle plane, mm: on a rim, a dome, a bevelled face or a half tube."""
+    inset_mm, depth_mm = _inset(look, x, y)
+    half_mm = look.thick_mm / 2
+    if look.shape == "캡슐":
+        rim_mm = 0.06 * half_mm
+        rise = np.sqrt(1 - np.clip(1 - inset_mm / depth_mm, 0, 1) ** 2)
+        rise[x < -_CAPSULE_SEAM * look.long_mm] *= 0.955  # the cap is pushed over the body
+    else:
+        rim_mm = half_mm * (0.5 if look.domed else 0.72)
+        run_mm = depth_mm if look.domed else 0.22 * depth_mm
+        rise = cv2.GaussianBlur(1 - (1 - np.clip(inset_mm / run_mm, 0, 1)) ** 2, (0, 0), max(0.12 * px_per_mm, 0.5))
+    return rim_mm + (half_mm - rim_mm) * rise + np.minimum(inset_mm, 0) * WALL_SLOPE
 
 
 def _footprint(look: Look, radius: int, px_per_mm: float) -> np.ndarray:
@@ -118,49 +121,46 @@ def _footprint(look: Look, radius: int, px_per_mm: float) -> np.ndarray:
 
 
 def _colours(look: Look, direction: int, x: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int] | None]:
+    """RGB of the upper surface, and of the layer below it where there are two."""
     first, second = COLOURS[look.colour], COLOURS.get(look.second_colour)
     albedo = np.empty((*x.shape, 3), np.float32)
     albedo[:] = first
     if second is None:
         return albedo, None
     if look.shape == "캡슐":
-        albedo[x < -0.06 * look.long_mm] = second
+        albedo[x < -_CAPSULE_SEAM * look.long_mm] = second
         return albedo, None
-    # A two-layer tablet: the back shows the other layer.
     if direction == 1:
         albedo[:] = second
         return albedo, first
     return albedo, second
 
 
-def _mark(pill: Pill, direction: int, px_per_mm: float, shape: tuple[int, int]) -> np.ndarray:
+def _mark(pill: Pill, direction: int, px_per_mm: float, side: int) -> np.ndarray:
     """Imprint and score line as coverage in 0..1, drawn at twice the size and reduced."""
-    look, text = pill.look, pill.prints[direction]
-    scale = 2
-    side = shape[0] * scale
-    canvas = Image.new("L", (side, side))
+    look, px = pill.look, 2 * px_per_mm
+    canvas = Image.new("L", (2 * side, 2 * side))
     draw = ImageDraw.Draw(canvas)
-    px = px_per_mm * scale
-    parts = text.split("|")
-    wide, high = 0.74 * look.long_mm * px, 0.52 * look.short_mm * px
-    if look.shape in ("원형", "육각형", "팔각형", "오각형"):
-        wide = 0.70 * look.long_mm * px
-    if look.shape in ("삼각형", "마름모형"):
-        wide, high = 0.44 * look.long_mm * px, 0.34 * look.short_mm * px
-    centre_y = side / 2 + (0.05 * look.long_mm * px if look.shape == "삼각형" else 0)
+    share_x, share_y = _TEXT_SHARES.get(look.shape, (0.72, 0.52))
+    wide, high = share_x * look.long_mm * px, share_y * look.short_mm * px
     stroke = max(1, round(0.16 * px))
+    middle = float(side)
+    # The middle of a triangle's area lies below the middle of its height.
+    text_y = middle + (0.05 * look.long_mm * px if look.shape == "삼각형" else 0)
     if pill.scored[direction]:
-        half = look.short_mm / 2 * px * 1.1
-        draw.line([(side / 2, side / 2 - half), (side / 2, side / 2 + half)], fill=255, width=max(2, round(0.55 * px)))
-        for i, part in enumerate(parts):
-            _draw_text(draw, part, (side / 2 + (i - 0.5) * wide * 0.58, centre_y), wide * 0.40, high, stroke)
+        reach = 0.55 * look.short_mm * px
+        draw.line([(middle, middle - reach), (middle, middle + reach)], fill=255, width=max(2, round(0.55 * px)))
+        for i, part in enumerate(pill.prints[direction].split("|")):
+            _draw_text(draw, part, (middle + (i - 0.5) * wide * 0.58, text_y), wide * 0.4, high, stroke)
     else:
-        _draw_text(draw, "".join(parts), (side / 2, centre_y), wide, high, stroke)
-    mark = np.asarray(canvas, np.float32) / 255
-    return cv2.resize(mark, (shape[1], shape[0]), interpolation=cv2.INTER_AREA)
+        _draw_text(draw, pill.prints[direction], (middle, text_y), wide, high, stroke)
+    return cv2.resize(np.asarray(canvas, np.float32) / 255, (side, side), interpolation=cv2.INTER_AREA)
 
 
-def _draw_text(draw: ImageDraw.ImageDraw, text: str, centre, wide: float, high: float, stroke: int) -> None:
+def _draw_text(
+    draw: ImageDraw.ImageDraw, text: str, centre: tuple[float, float], wide: float, high: float, stroke: int
+) -> None:
+    """The largest text of one line that fits into `wide` x `high` px around `centre`."""
     probe = 100
     left, top, right, bottom = draw.textbbox((0, 0), text, font=_font(probe))
     size = int(probe * min((wide - 2 * stroke) / (right - left), (high - 2 * stroke) / (bottom - top)))
@@ -168,6 +168,6 @@ def _draw_text(draw: ImageDraw.ImageDraw, text: str, centre, wide: float, high: 
 
 
 @lru_cache(maxsize=64)
-def _font(size: int):
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     # Pillow carries this typeface itself, so the picture does not depend on the fonts of the machine.
     return ImageFont.load_default(size)

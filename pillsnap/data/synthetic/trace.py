@@ -43,8 +43,8 @@ def trace(body: Body, centre: tuple[float, float], turn_deg: float, latitude_deg
     # Height lifts the picture: the camera aims at the middle of the pill, its underside lies lower in the frame.
     drop = body.half_thick * cos_la
     radius = body.top.shape[0] // 2
-    half_w = int(math.ceil(radius * min(1.0, abs(c) + abs(s) * body.flatness))) + 2
-    half_h = int(math.ceil(radius * sin_la * min(1.0, abs(s) + abs(c) * body.flatness) + drop)) + 2
+    half_w = math.ceil(radius * min(1.0, abs(c) + abs(s) * body.flatness)) + 2
+    half_h = math.ceil(radius * sin_la * min(1.0, abs(s) + abs(c) * body.flatness) + drop) + 2
     x0, y0 = math.floor(centre[0]) - half_w, math.floor(centre[1]) - half_h
     size = (2 * half_w + 1, 2 * half_h + 1)
     ground = _affine(turn, radius, (centre[0] - x0, centre[1] - y0 + drop))
