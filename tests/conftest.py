@@ -61,3 +61,12 @@ def toy_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("toy_tree")
     generate(root, num_classes=4, num_singles=24, num_combinations=9, frame=(244, 320), seed=7)
     return root
+
+
+@pytest.fixture(scope="session")
+def toy_manifest(toy_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The manifest of all photos of `toy_tree`, a quarter of them for validation; its folder also holds classes.json."""
+    from pillsnap.data.build import build_manifest
+
+    out = tmp_path_factory.mktemp("toy_manifest")
+    return build_manifest(toy_tree, out, num_photos=None, num_classes=None, val_fraction=0.25, seed=42).path

@@ -84,8 +84,8 @@ RAYCLUSTER_SPEC = {
 }  # fmt: skip
 HEAD_GROUP = {"enableIngress", "headService", "labels", "rayStartParams", "resources", "serviceType", "template"}
 WORKER_GROUP = {
-    "groupName", "idleTimeoutSeconds", "labels", "maxReplicas", "minReplicas", "numOfHosts", "rayStartParams", "replicas",
-    "resources", "scaleStrategy", "suspend", "template",
+    "groupName", "idleTimeoutSeconds", "labels", "maxReplicas", "minReplicas", "numOfHosts", "rayStartParams",
+    "replicas", "resources", "scaleStrategy", "suspend", "template",
 }  # fmt: skip
 POD_SPEC = {"automountServiceAccountToken", "containers", "nodeSelector", "securityContext", "tolerations", "volumes"}
 CONTAINER = {"env", "image", "imagePullPolicy", "name", "ports", "resources", "securityContext", "volumeMounts"}
