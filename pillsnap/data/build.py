@@ -62,8 +62,8 @@ def build_manifest(
     num_excluded = int((~allowed).sum())
     if not len(sample.photos):
         raise UserError(
-            f"{data_root}: none of {len(scan)} photos is left after sampling: {len(sample.too_few_photos)} classes have "
-            f"fewer than {min_photos_per_class} photos, {num_excluded} photos are excluded; loosen the settings"
+            f"{data_root}: none of {len(scan)} photos is left after sampling: {len(sample.too_few_photos)} classes "
+            f"have fewer than {min_photos_per_class} photos, {num_excluded} photos are excluded; loosen the settings"
         )
     rows = read_rows(candidates, sample, Path(data_root), num_workers, progress)
     classes = class_list(rows.table, rows.names, rows.edi_codes)

@@ -1,4 +1,4 @@
-"""Hostile trees and label files: nothing outside the data root is read, nothing hangs, and what is refused is counted."""
+"""Hostile trees and label files: nothing outside the root is read, nothing hangs, all refusals are counted."""
 
 from __future__ import annotations
 

@@ -17,8 +17,19 @@ class Tree:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def single(self, code: str, *, direction: int = 0, light: int = 0, latitude: int = 75, longitude: int = 0, part: int = 1,
-               label: dict[str, Any] | bytes | None = None, tree: str = "train", pixels: bool = False) -> Path:  # fmt: skip
+    def single(
+        self,
+        code: str,
+        *,
+        direction: int = 0,
+        light: int = 0,
+        latitude: int = 75,
+        longitude: int = 0,
+        part: int = 1,
+        label: dict[str, Any] | bytes | None = None,
+        tree: str = "train",
+        pixels: bool = False,
+    ) -> Path:
         """One photo of one pill. `label`: fields to change, raw bytes, or None for a good one."""
         stem = f"{code}_0_2_{direction}_{light}_{latitude}_{longitude:03d}_200"
         base = self.root / tree
