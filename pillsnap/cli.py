@@ -1,0 +1,259 @@
+"""The `pillsnap` command: one subcommand a verb. Parses and delegates.
+
+Exit codes: 0 fine, 1 a negative answer (targets missed, not fit), 2 wrong usage or input, 130 stopped on request.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from pillsnap.errors import UserError
+
+DATA_ROOT_ENV = "PILLSNAP_DATA_ROOT"
+STOPPED = 130
+
+
+class _OneLineErrors(TyperGroup):
+    """Turns what a user caused into one line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            Console(stderr=True).print(f"pillsnap: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            Console(stderr=True).print("pillsnap: interrupted", style="red")
+            sys.exit(STOPPED)
+
+
+app = typer.Typer(
+    cls=_OneLineErrors,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Train, judge and run a two-stage pill recogniser.",
+)
+manifest_app = typer.Typer(no_args_is_help=True, help="Build, import and check manifests: the only truth about data.")
+app.add_typer(manifest_app, name="manifest")
+
+console = Console()
+
+Stage = Annotated[Optional[int], typer.Option(min=1, max=4, help="Scale step, 1 to 4: takes the preset stage1 ... stage4.")]  # noqa: UP045
+Preset = Annotated[Optional[str], typer.Option(help="A preset by name, instead of --stage.")]  # noqa: UP045
+DataRoot = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(envvar=DATA_ROOT_ENV, help="Folder (or URI) that the manifest's paths start from."),
+]
+RunDir = Annotated[Optional[Path], typer.Option("--run", help="Run directory [default: artifacts/<preset>].")]  # noqa: UP045
+Assignments = Annotated[Optional[list[str]], typer.Option("--set", help="Any setting: --set classification.lr=1e-4")]  # noqa: UP045
+Seed = Annotated[int, typer.Option(min=0)]
+
+
+@app.command()
+def demo(run_dir: RunDir = None) -> None:
+    """Everything at toy size on this machine: generate photos, train both models, judge them, write the report."""
+    from pillsnap.demo import run_demo
+
+    metrics = run_demo((run_dir or Path("artifacts/demo")).absolute(), console)
+    _show_verdict((run_dir or Path("artifacts/demo")).absolute(), metrics)
+    raise typer.Exit(0 if metrics["met"] else 1)
+
+
+@app.command()
+def synth(
+    out: Annotated[Path, typer.Option(help="Folder to write the tree into.")],
+    classes: Annotated[int, typer.Option(min=1)],
+    singles: Annotated[int, typer.Option(min=0, help="Photos of one pill, over all classes.")],
+    combinations: Annotated[int, typer.Option(min=0, help="Photos of two to four different pills.")],
+    seed: Seed = 42,
+    frame: Annotated[str, typer.Option(help="Width x height in pixels.")] = "976x1280",
+    image_format: Annotated[str, typer.Option("--format", help="png or jpg.")] = "png",
+    likeness: Annotated[str, typer.Option(help="easy: shape and colour tell classes apart; shared: only the imprint does.")] = "easy",
+) -> None:
+    """Generate pill photographs with labels in the AI Hub layout."""
+    from pillsnap.data.synthetic import generate
+
+    width, separator, height = frame.partition("x")
+    if not (separator and width.isdecimal() and height.isdecimal()):
+        raise UserError(f"--frame {frame!r} is not of the form WIDTHxHEIGHT, for example 976x1280.")
+    with _progress("generating photos") as progress:
+        tree = generate(
+            out,
+            num_classes=classes,
+            num_singles=singles,
+            num_combinations=combinations,
+            seed=seed,
+            frame=(int(width), int(height)),
+            image_format=image_format,
+            likeness=likeness,
+            progress=progress,
+        )
+    console.print(f"{tree.num_photos} photos of {len(tree.codes)} classes in {out}", highlight=False)
+
+
+@manifest_app.command("build")
+def manifest_build(
+    stage: Stage = None,
+    preset: Preset = None,
+    data_root: DataRoot = None,
+    out: Annotated[Optional[Path], typer.Option(help="Folder for the manifest [default: artifacts/<preset>].")] = None,  # noqa: UP045
+    samples: Annotated[Optional[int], typer.Option(help="Photos to take.")] = None,  # noqa: UP045
+    classes: Annotated[Optional[int], typer.Option(help="Classes to take.")] = None,  # noqa: UP045
+    exclude: Annotated[Optional[Path], typer.Option(help="Earlier manifest whose validation photos stay out.")] = None,  # noqa: UP045
+    seed: Seed = 42,
+    assignments: Assignments = None,
+) -> None:
+    """Sample an AI Hub tree into a manifest."""
+    from pillsnap.config import run_directory
+    from pillsnap.data.build import build_manifest
+
+    overrides = {"sampling.num_photos": samples, "sampling.num_classes": classes}
+    settings = _settings(stage, preset, overrides, assignments)
+    with _progress("building the manifest") as progress:
+        result = build_manifest(
+            Path(_data_root(data_root)), run_directory(settings, out), seed=seed, exclude=exclude, progress=progress, **settings.sampling.model_dump()
+        )
+    for note in result.report.get("notes", []):
+        console.print(note, markup=False, highlight=False)
+    console.print(f"manifest: {result.path}", highlight=False, soft_wrap=True)
+
+
+@manifest_app.command("import")
+def manifest_import(
+    folder: Annotated[Path, typer.Argument(help="Folder with images/ and labels/ of a YOLO-format set.")],
+    names: Annotated[str, typer.Option(help="Class names: a data.yaml, a text file, or a comma-separated list.")],
+    out: Annotated[Path, typer.Option(help="Folder for the manifest.")],
+    source_format: Annotated[str, typer.Option("--format", help="Only yolo.")] = "yolo",
+    group_by: Annotated[Optional[str], typer.Option(help="Regular expression for the part of a file name that photos of a group share.")] = None,  # noqa: UP045
+) -> None:
+    """Turn a YOLO-format folder of photographs into a manifest."""
+    from pillsnap.data.yolo import import_yolo
+
+    if source_format != "yolo":
+        raise UserError(f"--format {source_format!r} cannot be imported; the one format is yolo.")
+    path = import_yolo(folder, Path(names) if Path(names).is_file() else names, out.absolute(), group_by)
+    console.print(f"manifest: {path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def train(
+    stage: Stage = None,
+    preset: Preset = None,
+    data_root: DataRoot = None,
+    run_dir: RunDir = None,
+    manifest: Annotated[Optional[Path], typer.Option(help="Manifest [default: the one in the run directory].")] = None,  # noqa: UP045
+    task: Annotated[Optional[str], typer.Option(help="detection, classification or both.")] = None,  # noqa: UP045
+    epochs: Annotated[Optional[int], typer.Option(help="Epochs of the trained tasks.")] = None,  # noqa: UP045
+    batch_size: Annotated[Optional[int], typer.Option(help="Samples a step, over all workers.")] = None,  # noqa: UP045
+    num_workers: Annotated[Optional[str], typer.Option(help="auto (one a GPU) or a number.")] = None,  # noqa: UP045
+    resume: Annotated[bool, typer.Option(help="Take up a finished run again.")] = False,
+    log_level: Annotated[str, typer.Option(help="Level of train.log.")] = "INFO",
+    assignments: Assignments = None,
+) -> None:
+    """Train detection, then classification, then judge the run. The same command continues an unfinished run."""
+    from pillsnap.config import TASKS, run_directory
+    from pillsnap.observe.logs import setup_logging
+    from pillsnap.train.run_directory import open_run
+
+    overrides: dict[str, Any] = {"train.task": task, "train.num_workers": num_workers}
+    for name in TASKS if task in (None, "both") else (task,):
+        overrides |= {f"{name}.epochs": epochs, f"{name}.batch_size": batch_size}
+    settings = _settings(stage, preset, overrides, assignments)
+    directory = run_directory(settings, run_dir)
+    run, notes = open_run(directory, settings, manifest or directory, _data_root(data_root), resume=resume)
+    from pillsnap.train.run import RunStopped, train_and_judge  # late: torch takes seconds, and mistakes should not wait for it
+
+    setup_logging(directory, log_level)
+    for note in notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
+    try:
+        metrics = train_and_judge(run, console)
+    except RunStopped as stopped:
+        console.print(f"{stopped} Give the same command again to continue.", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(STOPPED) from None
+    _show_verdict(directory, metrics)
+
+
+@app.command()
+def evaluate(
+    run_dir: Annotated[Path, typer.Option("--run", help="Run directory.")],
+    manifest: Annotated[Optional[Path], typer.Option(help="Another manifest to judge on.")] = None,  # noqa: UP045
+    data_root: DataRoot = None,
+    json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the metrics here as well.")] = None,  # noqa: UP045
+    compare: Annotated[Optional[Path], typer.Option(help="An earlier run, to show beside this one.")] = None,  # noqa: UP045
+) -> None:
+    """Judge a trained run against its targets: exit code 0 when they are met, 1 when one is missed."""
+    from pillsnap.evaluate.run import evaluate_run
+    from pillsnap.train.run_directory import load_run
+    from pillsnap.train.session import ray_session
+
+    run = load_run(run_dir.absolute(), manifest_path=manifest, data_root=data_root)
+    earlier = _read_metrics(compare) if compare else None
+    with ray_session(), console.status("running both models over the validation photos"):
+        metrics = evaluate_run(run, compare=earlier)
+    if json_file:
+        json_file.write_text(json.dumps(metrics, ensure_ascii=False, indent=2), encoding="utf-8")
+    _show_verdict(run.run_dir, metrics)
+    raise typer.Exit(0 if metrics["met"] else 1)
+
+
+def _settings(stage: int | None, preset: str | None, overrides: dict[str, Any], assignments: list[str] | None) -> Any:
+    from pillsnap.config import load_settings
+
+    if (stage is None) == (preset is None):
+        raise UserError("Name either --stage 1 to 4 or --preset.")
+    return load_settings(preset or f"stage{stage}", overrides, tuple(assignments or ()))
+
+
+def _data_root(given: str | None) -> str:
+    if not given:
+        raise UserError(f"Where are the photos? Give --data-root, or set {DATA_ROOT_ENV}.")
+    if "://" in given:
+        return given
+    if not os.path.isdir(given):
+        raise UserError(f"The data root {given} is not a folder: give --data-root, or set {DATA_ROOT_ENV}.")
+    return str(Path(given).absolute())
+
+
+def _read_metrics(run_dir: Path) -> dict[str, Any]:
+    try:
+        return json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run_dir} has no metrics to compare with ({error}): evaluate it first.") from None
+
+
+def _show_verdict(run_dir: Path, metrics: dict[str, Any]) -> None:
+    from pillsnap.evaluate.targets import verdict_lines
+
+    console.print(verdict_lines(metrics))
+    console.print(f"report: {run_dir / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[..., None]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        bar = bars.add_task(what, total=None)
+
+        def update(*step: Any) -> None:
+            *part, done, total = step
+            bars.update(bar, completed=done, total=total or None, description=f"{what}: {part[0]}" if part else what)
+
+        yield update
+
+
+if __name__ == "__main__":
+    app()

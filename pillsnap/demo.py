@@ -1,0 +1,33 @@
+"""The whole system at toy size: generated photos, both models, the verdict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from pillsnap.config import Settings, load_settings
+from pillsnap.data.build import build_manifest
+from pillsnap.data.synthetic import generate
+
+_CLASSES, _SINGLES, _COMBINATIONS = 8, 192, 72
+_FRAME = (488, 640)
+
+
+def run_demo(run_dir: Path, console: Console) -> dict[str, Any]:
+    """Generate, train, judge; returns the metrics. A finished demo is judged again, an unfinished one continued."""
+    from pillsnap.train.run import train_and_judge
+    from pillsnap.train.run_directory import open_run
+
+    settings: Settings = load_settings("demo")
+    photos = run_dir / "photos"
+    if not (run_dir / "manifest.parquet").exists():
+        total = _SINGLES + _COMBINATIONS
+        console.print(f"generating {total} photos of {_CLASSES} kinds of pill: easy ones, which shape and colour tell apart")
+        generate(photos, num_classes=_CLASSES, num_singles=_SINGLES, num_combinations=_COMBINATIONS, frame=_FRAME)
+        build_manifest(photos, run_dir, seed=settings.train.seed, **settings.sampling.model_dump())
+    run, notes = open_run(run_dir, settings, run_dir, photos, resume=True)
+    for note in notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
+    return train_and_judge(run, console)

@@ -1,0 +1,72 @@
+"""Judge a run: both models over the validation photos, figures, verdict, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+
+from pillsnap.data.manifest import read_classes
+from pillsnap.errors import UserError
+from pillsnap.evaluate.inference import TABLES, predict_manifest
+from pillsnap.evaluate.judge import judge, write_metrics
+from pillsnap.evaluate.report import write_report
+from pillsnap.observe.events import EventLog, read_events
+from pillsnap.train.run_directory import Run
+
+SPLIT = "val"
+
+
+def evaluate_run(run: Run, *, compare: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Write `predictions/`, `metrics.json` and `report.html`, log the verdict, and return the metrics. Ray must be up."""
+    photos = run.manifest.filter(pc.equal(run.manifest["split"], SPLIT))
+    if not len(photos):
+        raise UserError("The manifest has no validation photos to judge on: build it again with sampling.val_fraction above 0.")
+    predictions = predict_manifest(photos, run.run_dir, run.settings, run.codes, run.data_root)
+    predictions.write(run.run_dir)
+    problems = [f"The best model of {name} is missing: {path}" for name in run.settings.tasks if not (path := run.export_path(name)).exists()]
+    if predictions.errors:
+        first = next(iter(predictions.errors.items()))
+        problems.append(f"{len(predictions.errors)} of {len(photos)} validation photos cannot be read, the first {first[0]} ({first[1]}).")
+    metrics = judge(
+        run.run_dir,
+        run.manifest,
+        run.codes,
+        predictions.detections,
+        predictions.classification,
+        predictions.pipeline,
+        run.settings.targets.model_dump(exclude_none=True),
+        training_time_s(run.run_dir),
+        run.settings.stage,
+        SPLIT,
+        problems,
+    )
+    metrics_path = write_metrics(run.run_dir, metrics)
+    events = read_events(run.run_dir)
+    report_path = write_report(
+        run.run_dir,
+        metrics,
+        manifest=run.manifest,
+        classes=_class_names(run),
+        tables={name: getattr(predictions, name) for name in TABLES},
+        events=events,
+        data_root=Path(run.data_root),
+        compare=compare,
+    )
+    with EventLog(run.run_dir) as log:
+        log.write("verdict", met=metrics["met"], targets=metrics["targets"], metrics_path=str(metrics_path), report_path=str(report_path))
+    return metrics
+
+
+def training_time_s(run_dir: Path) -> float:
+    """Seconds that the run's tasks took, over all restarts."""
+    durations: dict[str, float] = {}
+    for event in read_events(run_dir):
+        if event["kind"] == "task" and event["status"] == "finished":
+            durations[event["task"]] = event["duration_s"]
+    return sum(durations.values())
+
+
+def _class_names(run: Run) -> Any:
+    return read_classes(run.run_dir)
