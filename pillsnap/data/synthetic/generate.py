@@ -68,7 +68,7 @@ def generate(
     _check_frame(frame, image_format, num_workers)
     if seed < 0:
         raise UserError(f"seed is {seed}: use 0 or more")
-    if num_singles + num_combinations == 0:
+    if num_singles == num_combinations == 0:
         raise UserError("num_singles and num_combinations are both 0: ask for at least one photo")
     catalog = build_catalog(seed, num_classes, likeness)
     plans = plan_photos(catalog, num_singles, num_combinations, seed)
