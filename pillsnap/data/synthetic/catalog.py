@@ -35,7 +35,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "회색": (146, 148, 150),
     "연두": (178, 208, 116),
 }
-# Shares read off a pharmacy shelf: most tablets are white, and round or oblong.
+# Most tablets are white, and round or oblong: a repeated entry is a more frequent one.
 _COMMON_COLOURS = ("하양",) * 6 + ("노랑",) * 3 + ("분홍",) * 3 + ("주황",) * 2 + ("파랑", "초록", "갈색", "빨강")
 _COMMON_SHAPES = ("원형",) * 5 + ("장방형",) * 4 + ("타원형",) * 3 + ("캡슐",) * 2 + ("육각형", "사각형", "팔각형")
 
@@ -53,7 +53,6 @@ _SIZES: dict[str, tuple[float, float, float, float, int]] = {
     "팔각형": (9.0, 11.0, 0.93, 0.93, 4),
     "오각형": (9.5, 11.0, 0.95, 0.95, 3),
 }
-MAX_LONG_MM = max(size[1] for size in _SIZES.values())
 
 _SYLLABLES = (
     ("가", "ga"), ("나", "na"), ("로", "ro"), ("메", "me"), ("비", "bi"), ("사", "sa"), ("토", "to"), ("파", "pa"),

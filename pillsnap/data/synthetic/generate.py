@@ -59,17 +59,16 @@ def generate(
     `frame` is (width, height) in px; `likeness` "easy" gives classes that colour and shape tell apart, "shared"
     classes that only the imprint does. A photograph depends on the arguments and its own file name alone, so the bytes
     are the same for any `num_workers` (default: every core). `progress(done, total)` is called as photos are written.
-    `out/synthetic.json` records the arguments; running again with the same ones writes the same tree again.
+    `out/synthetic.json` records the arguments and, once all is written, `"complete": true`; running again with the same
+    arguments writes the same tree again.
 
     Raises:
         UserError: an argument is out of range, or `out` holds something else.
     """
     started = time.perf_counter()
-    _check_frame(frame, image_format, num_workers)
-    if seed < 0:
-        raise UserError(f"seed is {seed}: use 0 or more")
     if num_singles == num_combinations == 0:
         raise UserError("num_singles and num_combinations are both 0: ask for at least one photo")
+    _check_output(frame, image_format, seed, num_workers)
     catalog = build_catalog(seed, num_classes, likeness)
     plans = plan_photos(catalog, num_singles, num_combinations, seed)
     out = Path(out)
@@ -108,7 +107,9 @@ def generate(
     )
 
 
-def _check_frame(frame: tuple[int, int], image_format: str, num_workers: int | None) -> None:
+def _check_output(frame: tuple[int, int], image_format: str, seed: int, num_workers: int | None) -> None:
+    if seed < 0:
+        raise UserError(f"seed is {seed}: use 0 or more")
     if image_format not in IMAGE_FORMATS:
         raise UserError(f"image_format {image_format!r} is unknown: use one of {', '.join(IMAGE_FORMATS)}")
     if len(frame) != 2 or not all(_MIN_SIDE_PX <= side <= _MAX_SIDE_PX for side in frame):

@@ -74,7 +74,8 @@ def render_photo(
         _scale(view, 1 - alpha[local])
         view += colour[local] * gains
     noise = _window(_noise(seed, frame), rng, frame)
-    pixels = cv2.add(paper, noise, dtype=cv2.CV_8U)
+    strength = float(rng.uniform(0.6, 1.4))
+    pixels = cv2.addWeighted(paper, 1, noise, strength, 0, dtype=cv2.CV_8U)
     return Photo(pixels, [_box(sprite) for sprite in sprites])
 
 
