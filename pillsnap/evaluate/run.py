@@ -7,7 +7,6 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from pillsnap.data.manifest import read_classes
 from pillsnap.errors import UserError
 from pillsnap.evaluate.inference import TABLES, predict_manifest
 from pillsnap.evaluate.judge import judge, write_metrics
@@ -48,11 +47,14 @@ def evaluate_run(run: Run, *, compare: dict[str, Any] | None = None) -> dict[str
         run.run_dir,
         metrics,
         manifest=run.manifest,
-        classes=_class_names(run),
+        classes=run.classes,
         tables={name: getattr(predictions, name) for name in TABLES},
         events=events,
-        data_root=Path(run.data_root),
+        data_root=run.data_root,
         compare=compare,
+        unread=predictions.errors,
+        confidence=run.settings.evaluation.confidence,
+        max_pixels=run.settings.data.max_pixels,
     )
     with EventLog(run.run_dir) as log:
         log.write("verdict", met=metrics["met"], targets=metrics["targets"], metrics_path=str(metrics_path), report_path=str(report_path))
@@ -67,6 +69,3 @@ def training_time_s(run_dir: Path) -> float:
             durations[event["task"]] = event["duration_s"]
     return sum(durations.values())
 
-
-def _class_names(run: Run) -> Any:
-    return read_classes(run.run_dir)

@@ -18,6 +18,7 @@ from pillsnap.errors import UserError
 
 # ultralytics phones home, installs packages and downloads fonts unless told not to, at import.
 os.environ.setdefault("YOLO_AUTOINSTALL", "False")
+os.environ.setdefault("YOLO_VERBOSE", "False")
 os.environ.setdefault("YOLO_CONFIG_DIR", os.path.join(tempfile.gettempdir(), f"pillsnap-ultralytics-{os.getuid()}"))
 os.makedirs(os.environ["YOLO_CONFIG_DIR"], exist_ok=True)
 

@@ -5,7 +5,7 @@
             model.safetensors     weights and buffers as trained
             ema.safetensors       their moving average, which is what gets evaluated and exported
             trainer.pt            optimizer, random state, position; loads with weights_only=True
-            meta.json             config, class codes, manifest hash, versions, metrics, and the sha256 of the files above
+            meta.json             config, class codes, manifest hash, versions, metrics, and the sha256 of itself and of the files above
         last.json                 names the last complete one
         best.json                 names the one with the best validation metric
 
@@ -95,7 +95,7 @@ def save_checkpoint(
     for name in _FILES:
         _sync(partial / name)
     contents = {"format": FORMAT, "position": asdict(position), **meta, "files": hashes}
-    _write_synced(partial / "meta.json", json.dumps(contents, ensure_ascii=False, indent=1))
+    _write_synced(partial / "meta.json", _dump(contents | {"sha256": _hash_of_meta(contents)}))
     _sync(partial)
     if final.exists():
         shutil.rmtree(final)
@@ -112,9 +112,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read and verify one checkpoint. Raises CheckpointError naming the file that is missing or damaged."""
     try:
         meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
-        files = meta["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        files, recorded = meta["files"], meta.pop("sha256")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path / 'meta.json'} is missing or damaged ({type(error).__name__}).") from None
+    if recorded != _hash_of_meta(meta):
+        raise CheckpointError(f"{path / 'meta.json'} is damaged: its sha256 is not the one that was recorded.")
     for name in _FILES:
         try:
             sound = _hash(path / name) == files.get(name)
@@ -169,6 +171,14 @@ def _prune(folder: Path, keep: int) -> None:
     for path in complete[:-keep]:
         if path.name not in named:
             shutil.rmtree(path)
+
+
+def _dump(contents: dict[str, Any]) -> str:
+    return json.dumps(contents, ensure_ascii=False, indent=1)
+
+
+def _hash_of_meta(contents: dict[str, Any]) -> str:
+    return hashlib.sha256(_dump(contents).encode()).hexdigest()
 
 
 def _write_synced(path: Path, text: str) -> None:

@@ -34,16 +34,20 @@ def train_and_judge(run: Run, console: Console) -> dict[str, Any]:
     Raises RunStopped when a stop was asked for, and UserError when the run failed; both leave the last checkpoint.
     """
     wandb = run.settings.wandb
-    with (
-        ray_session(),
-        WandbMirror(run.run_dir, wandb.project, run.run_id, wandb.mode) as mirror,
-    ):
-        with ProgressView(run.run_dir, console):
-            train_run(run)
-        metrics = evaluate_run(run)
-    for line in mirror.sync_lines:
+
+    def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    return metrics
+
+    with ray_session():
+        with EventLog(run.run_dir) as events:
+            mirror = WandbMirror(
+                run.run_dir, wandb.project, run.run_id, wandb.mode, on_warning=lambda message: events.write("warning", message=message), say=say
+            )
+            with mirror:
+                with ProgressView(run.run_dir, console):
+                    train_run(run)
+                say("judging: both models over the validation photos")
+                return evaluate_run(run)
 
 
 def train_run(run: Run) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import uuid
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from pillsnap.config import Settings, settings_from_dict
-from pillsnap.data.manifest import manifest_hash, read_classes, read_manifest, write_json
+from pillsnap.data.manifest import ClassInfo, manifest_hash, read_classes, read_manifest, write_json
 from pillsnap.errors import UserError
 
 CONFIG_FILE = "config.json"
@@ -32,9 +32,14 @@ class Run:
     settings: Settings
     manifest: pa.Table
     manifest_hash: str
-    codes: list[str]
+    classes: list[ClassInfo]
     data_root: str
     run_id: str
+
+    @property
+    def codes(self) -> list[str]:
+        """The classes' codes; a code's place is the model's class index."""
+        return [entry.code for entry in self.classes]
 
     def checkpoint_dir(self, task: str) -> Path:
         """Where the checkpoints of a task are."""
@@ -58,7 +63,7 @@ def open_run(run_dir: Path, settings: Settings, manifest_path: Path, data_root: 
         "data_root": str(data_root),
         "manifest": str(manifest_path.absolute()),
         "manifest_hash": manifest_hash(manifest_path),
-        "codes": [entry.code for entry in classes],
+        "classes": [asdict(entry) for entry in classes],
         "settings": settings.model_dump(mode="json"),
     }
     path = run_dir / CONFIG_FILE
@@ -90,14 +95,19 @@ def load_run(run_dir: Path, *, manifest_path: Path | None = None, data_root: str
 
 def _as_run(run_dir: Path, config: dict[str, Any], manifest: pa.Table) -> Run:
     settings = settings_from_dict(config["settings"])
-    return Run(run_dir, settings, manifest, config["manifest_hash"], config["codes"], config["data_root"], config["run_id"])
+    classes = [ClassInfo(**entry) for entry in config["classes"]]
+    return Run(run_dir, settings, manifest, config["manifest_hash"], classes, config["data_root"], config["run_id"])
+
+
+def _codes(config: dict[str, Any]) -> list[str]:
+    return [entry["code"] for entry in config["classes"]]
 
 
 def _read_config(run_dir: Path) -> dict[str, Any]:
     path = run_dir / CONFIG_FILE
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"run_id", "data_root", "manifest", "manifest_hash", "codes", "settings"} - set(config)
+        missing = {"run_id", "data_root", "manifest", "manifest_hash", "classes", "settings"} - set(config)
     except FileNotFoundError:
         raise UserError(f"{run_dir} is not a run: it has no {CONFIG_FILE}. Train it first, or name another with --run.") from None
     except (OSError, ValueError) as error:
@@ -113,8 +123,8 @@ def _compare(run_dir: Path, before: dict[str, Any], now: dict[str, Any]) -> list
             f"{run_dir} was trained on another manifest ({before['manifest']}, sha256 {before['manifest_hash'][:12]}, not "
             f"{now['manifest_hash'][:12]}): give that one, or train into another directory with --run."
         )
-    if before["codes"] != now["codes"]:
-        raise UserError(f"{run_dir} knows {len(before['codes'])} classes that are not those of {now['manifest']}: use another --run.")
+    if _codes(before) != _codes(now):
+        raise UserError(f"{run_dir} knows {len(before['classes'])} classes that are not those of {now['manifest']}: use another --run.")
     old, new = _flat(before["settings"]), _flat(now["settings"])
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     fatal = [key for key in changed if key not in _MAY_CHANGE and not key.startswith(_MAY_CHANGE_GROUPS)]

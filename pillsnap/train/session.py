@@ -19,8 +19,9 @@ def ray_session() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    for name in ("ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    # Messages for Ray's developers go to Ray's own log files; a user gets ours.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     quiet = {"env_vars": {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0", "YOLO_AUTOINSTALL": "False"}}
     options = {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": quiet}
     if os.environ.get("RAY_ADDRESS"):
@@ -28,6 +29,11 @@ def ray_session() -> Iterator[None]:
     else:
         # Without its dashboard Ray Train's placement-group cleaner warns every few seconds: keep it, on loopback.
         ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1", **options)
+    import ray.data
+    import ray.train
+
+    for name in ("ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
     finally:

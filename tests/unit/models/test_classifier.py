@@ -1,0 +1,58 @@
+"""The classifier: timm's own forward and loss, weights in and out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from pillsnap.errors import UserError
+from pillsnap.models.classifier import build_classifier, classification_loss, export_for_timm, input_statistics, normalise
+
+
+def test_loss_equals_torch_on_the_valid_rows() -> None:
+    logits = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
+    labels, valid = torch.tensor([1, 2, 3, 4, 0]), torch.tensor([True, True, False, True, False])
+    expected = torch.nn.functional.cross_entropy(logits[valid], labels[valid], label_smoothing=0.1, reduction="sum")
+    torch.testing.assert_close(classification_loss(logits, labels, valid, 0.1), expected)
+
+
+def test_normalise_is_torchvision_s() -> None:
+    from torchvision.transforms import functional
+
+    images = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    expected = functional.normalize(images.permute(0, 3, 1, 2).float() / 255, mean, std)
+    torch.testing.assert_close(normalise(images, mean, std), expected)
+
+
+def test_exported_file_loads_into_plain_timm(tmp_path: Path) -> None:
+    model = build_classifier("resnet10t", "random", num_classes=3, drop_rate=0.0).eval()
+    path = tmp_path / "best.pt"
+    export_for_timm(model, path, model="resnet10t", codes=["K-1", "K-2", "K-3"], image_size_px=64, crop_margin=0.1)
+    contents = torch.load(path, weights_only=True)
+    plain = timm.create_model(contents["model"], num_classes=contents["num_classes"]).eval()
+    plain.load_state_dict(contents["state_dict"])
+    assert contents["codes"] == ["K-1", "K-2", "K-3"]
+    assert tuple(contents["mean"]) == input_statistics(model)[0]
+    images = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(plain(images), model(images))
+
+
+def test_pretrained_weights_come_from_a_local_file(tmp_path: Path) -> None:
+    trained = timm.create_model("resnet10t", num_classes=1000)
+    path = tmp_path / "weights.safetensors"
+    save_file(trained.state_dict(), path)
+    model = build_classifier("resnet10t", str(path), num_classes=5, drop_rate=0.0)
+    assert model.num_classes == 5
+    assert torch.equal(model.conv1[0].weight, trained.conv1[0].weight)
+
+
+def test_mistakes_say_what_to_do() -> None:
+    with pytest.raises(UserError, match="resnet10q"):
+        build_classifier("resnet10q", "random", num_classes=2, drop_rate=0.0)
+    with pytest.raises(UserError, match=r"classification\.weights"):
+        build_classifier("resnet10t", "/nowhere/weights.pt", num_classes=2, drop_rate=0.0)

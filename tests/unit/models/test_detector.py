@@ -1,0 +1,104 @@
+"""The detector: ultralytics' own loss and boxes, inside another loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pillsnap.errors import UserError
+from pillsnap.models.detector import build_detector, detect, detection_loss, export_for_ultralytics
+
+GAINS = {"box_gain": 7.5, "cls_gain": 0.5, "dfl_gain": 1.5}
+
+
+@pytest.fixture(scope="module")
+def detector() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return build_detector("yolo11n", "random", **GAINS)
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    images = torch.rand(3, 3, 96, 96, generator=torch.Generator().manual_seed(1))
+    boxes = torch.zeros(3, 5, 4)
+    boxes[0, :2] = torch.tensor([[10.0, 12, 30, 24], [50, 40, 20, 40]])
+    boxes[2, 0] = torch.tensor([5.0, 5, 80, 70])
+    return images, boxes, torch.tensor([2, 0, 1])
+
+
+@pytest.mark.parametrize("name", ["yolo11n", "yolo26n"])
+def test_loss_and_gradients_equal_ultralytics_own(name: str) -> None:
+    """Against `DetectionModel.loss` with the batch that ultralytics' own data set would give."""
+    torch.manual_seed(0)
+    model = build_detector(name, "random", **GAINS).train()
+    images, boxes, num_boxes = batch()
+    ours = detection_loss(model, images, boxes, num_boxes)
+    (sum(ours.values()) * len(images)).backward()
+    our_gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    torch.manual_seed(0)
+    reference = build_detector(name, "random", **GAINS).train()
+    theirs = {
+        "img": images,
+        "batch_idx": torch.tensor([0.0, 0, 2]),
+        "cls": torch.zeros(3, 1),
+        "bboxes": torch.tensor([[25.0, 24, 30, 24], [60, 60, 20, 40], [45, 40, 80, 70]]) / 96,
+    }
+    loss, _ = reference.loss(theirs)
+    loss.sum().backward()
+    assert float(sum(ours.values()).detach() * 3) == pytest.approx(float(loss.sum().detach()), rel=1e-6)
+    for n, p in reference.named_parameters():
+        if p.grad is not None:
+            torch.testing.assert_close(our_gradients[n], p.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_photos_without_pills_give_a_loss(detector: torch.nn.Module) -> None:
+    images, boxes, _ = batch()
+    losses = detection_loss(detector.train(), images, boxes, torch.zeros(3, dtype=torch.int64))
+    assert float(losses["box"].detach()) == 0.0
+    assert float(losses["cls"].detach()) > 0.0
+
+
+def test_exported_file_gives_the_same_boxes_in_ultralytics(detector: torch.nn.Module, tmp_path: Path) -> None:
+    from ultralytics import YOLO
+
+    torch.manual_seed(4)
+    with torch.no_grad():  # untrained weights score every place alike, below every threshold
+        for scores, distances in zip(detector.model[-1].cv3, detector.model[-1].cv2, strict=True):
+            scores[-1].weight.normal_(0, 40)
+            scores[-1].bias.fill_(0)
+            distances[-1].weight.normal_(0, 4)
+    detector.eval()
+    path = tmp_path / "best.pt"
+    export_for_ultralytics(detector, path, {"image_size_px": 96, "batch_size": 4, "epochs": 1})
+    photo = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    images = torch.from_numpy(photo).permute(2, 0, 1)[None].float() / 255
+    ours = detect(detector, images, nms_iou=0.7, min_score=0.25)[0]
+    theirs = YOLO(path).predict(photo[..., ::-1].copy(), imgsz=96, conf=0.25, iou=0.7, max_det=300, verbose=False, device="cpu")[0]
+    assert len(ours) == len(theirs.boxes) > 10
+    expected = theirs.boxes.xyxy.numpy()
+    corners = np.concatenate([ours[:, :2], ours[:, :2] + ours[:, 2:4]], axis=1).clip(0, 96)
+    np.testing.assert_allclose(corners, expected, atol=0.1)
+    assert np.ptp(ours[:, 4]) > 0.1
+    np.testing.assert_allclose(ours[:, 4], theirs.boxes.conf.numpy(), atol=1e-4)
+
+
+def test_weights_come_from_a_local_file(detector: torch.nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    export_for_ultralytics(detector, path, {"image_size_px": 96, "batch_size": 4, "epochs": 1})
+    torch.manual_seed(9)
+    loaded = build_detector("yolo11n", str(path), **GAINS)
+    for name, tensor in detector.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+def test_mistakes_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="yolo99z"):
+        build_detector("yolo99z", "random", **GAINS)
+    with pytest.raises(UserError, match=r"detection\.weights"):
+        build_detector("yolo11n", str(tmp_path / "none.pt"), **GAINS)
+    (tmp_path / "text.pt").write_text("not weights")
+    with pytest.raises(UserError, match=r"text\.pt"):
+        build_detector("yolo11n", str(tmp_path / "text.pt"), **GAINS)
