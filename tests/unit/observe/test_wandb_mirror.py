@@ -1,0 +1,272 @@
+"""What W&B holds is what the event log holds, once and in order, through kills; what fails in W&B stays there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from PIL import Image
+
+from pillsnap.observe.events import EventLog
+from pillsnap.observe.wandb_follower import has_key
+from pillsnap.observe.wandb_mirror import WandbMirror
+
+STEPS = 5
+History = Callable[[Path], list[dict[str, Any]]]
+
+
+@pytest.fixture(autouse=True)
+def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    home = tmp_path_factory.mktemp("home")
+    for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(home))
+    monkeypatch.setenv("NETRC", str(home / "netrc"))
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.setenv("WANDB__FILE_STREAM_TRANSMIT_INTERVAL", "0.2")  # else 15 s
+    yield
+
+
+def write_run(log: EventLog) -> None:
+    config = {"seed": 42, "detection": {"lr": 1e-3}}
+    log.write(
+        "run", run_id="run 1/a", name="demo", stage=1, config=config, manifest_hash="h", num_workers=1, versions={}
+    )
+
+
+def write_epochs(log: EventLog, task: str, first: int, last: int) -> None:
+    for epoch in range(first, last + 1):
+        for step in range((epoch - 1) * STEPS + 1, epoch * STEPS + 1):
+            log.write(
+                "step",
+                task=task,
+                epoch=epoch,
+                step=step,
+                loss=1.0 / step,
+                losses={"box": 0.5, "cls": float("nan")},
+                lr=1e-3,
+                images_per_s=30.0,
+                data_wait_fraction=0.02,
+                gpu_memory_bytes=1 << 30,
+            )
+        at = {"task": task, "epoch": epoch, "step": epoch * STEPS}
+        log.write("epoch", **at, loss=1.0 / epoch, images_per_s=30.0, duration_s=2.0)
+        log.write("validation", **at, metrics={"map50": epoch / 10}, best=epoch != 3)
+
+
+def expected_rows(num_epochs: int) -> list[tuple[int, float, float | None, float | None]]:
+    return [
+        (
+            step,
+            1.0 / step,
+            STEPS / step if step % STEPS == 0 else None,
+            step // STEPS / 10 if step % STEPS == 0 else None,
+        )
+        for step in range(1, num_epochs * STEPS + 1)
+    ]
+
+
+def rows_of(history: list[dict[str, Any]]) -> list[tuple[int, float, float | None, float | None]]:
+    return [(r["global_step"], r["train/loss"], r.get("epoch/loss"), r.get("val/map50")) for r in history]
+
+
+def offline_folders(run_dir: Path, task: str) -> list[Path]:
+    return sorted((run_dir / "wandb").glob(f"offline-run-*-run_1_a-{task}"))
+
+
+def test_both_tasks_go_into_offline_folders(tmp_path: Path, offline_history: History) -> None:
+    warnings: list[str] = []
+    lines: list[str] = []
+    (tmp_path / "examples").mkdir()
+    Image.new("RGB", (8, 8), (200, 0, 0)).save(tmp_path / "examples" / "detection.png")
+    mirror = WandbMirror(tmp_path, "pillsnap", mode="offline", on_warning=warnings.append, say=lines.append).start()
+    with EventLog(tmp_path) as log:
+        write_run(log)
+        for task in ("detection", "classification"):
+            log.write("task", task=task, status="started", epochs=3, steps_per_epoch=STEPS)
+            write_epochs(log, task, 1, 3)
+            log.write("examples", task=task, epoch=3, path=f"examples/{task}.png")
+            log.write("task", task=task, status="finished", epoch=3, step=15)
+        log.write("verdict", met=True, targets={"top1": {"target": 0.85, "value": 0.9, "met": True}})
+    assert mirror.close() == lines
+    assert warnings == []
+    (detection,), (classification,) = (offline_folders(tmp_path, task) for task in ("detection", "classification"))
+    assert lines == [f"wandb sync {detection}", f"wandb sync {classification}"]
+    for folder in (detection, classification):
+        assert rows_of(offline_history(folder)) == expected_rows(3)
+    first, last = (offline_history(detection)[i] for i in (0, -1))
+    assert (first["train/lr"], first["train/loss_box"], first["train/data_wait_fraction"]) == (1e-3, 0.5, 0.02)
+    assert first["train/gpu_memory_bytes"] == 1 << 30 and "train/loss_cls" not in first
+    assert last["examples._type"] == "image-file" and len(list(detection.glob("files/media/images/*.png"))) == 1
+    assert not any("wandb-metadata" in p.name or p.name == "requirements.txt" for p in tmp_path.rglob("*"))
+    content = classification.joinpath("run-run_1_a-classification.wandb").read_bytes()
+    for text in (b"verdict/top1_target", b"best/val/map50", b"stage1", b"Targets met"):
+        assert text in content
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from pillsnap.observe.events import EventLog
+from pillsnap.observe.wandb_mirror import WandbMirror
+from test_wandb_mirror import write_epochs, write_run
+run_dir = Path(sys.argv[1])
+mirror = WandbMirror(run_dir, "pillsnap", mode="offline").start()
+log = EventLog(run_dir)
+write_run(log)
+write_epochs(log, "detection", 1, 3)
+cursor = run_dir / "wandb" / "mirrored.json"
+while not (cursor.exists() and '"validation": 15' in cursor.read_text()):
+    time.sleep(0.05)
+if sys.argv[3] == "all":
+    os.killpg(mirror._process.pid, signal.SIGKILL)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_every_metric_once_and_in_order_after_a_kill_and_resume(tmp_path: Path, offline_history: History) -> None:
+    killed = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path), str(Path(__file__).parent), "all"])
+    assert killed.wait(60) == -signal.SIGKILL
+    with WandbMirror(tmp_path, "pillsnap", mode="offline"), EventLog(tmp_path) as log:
+        write_run(log)
+        log.write("task", task="detection", status="started", epoch=2, step=2 * STEPS)
+        write_epochs(log, "detection", 3, 5)
+        write_epochs(log, "classification", 1, 1)
+    (folder,) = offline_folders(tmp_path, "detection")
+    assert rows_of(offline_history(folder)) == expected_rows(5)
+
+    # Resumed once more: what is finished is left alone.
+    (other,) = offline_folders(tmp_path, "classification")
+    with WandbMirror(tmp_path, "pillsnap", mode="offline") as mirror, EventLog(tmp_path) as log:
+        write_run(log)
+        log.write("warning", message="nothing to do")
+    assert mirror.close() == [f"wandb sync {folder}", f"wandb sync {other}"]
+    assert offline_folders(tmp_path, "classification") == [other]
+
+
+def test_offline_folders_upload_and_continue_with_wandb_sync(
+    tmp_path: Path, wandb_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W&B itself reads what was left offline: once after a first session, and again after a resumed one."""
+    with EventLog(tmp_path) as log:
+        for first, last in ((1, 2), (2, 3)):
+            with WandbMirror(tmp_path, "pillsnap", mode="offline") as mirror:
+                write_run(log)
+                log.write("task", task="detection", status="started", step=(first - 1) * STEPS)
+                write_epochs(log, "detection", first, last)
+            (line,) = mirror.close()
+            with monkeypatch.context() as account:
+                account.setenv("WANDB_BASE_URL", wandb_server.url)
+                account.setenv("WANDB_API_KEY", "k" * 40)
+                subprocess.run([sys.executable, "-m", *shlex.split(line)], check=True, timeout=60, capture_output=True)
+            assert rows_of(wandb_server.rows["run_1_a-detection"]) == expected_rows(last)
+    assert len(offline_folders(tmp_path, "detection")) == 2 and mirror.close() == [line]
+
+
+def test_online_resume_sends_only_what_the_server_lacks(
+    tmp_path: Path, wandb_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", wandb_server.url)
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    warnings: list[str] = []
+    with EventLog(tmp_path) as log:
+        for first, last in ((1, 2), (2, 3)):
+            with WandbMirror(tmp_path, "pillsnap", on_warning=warnings.append):
+                write_run(log)
+                log.write("task", task="detection", status="started", step=(first - 1) * STEPS)
+                write_epochs(log, "detection", first, last)
+            assert rows_of(wandb_server.rows["run_1_a-detection"]) == expected_rows(last)
+    assert warnings == []
+    run = wandb_server.upserts[0]
+    assert (run["name"], run["groupName"], run["jobType"]) == ("run_1_a-detection", "run 1/a", "detection")
+    assert run["tags"] == ["stage1", "detection"] and not run["repo"] and run["program"] == "pillsnap"
+    assert json.loads(run["config"])["seed"]["value"] == 42
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or b"k" * 40 not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize("failure", ["import", "unauthorised", "upload", "service", "process"])
+def test_failure_is_one_warning_and_goes_no_further(
+    tmp_path: Path, wandb_server: Any, monkeypatch: pytest.MonkeyPatch, failure: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", wandb_server.url)
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    if failure == "import":
+        (tmp_path / "wandb.py").write_text("raise ImportError('broken')")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    wandb_server.refuse_all = failure == "unauthorised"
+    wandb_server.refuse_uploads = failure == "upload"
+    warnings: list[str] = []
+    mirror = WandbMirror(tmp_path / "run", "pillsnap", mode="online", on_warning=warnings.append).start()
+    (process,) = psutil.Process().children()
+    with EventLog(tmp_path / "run") as log:
+        write_run(log)
+        write_epochs(log, "detection", 1, 2)
+        if failure in ("service", "process"):
+            wait_until(lambda: (tmp_path / "run" / "wandb" / "mirrored.json").exists())
+            victims = process.children() if failure == "service" else [process]
+            assert [victim.name() for victim in victims] == (
+                ["wandb-core"] if failure == "service" else [process.name()]
+            )
+            victims[0].kill()
+        write_epochs(log, "detection", 3, 4)
+        if failure != "upload":
+            wait_until(lambda: bool(warnings))
+    mirror.close()
+    (warning,) = warnings
+    assert "\n" not in warning and "k" * 40 not in warning and "training goes on" in warning
+    if failure in ("upload", "service"):
+        assert f"`wandb sync {tmp_path}/run/wandb/run-" in warning
+    assert capfd.readouterr() == ("", "")
+    assert psutil.Process().children(recursive=True) == []
+
+
+def test_process_ends_by_itself_when_the_driver_is_killed(tmp_path: Path, offline_history: History) -> None:
+    killed = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path), str(Path(__file__).parent), "driver"])
+    wait_until(lambda: bool(psutil.Process(killed.pid).children()))
+    (process,) = psutil.Process(killed.pid).children()
+    killed.wait(60)
+    process.wait(30)
+    (folder,) = offline_folders(tmp_path, "detection")
+    assert rows_of(offline_history(folder)) == expected_rows(3)
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
+    end_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end_s, "not within time"
+        time.sleep(0.05)
+
+
+def test_disabled_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with EventLog(tmp_path) as log:
+        write_run(log)
+        write_epochs(log, "detection", 1, 1)
+    assert WandbMirror(tmp_path, "pillsnap", mode="disabled").start().close() == []
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert WandbMirror(tmp_path, "pillsnap").start().close() == []
+    assert [path.name for path in tmp_path.iterdir()] == ["events.jsonl"]
+
+
+def test_a_key_is_found_in_the_environment_and_in_netrc(monkeypatch: pytest.MonkeyPatch) -> None:
+    public, other = "https://api.example.org", "https://wandb.example.org"
+    assert not has_key(public, public)
+    Path(os.environ["NETRC"]).write_text("machine api.wandb.ai login user password abc\n")
+    assert has_key(public, public) and not has_key(other, public)
+    Path(os.environ["NETRC"]).write_text("machine wandb.example.org login user password abc\n")
+    assert has_key(other, public) and not has_key(public, public)
+    Path(os.environ["NETRC"]).unlink()
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    assert has_key(public, public)
