@@ -1,0 +1,53 @@
+"""HTML and SVG that cannot be broken out of: every string is escaped unless it was built here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+
+_VOID = {"br", "col", "hr", "img", "input", "meta"}
+
+
+class Markup(str):
+    """Text that is already HTML or SVG."""
+
+    __slots__ = ()
+
+
+Content = str | int | float | None | Iterable["Content"]
+
+
+def tag(name: str, *content: Content, **attributes: str | int | float | bool | None) -> Markup:
+    """One element. Attribute names lose a trailing underscore, others become hyphens; None and False drop."""
+    parts = [name]
+    for key, value in attributes.items():
+        key = key.rstrip("_").replace("_", "-")
+        if value is True:
+            parts.append(key)
+        elif value is not None and value is not False:
+            parts.append(f'{key}="{escape(number(value) if isinstance(value, float) else str(value))}"')
+    opening = f"<{' '.join(parts)}>"
+    return Markup(opening if name in _VOID else f"{opening}{join(content)}</{name}>")
+
+
+def join(content: Content) -> Markup:
+    """Content one after the other: strings escaped, None as nothing."""
+    if content is None:
+        return Markup("")
+    if isinstance(content, Markup):
+        return content
+    if isinstance(content, str):
+        return Markup(escape(_printable(content), quote=False))
+    if isinstance(content, int | float):
+        return Markup(str(content))
+    return Markup("".join(join(part) for part in content))
+
+
+def number(value: float) -> str:
+    """A coordinate in as few characters as show on a screen."""
+    return f"{value:.2f}".rstrip("0").rstrip(".") or "0"
+
+
+def _printable(text: str) -> str:
+    # Control characters are no valid HTML, and lone surrogates cannot be written as UTF-8.
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
