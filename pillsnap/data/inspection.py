@@ -1,0 +1,172 @@
+"""A close look at photo files, run in worker processes: is it there, is it a photo, is it whole, what is it like."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from pillsnap.data.images import BadImage, decode_image, read_header
+from pillsnap.data.photos import check_relative
+from pillsnap.errors import UserError
+
+THUMBNAIL_PX = 32
+_HEAD_BYTES = 4096
+_JPEG_HEAD_BYTES = 1 << 20
+_TAIL_BYTES = 1024
+_MAX_FILE_BYTES = 1 << 30
+_LINKED_FOLDERS = re.compile(r"data|train|val|valid|test|images|labels|single|combination|[TV][SL]_.*")
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found. `width`, `height` in pixels, of the upright photo.
+
+    `problem` is empty or one of: outside_root, missing, link, not_a_file, unreadable_file, too_large, empty,
+    not_an_image, truncated, corrupt. `fingerprint`: hash of the whole file after a deep inspection, otherwise of its
+    size and ends. `frame_hash` (perceptual) and `thumbnail` (uint8 pixels) exist after a deep inspection only.
+    """
+
+    problem: str
+    detail: str = ""
+    width: int = 0
+    height: int = 0
+    fingerprint: bytes = b""
+    frame_hash: bytes = b""
+    thumbnail: bytes = b""
+
+
+Job = tuple[str, list[list[float] | None]]
+"""(image path relative to the root, boxes [x, y, w, h] in pixels)."""
+
+
+def inspect_photos(root: str, jobs: Sequence[Job], deep: bool, max_pixels: int) -> list[Inspection]:
+    """Inspect photos beneath `root`, in order. Never raises for a bad file, never writes, follows no photo link."""
+    return [_inspect(root, path, boxes, deep, max_pixels) for path, boxes in jobs]
+
+
+def content_hashes(root: str, paths: Sequence[str]) -> list[bytes]:
+    """128-bit hashes of whole files; empty where one cannot be read."""
+    hashes = []
+    for path in paths:
+        try:
+            with open(os.path.join(root, path), "rb") as file:
+                hashes.append(hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest())
+        except OSError:
+            hashes.append(b"")
+    return hashes
+
+
+def _inspect(root: str, image_path: str, boxes: list[list[float] | None], deep: bool, max_pixels: int) -> Inspection:
+    try:
+        check_relative(image_path)
+    except UserError:
+        return Inspection("outside_root")
+    problem = _folder_problem(root, image_path.rpartition("/")[0])
+    if problem:
+        return Inspection(problem)
+    try:
+        descriptor = os.open(f"{root}/{image_path}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return Inspection("missing")
+    except OSError as error:
+        is_link = os.path.islink(f"{root}/{image_path}")
+        return Inspection("link" if is_link else "unreadable_file", os.strerror(error.errno or 0))
+    try:
+        info = os.fstat(descriptor)
+        if not stat.S_ISREG(info.st_mode):
+            return Inspection("not_a_file")
+        if info.st_size > _MAX_FILE_BYTES:
+            return Inspection("too_large", f"{info.st_size} bytes")
+        if deep:
+            data = os.read(descriptor, info.st_size + 1)
+            return _inspect_pixels(data, boxes, max_pixels)
+        return _inspect_ends(descriptor, info.st_size, max_pixels)
+    except BadImage as error:
+        return Inspection(error.reason, error.detail)
+    except OSError as error:
+        return Inspection("unreadable_file", os.strerror(error.errno or 0))
+    finally:
+        os.close(descriptor)
+
+
+def _inspect_ends(descriptor: int, size: int, max_pixels: int) -> Inspection:
+    head = os.pread(descriptor, _HEAD_BYTES, 0)
+    try:
+        header = read_header(head)
+    except BadImage as error:
+        # A long colour profile or thumbnail can push the size far into a JPEG.
+        if error.reason != "truncated" or size <= len(head):
+            raise
+        header = read_header(os.pread(descriptor, _JPEG_HEAD_BYTES, 0))
+    if header.width * header.height > max_pixels:
+        raise BadImage("too_large", f"{header.width} x {header.height} pixels")
+    tail = os.pread(descriptor, _TAIL_BYTES, max(0, size - _TAIL_BYTES))
+    if (b"IEND" not in tail[-64:]) if header.format == "png" else (b"\xff\xd9" not in tail):
+        raise BadImage("truncated", "the file ends before its end mark")
+    fingerprint = hashlib.blake2b(head + tail + size.to_bytes(8, "big"), digest_size=16).digest()
+    return Inspection("", "", header.width, header.height, fingerprint)
+
+
+def _inspect_pixels(data: bytes, boxes: list[list[float] | None], max_pixels: int) -> Inspection:
+    import cv2
+
+    cv2.setNumThreads(1)
+    image = decode_image(data, max_pixels=max_pixels)
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    height, width = grey.shape
+    area = _pill_area(grey, [box for box in boxes if box is not None])
+    thumbnail = cv2.resize(area, (THUMBNAIL_PX, THUMBNAIL_PX), interpolation=cv2.INTER_AREA)
+    fingerprint = hashlib.blake2b(data, digest_size=16).digest()
+    return Inspection("", "", width, height, fingerprint, _frame_hash(grey), thumbnail.tobytes())
+
+
+def _frame_hash(grey: np.ndarray) -> bytes:
+    """Perceptual hash: the 255 lowest frequencies of the cosine transform of the frame, largest = 127; int8.
+
+    The usual pHash keeps one bit of each (Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions",
+    2010). On plain paper most of those bits are noise, so the values are kept.
+    """
+    import cv2
+
+    small = cv2.resize(grey, (64, 64), interpolation=cv2.INTER_AREA).astype(np.float32)
+    lowest = cv2.dct(small)[:16, :16].ravel()[1:]
+    return np.rint(lowest * (127 / max(float(np.abs(lowest).max()), 1e-6))).astype(np.int8).tobytes()
+
+
+def _pill_area(grey: np.ndarray, boxes: list[list[float]]) -> np.ndarray:
+    """The part of the frame that the boxes cover together; the whole frame where there is none."""
+    height, width = grey.shape
+    if boxes:
+        corners = np.array(boxes, dtype=np.float64)
+        left, top = np.clip(corners[:, :2].min(axis=0), 0, [width - 1, height - 1]).astype(int)
+        right, bottom = np.clip((corners[:, :2] + corners[:, 2:]).max(axis=0), 0, [width, height]).astype(int)
+        if right - left >= 8 and bottom - top >= 8:
+            return grey[top:bottom, left:right]
+    return grey
+
+
+@lru_cache(maxsize=65_536)
+def _folder_problem(root: str, folder: str) -> str:
+    """Why photos in this folder must not be read; links are followed only at the levels where people keep them."""
+    path = root
+    for part in folder.split("/") if folder else []:
+        path = f"{path}/{part}"
+        try:
+            mode = os.lstat(path).st_mode
+        except OSError:
+            return "missing"
+        if stat.S_ISLNK(mode) and not _LINKED_FOLDERS.fullmatch(part) and not _is_inside(path, root):
+            return "outside_root"
+    return ""
+
+
+def _is_inside(path: str, root: str) -> bool:
+    real_root = os.path.realpath(root)
+    return os.path.commonpath([os.path.realpath(path), real_root]) == real_root
