@@ -67,8 +67,14 @@ def test_ray_accepts_the_runtime_environment() -> None:
     from ray.runtime_env import RuntimeEnv
 
     environment = RuntimeEnv(**_yaml("runtime_env.yaml"))
-    assert environment.env_vars()["YOLO_AUTOINSTALL"] == "False"
     assert "pip" not in environment, "packages come from the lock on the nodes, not from a job"
+    # Ray refuses to merge a variable that both the job and ray.init set, so session.py's must not be here.
+    assert set(environment.env_vars()) == {"PYTHONUNBUFFERED", "RAY_JOB_STOP_WAIT_TIME_S"}
+
+
+def test_a_stopped_job_has_time_for_a_checkpoint() -> None:
+    for environment in (_yaml("runtime_env.yaml"), yaml.safe_load(_rayjob()["spec"]["runtimeEnvYAML"])):
+        assert int(environment["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]) >= 60
 
 
 # Field names of KubeRay's ray.io/v1 types and of the core/v1 types, as far as the file uses any of them.
