@@ -173,8 +173,8 @@ def reliability_diagram(
     )
 
 
-def heat_map(matrix: np.ndarray, names: Sequence[str], title: str) -> Markup:
-    """Counts with true rows and predicted columns, each cell shaded by its share of the row; (n, n)."""
+def heat_map(matrix: np.ndarray, totals: np.ndarray, names: Sequence[str], title: str) -> Markup:
+    """Counts (n, n), true rows and predicted columns, each cell shaded by its share of the row's total (n,)."""
     size = len(names)
     cell = 26.0 if size <= 20 else 14.0 if size <= 40 else 11.0
     font = min(10.5, cell * 0.8)
@@ -183,7 +183,6 @@ def heat_map(matrix: np.ndarray, names: Sequence[str], title: str) -> Markup:
     margin = 14 + 0.62 * font * max(len(name) for name in short)
     side = size * cell
     parts: list[Content] = [tag("rect", x=margin, y=margin, width=side, height=side, class_="plate")]
-    totals = matrix.sum(1)
     for row, column in zip(*np.nonzero(matrix), strict=True):
         share = matrix[row, column] / totals[row]
         parts.append(

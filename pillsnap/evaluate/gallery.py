@@ -96,8 +96,8 @@ def picture(case: Case, reader: PhotoReader) -> Markup:
     lines = [tag("li", tag("i", class_=f"key o-{pill.outcome}"), _sentence(pill)) for pill in case.pills[:_MAX_LINES]]
     if len(case.pills) > _MAX_LINES:
         lines.append(tag("li", f"and {len(case.pills) - _MAX_LINES} more"))
-    caption = tag("figcaption", tag("span", case.photo.sample_id, class_="id"))
-    return tag("figure", drawing, caption, tag("ul", lines), class_="photo")
+    caption = tag("figcaption", tag("div", case.photo.sample_id, class_="id"), tag("ul", lines))
+    return tag("figure", drawing, caption, class_="photo")
 
 
 def _by_pipeline(photo: Photo, named: NamedBoxes, classes: Sequence[str]) -> Case:

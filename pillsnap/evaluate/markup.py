@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 
 _VOID = {"br", "col", "hr", "img", "input", "meta"}
@@ -41,6 +41,22 @@ def join(content: Content) -> Markup:
     if isinstance(content, int | float):
         return Markup(str(content))
     return Markup("".join(join(part) for part in content))
+
+
+def section(name: str, title: str, *content: Content, class_: str | None = None) -> Markup:
+    """A part of the page with its heading; `name` is its anchor."""
+    return tag("section", tag("h2", title), *content, id=name, class_=class_)
+
+
+def grid(
+    headings: Sequence[str], rows: Sequence[Sequence[Content]], numeric: Sequence[int] = (), **attributes
+) -> Markup:
+    """A table; columns whose position is in `numeric` are aligned to the right."""
+    kinds = ["n" if i in numeric else None for i in range(len(headings))]
+    head = tag("tr", [tag("th", text, class_=kind, scope="col") for text, kind in zip(headings, kinds, strict=True)])
+    body = [tag("tr", [tag("td", cell, class_=kind) for cell, kind in zip(row, kinds, strict=True)]) for row in rows]
+    table = tag("table", tag("thead", head) if any(headings) else None, tag("tbody", body), **attributes)
+    return tag("div", table, class_="scroll")
 
 
 def number(value: float) -> str:

@@ -51,7 +51,7 @@ def match_detections(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
         return np.zeros((len(predictions), len(IOU_THRESHOLDS)), dtype=bool)
     import torch
 
-    box_iou, match_predictions, _ = _ultralytics()
+    box_iou, match_predictions, _, _ = _ultralytics()
     overlap = box_iou(torch.from_numpy(_corners(labels)), torch.from_numpy(_corners(predictions)))
     return match_predictions(_Thresholds, torch.zeros(len(predictions)), torch.zeros(len(labels)), overlap).numpy()
 
@@ -66,7 +66,7 @@ def average_precision(hits: Sequence[np.ndarray], scores: Sequence[np.ndarray], 
     figures |= {"num_boxes": num_boxes, "pr_curve": None}
     if not num_boxes:
         return figures
-    _, _, ap_per_class = _ultralytics()
+    _, _, ap_per_class, smooth = _ultralytics()
     tp = np.concatenate([*hits, np.zeros((0, len(IOU_THRESHOLDS)), dtype=bool)])
     confidence = np.concatenate([*scores, np.zeros(0, dtype=np.float32)])
     _, _, precision, recall, _, ap, _, _, _, f1_curve, grid, pr = ap_per_class(
@@ -78,7 +78,7 @@ def average_precision(hits: Sequence[np.ndarray], scores: Sequence[np.ndarray], 
         "map50_95": float(ap[0].mean()),
         "precision": float(precision[0]),
         "recall": float(recall[0]),
-        "best_f1_confidence": float(grid[f1_curve[0].argmax()]),
+        "best_f1_confidence": float(grid[smooth(f1_curve[0], 0.1).argmax()]),
         "pr_curve": {"recall": _rounded(grid[points]), "precision": _rounded(pr[0][points])},
     }
     return figures
@@ -233,12 +233,12 @@ class _Thresholds:
     iouv: Any = None
 
 
-def _ultralytics() -> tuple[Any, Any, Any]:
+def _ultralytics() -> tuple[Any, Any, Any, Any]:
     # Without this, importing ultralytics asks the network whether it is there.
     os.environ.setdefault("YOLO_OFFLINE", "1")
     import torch
     from ultralytics.engine.validator import BaseValidator
-    from ultralytics.utils.metrics import ap_per_class, box_iou
+    from ultralytics.utils.metrics import ap_per_class, box_iou, smooth
 
     _Thresholds.iouv = torch.from_numpy(IOU_THRESHOLDS)
-    return box_iou, BaseValidator.match_predictions, ap_per_class
+    return box_iou, BaseValidator.match_predictions, ap_per_class, smooth

@@ -16,9 +16,9 @@ import pyarrow as pa
 from pillsnap.data.batches import PhotoReader
 from pillsnap.data.images import DEFAULT_MAX_PIXELS
 from pillsnap.data.manifest import ClassInfo, write_atomically
-from pillsnap.evaluate import gallery, report_results, report_run
+from pillsnap.evaluate import gallery, report_classes, report_curves, report_results, report_run
 from pillsnap.evaluate.boxes import read_photos
-from pillsnap.evaluate.markup import Content, Markup, join, tag
+from pillsnap.evaluate.markup import Content, Markup, join, section, tag
 
 REPORT_NAME = "report.html"
 NUM_WORST, NUM_EXAMPLES = 12, 8
@@ -54,12 +54,12 @@ def write_report(
         report_results.verdict(metrics),
         report_results.tiles(metrics),
         report_results.comparison(metrics, compare) if compare is not None else None,
-        report_run.learning_curves(events),
+        report_curves.learning_curves(events),
         report_results.detection(metrics["detection"]),
-        report_results.classification(figures, tables.get("classification"), codes),
+        report_classes.classification(figures, tables.get("classification"), codes),
         report_results.end_to_end(metrics["pipeline"]),
         *photos,
-        report_results.class_table(tables.get("classification"), codes, names),
+        report_classes.class_table(tables.get("classification"), codes, names),
         report_run.data_quality(metrics, manifest, events, unread or {}),
         report_run.time_breakdown(metrics, events),
         report_run.environment(events),
@@ -82,7 +82,7 @@ def _photos(
         return []
     if reader is None:
         text = "Photos are not shown: the report was written without the folder that holds them (--data-root)."
-        return [report_results.section("photos", "Photos", tag("p", text))]
+        return [section("photos", "Photos", tag("p", text))]
     bad = sum(case.badness > 0 for case in cases)
     kinds = (("right", "right"), ("wrong", "wrong name"), ("missed", "not found"), ("surplus", "no labelled pill here"))
     legend = tag("div", [tag("span", tag("i", class_=f"key o-{k}"), text) for k, text in kinds], class_="legend")
@@ -94,7 +94,7 @@ def _photos(
     ):
         if chosen:
             shown = tag("div", [gallery.picture(case, reader) for case in chosen], class_="photos")
-            sections.append(report_results.section(name, title, tag("p", text), legend, shown))
+            sections.append(section(name, title, tag("p", text), legend, shown))
     return sections
 
 
@@ -104,7 +104,7 @@ def _page(metrics: Mapping[str, Any], body: Sequence[Markup], events: Sequence[M
     stage = metrics["stage"]
     title = f"{metrics['run']}: {'all targets met' if metrics['met'] else 'targets missed'}"
     about: list[Content] = [f"Stage {stage} · " if isinstance(stage, int) else None, f"{metrics['split']} split"]
-    runs = report_run.of_kind(events, "run")
+    runs = report_curves.of_kind(events, "run")
     if runs:
         about.append(f" · started {report_run.moment(runs[0]['time'])}")
     names = re.findall(r'<section id="(\w+)"', "".join(body))

@@ -1,4 +1,4 @@
-"""Report sections on how the run went: learning curves, data quality, time, environment."""
+"""Report sections on how the run went: data quality, time, environment."""
 
 from __future__ import annotations
 
@@ -10,36 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from pillsnap.evaluate import charts
-from pillsnap.evaluate.markup import Content, Markup, tag
-from pillsnap.evaluate.report_results import grid, section
+from pillsnap.evaluate.markup import Content, Markup, grid, section, tag
+from pillsnap.evaluate.report_curves import TASKS, Events, of_kind
 from pillsnap.evaluate.targets import duration, percent
 
-TASKS = ("detection", "classification")
-Events = Sequence[Mapping[str, Any]]
 _MAX_LISTED = 50
-_LINES = {
-    "detection": (("map50", "mAP@0.5"), ("map50_95", "mAP@0.5:0.95")),
-    "classification": (("top1", "top-1"), ("top5", "top-5")),
-}
-
-
-def of_kind(events: Events, kind: str, task: str | None = None) -> list[Mapping[str, Any]]:
-    return [event for event in events if event["kind"] == kind and (task is None or event.get("task") == task)]
-
-
-def learning_curves(events: Events) -> Markup | None:
-    """Loss, validation figures and learning rate of each task over its epochs."""
-    parts: list[Content] = []
-    for task in TASKS:
-        drawn = _task_charts(events, task)
-        if drawn:
-            parts += [tag("h3", task.capitalize()), tag("div", drawn, class_="charts")]
-    if not parts:
-        return None
-    intro = "Each line shows the mean of neighbouring steps, and its band their lowest and highest value."
-    has_bands = max(len(of_kind(events, "step", task)) for task in TASKS) > charts.MAX_POINTS
-    return section("curves", "Learning curves", tag("p", intro) if has_bands else None, *parts)
 
 
 def data_quality(metrics: Mapping[str, Any], manifest: pa.Table, events: Events, unread: Mapping[str, str]) -> Markup:
@@ -193,74 +168,6 @@ def moment(time_s: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(time_s))
 
 
-def _task_charts(events: Events, task: str) -> list[Markup]:
-    steps = [event for event in of_kind(events, "step", task) if event["loss"] is not None]
-    validations = of_kind(events, "validation", task)
-    per_epoch = next(
-        (e["steps_per_epoch"] for e in reversed(of_kind(events, "task", task)) if e.get("steps_per_epoch")), None
-    )
-    x_label = "epoch" if per_epoch else "step"
-    at = [event["step"] / (per_epoch or 1) for event in (*steps, *validations)]
-    if not at:
-        return []
-    x_range = (0.0, max(at))
-    color = "c1" if task == "detection" else "c2"
-    drawn = []
-
-    losses = []
-    if steps:
-        losses.append(
-            charts.binned([e["step"] / (per_epoch or 1) for e in steps], [e["loss"] for e in steps], color, "training")
-        )
-    if (line := _validation_line(validations, "loss", "validation", "c3", per_epoch)) is not None:
-        losses.append(line)
-    if losses:
-        drawn.append(charts.line_chart("Loss", losses, x_label=x_label, x_range=x_range))
-
-    first, second = _LINES[task]
-    lines = [
-        line
-        for (name, label), shade in ((first, color), (second, "c3"))
-        if (line := _validation_line(validations, name, label, shade, per_epoch)) is not None
-    ]
-    if lines:
-        marks = []
-        best = [e for e in validations if e.get("best") and e["metrics"].get(first[0]) is not None]
-        if best:
-            value = best[-1]["metrics"][first[0]]
-            marks.append(charts.Mark(best[-1]["step"] / (per_epoch or 1), value, f"best {percent(value, 1)}", color))
-        drawn.append(
-            charts.line_chart(
-                "Validation",
-                lines,
-                x_label=x_label,
-                x_range=x_range,
-                y_range=(0, 1),
-                y_text=charts.percent_tick,
-                marks=marks,
-            )
-        )
-    rates = [event for event in steps if event.get("lr") is not None]
-    if rates:
-        line = charts.binned(
-            [e["step"] / (per_epoch or 1) for e in rates], [e["lr"] for e in rates], color, "learning rate"
-        )
-        top = max(line.y)
-        drawn.append(charts.line_chart("Learning rate", [line], x_label=x_label, x_range=x_range, y_range=(0, top)))
-    return drawn
-
-
-def _validation_line(
-    validations: Events, name: str, label: str, color: str, per_epoch: int | None
-) -> charts.Series | None:
-    points = [
-        (e["step"] / (per_epoch or 1), e["metrics"][name]) for e in validations if e["metrics"].get(name) is not None
-    ]
-    if not points:
-        return None
-    return charts.Series(label, [x for x, _ in points], [y for _, y in points], color, dots=True)
-
-
 def _task_times(events: Events, task: str) -> dict[str, float] | None:
     epochs, validations = of_kind(events, "epoch", task), of_kind(events, "validation", task)
     own = [event for event in events if event.get("task") == task and event["kind"] != "quarantine"]
@@ -302,8 +209,8 @@ def _photo_counts(manifest: pa.Table) -> list[list[Content]]:
 
 def _left_out(metrics: Mapping[str, Any]) -> Markup:
     lines = [
-        f"{metrics[part]['num_photos_left_out']:,} photos are left out of the {name} figures: a pill in them has no label "
-        "box, and finding it would count as a mistake."
+        f"{metrics[part]['num_photos_left_out']:,} photos are left out of the {name} figures: a pill in them has no "
+        "label box, and finding it would count as a mistake."
         for part, name in (("detection", "detection"), ("pipeline", "end-to-end"))
         if metrics[part] is not None and metrics[part]["num_photos_left_out"]
     ]

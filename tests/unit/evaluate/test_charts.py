@@ -79,6 +79,6 @@ def test_reliability_diagram_has_a_bar_for_each_bin_that_holds_crops():
 
 
 def test_heat_map_shades_what_occurs_and_tells_right_from_wrong():
-    drawing = heat_map(np.array([[3, 1], [0, 2]]), ["K-1", "<K-2>"], "Confusion")
+    drawing = heat_map(np.array([[3, 1], [0, 2]]), np.array([8, 2]), ["K-1", "<K-2>"], "Confusion")
     assert [rect.get("class") for rect in shapes(drawing, "rect")] == ["plate", "hit", "miss", "hit"]
-    assert shapes(drawing, "title")[1].text == "K-1 named <K-2>: 1 of 4"
+    assert shapes(drawing, "title")[1].text == "K-1 named <K-2>: 1 of 8"
