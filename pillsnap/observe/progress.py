@@ -103,13 +103,18 @@ def figures(task: TaskState) -> str:
     return " · ".join(part for part in parts if part)
 
 
+def printable(text: str) -> str:
+    """`text` without what would drive a terminal (escape sequences in a file name): a mark for each such character."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)
+
+
 def plain_line(event: dict[str, Any], state: RunState) -> str | None:
     """The line for an event in a log, None for the kinds that are too many or say nothing to a reader."""
     kind = event["kind"]
     if kind == "warning":
-        return f"warning: {event['message']}"
+        return printable(f"warning: {event['message']}")
     if kind == "failure":
-        return " ".join(filter(None, (f"failure: {event['message']}", event["cause"], event["advice"])))
+        return printable(" ".join(filter(None, (f"failure: {event['message']}", event["cause"], event["advice"]))))
     if kind not in ("task", "epoch", "validation"):
         return None
     name, task = event["task"], state.tasks[event["task"]]
