@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pillsnap.data.aihub import Progress
+from pillsnap.data.archives import with_locations
 from pillsnap.data.audit_rows import check_boxes, check_rows, columns
 from pillsnap.data.findings import AuditReport, Finding, finding
 from pillsnap.data.images import DEFAULT_MAX_PIXELS
@@ -57,6 +58,7 @@ def audit(
     class_file = (Path(manifest_path) if Path(manifest_path).is_dir() else Path(manifest_path).parent) / CLASSES_NAME
     classes = read_classes(class_file) if class_file.is_file() else None
     rows = columns(table)
+    rows["location"] = with_locations(table)["image_path"].to_pylist()
     if not table.num_rows:
         found = list(finding("no_photos", "error", "the manifest is empty", [str(manifest_path)]))
     else:
@@ -87,7 +89,7 @@ def _inspect_all(
     progress: Progress | None,
 ) -> list[Inspection]:
     root = os.fspath(data_root)
-    jobs = list(zip(rows["image_path"], rows["boxes"], strict=True))
+    jobs = list(zip(rows["location"], rows["boxes"], strict=True))
     size = _CHUNK[deep]
     chunks = [jobs[start : start + size] for start in range(0, len(jobs), size)]
     workers = num_workers or os.cpu_count() or 1
@@ -135,8 +137,8 @@ def _check_duplicates(
             alike[seen.fingerprint].append(i)
     suspects = [members for members in alike.values() if len(members) > 1]
     if not deep:  # so far only sizes and ends are equal
-        paths = [rows["image_path"][i] for members in suspects for i in members]
-        hashes = iter(content_hashes(os.fspath(data_root), paths))
+        locations = [rows["location"][i] for members in suspects for i in members]
+        hashes = iter(content_hashes(os.fspath(data_root), locations))
         same: dict[bytes, list[int]] = defaultdict(list)
         for members in suspects:
             for i in members:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pillsnap.data import aihub
 from pillsnap.data.aihub import Progress
 from pillsnap.data.candidates import Candidates
 from pillsnap.data.manifest import class_list, write_json, write_manifest
 from pillsnap.data.rows import Rows, read_rows
+from pillsnap.data.scan import scan as scan_tree
 from pillsnap.errors import UserError
 
 REPORT_NAME = "sampling_report.json"
@@ -47,7 +47,7 @@ def build_manifest(
     groups are left out. The output depends on the tree, the seed and the settings alone, byte for byte; not on
     `num_workers` (processes that read labels; None = all cores). Raises UserError when nothing can be sampled.
     """
-    scan = aihub.scan(data_root, progress=progress)
+    scan = scan_tree(data_root, progress=progress)
     candidates = Candidates(scan)
     allowed = candidates.outside(exclude)
     sample = candidates.sample(
@@ -83,7 +83,8 @@ def build_manifest(
             "num_photos": len(scan),
             "num_classes": len(candidates.codes),
             "num_combinations": int(candidates.is_combination.sum()),
-            "trees": sorted({folder.split("/images/")[0] for folder in scan.folders}),
+            "trees": sorted({scan.tree(index) for index in range(len(scan.folders))}),
+            "num_archives": len(scan.label_archives),
         },
         "left_out": {
             "classes_with_too_few_photos": _listed(sample.too_few_photos),

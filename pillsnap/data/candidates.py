@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from pillsnap.data import sampling, split
-from pillsnap.data.aihub import Scan, split_codes
+from pillsnap.data.aihub import split_codes
 from pillsnap.data.manifest import read_manifest
+from pillsnap.data.scan import Scan
 
 
 @dataclass(frozen=True)

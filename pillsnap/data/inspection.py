@@ -9,9 +9,11 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
+from pillsnap.data.archives import MAX_MEMBER_BYTES, STORED, parse_location, read_place, unpack
 from pillsnap.data.images import BadImage, decode_image, read_header
 from pillsnap.data.photos import check_relative
 from pillsnap.errors import UserError
@@ -20,7 +22,6 @@ THUMBNAIL_PX = 32
 _HEAD_BYTES = 4096
 _JPEG_HEAD_BYTES = 1 << 20
 _TAIL_BYTES = 1024
-_MAX_FILE_BYTES = 1 << 30
 _LINKED_FOLDERS = re.compile(r"data|train|val|valid|test|images|labels|single|combination|[TV][SL]_.*")
 
 
@@ -43,71 +44,81 @@ class Inspection:
 
 
 Job = tuple[str, list[list[float] | None]]
-"""(image path relative to the root, boxes [x, y, w, h] in pixels)."""
+"""(location, see archives.py; boxes [x, y, w, h] in pixels)."""
 
 
 def inspect_photos(root: str, jobs: Sequence[Job], deep: bool, max_pixels: int) -> list[Inspection]:
     """Inspect photos beneath `root`, in order. Never raises for a bad file, never writes, follows no photo link."""
-    return [_inspect(root, path, boxes, deep, max_pixels) for path, boxes in jobs]
+    return [_inspect(root, location, boxes, deep, max_pixels) for location, boxes in jobs]
 
 
-def content_hashes(root: str, paths: Sequence[str]) -> list[bytes]:
-    """128-bit hashes of whole files; empty where one cannot be read."""
+def content_hashes(root: str, locations: Sequence[str]) -> list[bytes]:
+    """128-bit hashes of whole photos that an inspection found readable; empty where one no longer is."""
     hashes = []
-    for path in paths:
+    for location in locations:
+        place = parse_location(location)
         try:
-            with open(os.path.join(root, path), "rb") as file:
-                hashes.append(hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest())
-        except OSError:
+            data = Path(root, location).read_bytes() if place is None else read_place(root, place)
+            hashes.append(hashlib.blake2b(data, digest_size=16).digest())
+        except (OSError, UserError):
             hashes.append(b"")
     return hashes
 
 
-def _inspect(root: str, image_path: str, boxes: list[list[float] | None], deep: bool, max_pixels: int) -> Inspection:
+def _inspect(root: str, location: str, boxes: list[list[float] | None], deep: bool, max_pixels: int) -> Inspection:
+    place = parse_location(location)
+    path = location if place is None else place.archive
     try:
-        check_relative(image_path)
+        check_relative(path)
     except UserError:
         return Inspection("outside_root")
-    problem = _folder_problem(root, image_path.rpartition("/")[0])
+    problem = _folder_problem(root, path.rpartition("/")[0])
     if problem:
         return Inspection(problem)
     try:
-        descriptor = os.open(f"{root}/{image_path}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(f"{root}/{path}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return Inspection("missing")
     except OSError as error:
-        is_link = os.path.islink(f"{root}/{image_path}")
+        is_link = Path(root, path).is_symlink()
         return Inspection("link" if is_link else "unreadable_file", os.strerror(error.errno or 0))
     try:
         info = os.fstat(descriptor)
         if not stat.S_ISREG(info.st_mode):
             return Inspection("not_a_file")
-        if info.st_size > _MAX_FILE_BYTES:
-            return Inspection("too_large", f"{info.st_size} bytes")
-        if deep:
-            data = os.read(descriptor, info.st_size + 1)
-            return _inspect_pixels(data, boxes, max_pixels)
-        return _inspect_ends(descriptor, info.st_size, max_pixels)
+        start, size = (0, info.st_size) if place is None else (place.offset, place.length)
+        if size > MAX_MEMBER_BYTES:
+            return Inspection("too_large", f"{size} bytes")
+        if start + size > info.st_size:
+            return Inspection("truncated", "the archive ends before the photo does")
+        if not deep and (place is None or place.compression == STORED):
+            return _inspect_ends(descriptor, start, size, max_pixels)
+        data = os.pread(descriptor, size, start)
+        if place is not None:
+            data = unpack(data, place)
+        return _inspect_pixels(data, boxes, max_pixels)
     except BadImage as error:
         return Inspection(error.reason, error.detail)
     except OSError as error:
         return Inspection("unreadable_file", os.strerror(error.errno or 0))
+    except UserError as error:
+        return Inspection("corrupt", str(error))
     finally:
         os.close(descriptor)
 
 
-def _inspect_ends(descriptor: int, size: int, max_pixels: int) -> Inspection:
-    head = os.pread(descriptor, _HEAD_BYTES, 0)
+def _inspect_ends(descriptor: int, start: int, size: int, max_pixels: int) -> Inspection:
+    head = os.pread(descriptor, min(size, _HEAD_BYTES), start)
     try:
         header = read_header(head)
     except BadImage as error:
         # A long colour profile or thumbnail can push the size far into a JPEG.
         if error.reason != "truncated" or size <= len(head):
             raise
-        header = read_header(os.pread(descriptor, _JPEG_HEAD_BYTES, 0))
+        header = read_header(os.pread(descriptor, min(size, _JPEG_HEAD_BYTES), start))
     if header.width * header.height > max_pixels:
         raise BadImage("too_large", f"{header.width} x {header.height} pixels")
-    tail = os.pread(descriptor, _TAIL_BYTES, max(0, size - _TAIL_BYTES))
+    tail = os.pread(descriptor, min(size, _TAIL_BYTES), start + max(0, size - _TAIL_BYTES))
     if (b"IEND" not in tail[-64:]) if header.format == "png" else (b"\xff\xd9" not in tail):
         raise BadImage("truncated", "the file ends before its end mark")
     fingerprint = hashlib.blake2b(head + tail + size.to_bytes(8, "big"), digest_size=16).digest()

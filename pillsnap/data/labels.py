@@ -10,6 +10,9 @@ import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from pillsnap.data.archives import parse_location, read_place
+from pillsnap.errors import UserError
+
 _MAX_BYTES = 4 << 20
 _SIDE_MAX = 2**31 - 1
 
@@ -27,8 +30,20 @@ class Label(NamedTuple):
 
 
 def read_labels(root: str, jobs: Sequence[tuple[str, str]]) -> list[Label]:
-    """Read (relative JSON path, expected K-code) jobs beneath `root`, in order. Never raises for a bad file."""
-    return [read_label(f"{root}/{path}", code) for path, code in jobs]
+    """Read (location, expected K-code) jobs beneath `root`, in order; "" is missing. Never raises for a bad file."""
+    return [_read_label(root, location, code) for location, code in jobs]
+
+
+def _read_label(root: str, location: str, code: str) -> Label:
+    if not location:
+        return Label("missing")
+    place = parse_location(location)
+    if place is None:
+        return read_label(f"{root}/{location}", code)
+    try:
+        return parse_label(read_place(root, place), code)
+    except (OSError, UserError):
+        return Label("broken")
 
 
 def read_label(path: str, code: str) -> Label:

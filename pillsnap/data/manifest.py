@@ -43,6 +43,7 @@ SCHEMA = pa.schema(
         ("member", pa.string()),
         ("offset", pa.int64()),
         ("length", pa.int64()),
+        ("compression", pa.int16()),
     ]
 )
 _REQUIRED = set(SCHEMA.names[:10])

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pillsnap.data.aihub import Progress, label_paths, split_codes
+from pillsnap.data.aihub import Progress, split_codes
+from pillsnap.data.archive_rows import archive_columns, label_jobs
 from pillsnap.data.candidates import Candidates, Sample
 from pillsnap.data.labels import Label, read_labels
 from pillsnap.data.manifest import CAMERA_FIELDS, SCHEMA
@@ -49,15 +50,13 @@ def read_rows(
     photos = sample.photos[order].tolist()
     sets = scan.set_index[positions].tolist()
     codes = [split_codes(scan.prefixes[index]) for index in sets]
-    jobs: list[tuple[str, str]] = []
-    for stem, index, row_codes in zip(stems, sets, codes, strict=True):
-        jobs += zip(label_paths(scan.folders[index], scan.prefixes[index], stem), row_codes, strict=True)
+    label_paths, jobs = label_jobs(scan, positions, os.fspath(data_root))
     labels = _read_all(data_root, jobs, num_workers, progress)
 
     names: dict[str, Counter[str]] = {}
     edi_codes: dict[str, set[str]] = {}
     problems: dict[str, list[str]] = {}
-    for (path, code), label in zip(jobs, labels, strict=True):
+    for path, (_, code), label in zip(label_paths, jobs, labels, strict=True):
         if label.problem:
             problems.setdefault(label.problem, []).append(path)
         if label.name:
@@ -76,8 +75,9 @@ def read_rows(
         "height": [height for _, height in sizes],
         "group": [candidates.group_name(photo) for photo in photos],
         "split": ["val" if is_val else "train" for is_val in sample.is_val[order]],
-        "source": ["aihub/" + scan.folders[index].split("/images/")[0].rpartition("/")[2] for index in sets],
+        "source": ["aihub/" + scan.tree(index) for index in sets],
         **{name: fields[:, column] for column, name in enumerate(CAMERA_FIELDS)},
+        **archive_columns(scan, positions, os.fspath(data_root)),
     }
     table = pa.table({name: pa.array(values, type=SCHEMA.field(name).type) for name, values in columns.items()})
     return Rows(

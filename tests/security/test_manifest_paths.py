@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pillsnap.data.aihub import scan
 from pillsnap.data.labels import read_label
+from pillsnap.data.scan import scan
 from pillsnap.data.yolo import import_yolo
 
 STEM = "K-000001_0_2_0_0_75_{:03d}_200"

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pillsnap.data import aihub
+from pillsnap.data import scan as scanning
 from pillsnap.errors import UserError
 
 
@@ -50,7 +51,7 @@ def test_label_paths() -> None:
     ]
 
 
-def paths(scan: aihub.Scan) -> list[str]:
+def paths(scan: scanning.Scan) -> list[str]:
     return [scan.path(photo) for photo in range(len(scan))]
 
 
@@ -59,7 +60,7 @@ def test_scan_finds_photos_and_counts_what_is_none(tree) -> None:
     second = tree.combination(["K-000001", "K-000002"])
     (second.parent / f"{second.parent.name}_index.png").write_bytes(b"x")
     (second.parent / "Thumbs.db").write_bytes(b"x")
-    scan = aihub.scan(tree.root)
+    scan = scanning.scan(tree.root)
     assert paths(scan) == [second.relative_to(tree.root).as_posix(), first.relative_to(tree.root).as_posix()]
     assert scan.stem(1) == "K-000001_0_2_0_0_75_000_200"
     assert scan.refused.counts == {"stray_image": 1, "other_file": 1}
@@ -69,7 +70,7 @@ def test_scan_takes_the_codes_from_the_file_name_not_the_folder(tree) -> None:
     photo = tree.single("K-000001")
     stray = photo.with_name("K-000009_0_2_0_0_75_000_200.png")
     shutil.copy(photo, stray)
-    scan = aihub.scan(tree.root)
+    scan = scanning.scan(tree.root)
     assert sorted(scan.prefixes) == ["K-000001", "K-000009"]
     assert sorted(paths(scan)) == sorted(p.relative_to(tree.root).as_posix() for p in (photo, stray))
 
@@ -79,7 +80,7 @@ def test_scan_is_the_same_with_any_number_of_threads(tree, num_threads: int) -> 
     tree.many(4)
     for part in (2, 3):
         tree.single("K-000050", part=part, longitude=part)
-    scan = aihub.scan(tree.root, num_threads=num_threads)
+    scan = scanning.scan(tree.root, num_threads=num_threads)
     assert paths(scan) == sorted(paths(scan))
     assert len(scan) == 4 * 6 * 4 + 4 * 3 + 2
 
@@ -88,7 +89,7 @@ def test_scan_accepts_a_data_level(tree) -> None:
     tree.single("K-000001")
     (tree.root / "data").mkdir()
     (tree.root / "train").rename(tree.root / "data/train")
-    assert paths(aihub.scan(tree.root)) == [
+    assert paths(scanning.scan(tree.root)) == [
         "data/train/images/single/TS_1_single/K-000001/K-000001_0_2_0_0_75_000_200.png"
     ]
 
@@ -98,21 +99,21 @@ def test_scan_follows_part_folders_on_other_disks(tree, tmp_path: Path) -> None:
     part = tree.root / "train/images/single/TS_1_single"
     part.rename(tmp_path / "other_disk")
     part.symlink_to(tmp_path / "other_disk")
-    assert len(aihub.scan(tree.root)) == 1
+    assert len(scanning.scan(tree.root)) == 1
 
 
 def test_training_tree_alone_is_scanned_when_there_is_one(tree) -> None:
     tree.single("K-000001")
     tree.single("K-000002", tree="val")
-    assert aihub.scan(tree.root).prefixes == ["K-000001"]
+    assert scanning.scan(tree.root).prefixes == ["K-000001"]
 
 
 def test_missing_empty_and_foreign_roots_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a folder"):
-        aihub.scan(tmp_path / "nowhere")
+        scanning.scan(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no AI Hub photos"):
-        aihub.scan(tmp_path / "empty")
+        scanning.scan(tmp_path / "empty")
     (tmp_path / "hollow/train/images/single/TS_1_single/K-000001").mkdir(parents=True)
     with pytest.raises(UserError, match="no photo named like"):
-        aihub.scan(tmp_path / "hollow")
+        scanning.scan(tmp_path / "hollow")

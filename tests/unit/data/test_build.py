@@ -29,7 +29,7 @@ def test_single_row_says_everything(tree, tmp_path: Path) -> None:
         "image_type": "single", "codes": ["K-000114"], "boxes": [[10, 12, 20.5, 8]], "width": 50, "height": 60,
         "group": "K-000114_1_260", "split": row["split"], "source": "aihub/train", "state": 0, "background": 2,
         "direction": 1, "light": 2, "latitude": 75, "longitude": 260, "size": 200,
-        "archive": None, "member": None, "offset": None, "length": None,
+        "archive": None, "member": None, "offset": None, "length": None, "compression": None,
     }  # fmt: skip
 
 
