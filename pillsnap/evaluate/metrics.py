@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -234,9 +233,9 @@ class _Thresholds:
 
 
 def _ultralytics() -> tuple[Any, Any, Any, Any]:
-    # Without this, importing ultralytics asks the network whether it is there.
-    os.environ.setdefault("YOLO_OFFLINE", "1")
     import torch
+
+    import pillsnap.models.detector  # noqa: F401  its import has to come before that of ultralytics, which it tames
     from ultralytics.engine.validator import BaseValidator
     from ultralytics.utils.metrics import ap_per_class, box_iou, smooth
 
