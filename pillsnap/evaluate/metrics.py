@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -233,9 +234,9 @@ class _Thresholds:
 
 
 def _ultralytics() -> tuple[Any, Any, Any, Any]:
+    # The detector's module keeps ultralytics from installing and reporting things, and must come before it.
+    importlib.import_module("pillsnap.models.detector")
     import torch
-
-    import pillsnap.models.detector  # noqa: F401  its import has to come before that of ultralytics, which it tames
     from ultralytics.engine.validator import BaseValidator
     from ultralytics.utils.metrics import ap_per_class, box_iou, smooth
 
