@@ -47,6 +47,7 @@ SCHEMA = pa.schema(
     ]
 )
 _REQUIRED = set(SCHEMA.names[:10])
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _FORMULA = re.compile(r"^'*[=+\-@\t\r\uff0b\uff0d\uff1d\uff20]")
 
 
@@ -217,9 +218,14 @@ def _check_rows(table: pa.Table) -> None:
         raise UserError(f"manifest: split must be train or val, found {sorted(map(str, wrong))}")
 
 
+def has_control_characters(text: str) -> bool:
+    """Whether the text has line breaks, other control characters or bytes that are no UTF-8."""
+    return _CONTROL.search(text) is not None
+
+
 def check_code(code: str, where: str) -> None:
-    """UserError unless `code` is a non-empty printable string without the CSV's code separator."""
-    if not code or code != code.strip() or not code.isprintable() or CODE_SEPARATOR in code:
+    """UserError unless `code` is a non-empty string without control characters or the CSV's code separator."""
+    if not code or code != code.strip() or has_control_characters(code) or CODE_SEPARATOR in code:
         raise UserError(
             f"{where}: class {code!r} is empty, has outer blanks, control characters or {CODE_SEPARATOR!r}; rename it"
         )

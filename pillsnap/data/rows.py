@@ -51,7 +51,7 @@ def read_rows(
     sets = scan.set_index[positions].tolist()
     codes = [split_codes(scan.prefixes[index]) for index in sets]
     label_paths, jobs = label_jobs(scan, positions, os.fspath(data_root))
-    labels = _read_all(data_root, jobs, num_workers, progress)
+    labels = read_all_labels(data_root, jobs, num_workers, progress)
 
     names: dict[str, Counter[str]] = {}
     edi_codes: dict[str, set[str]] = {}
@@ -63,7 +63,7 @@ def read_rows(
             names.setdefault(code, Counter())[label.name] += 1
         edi_codes.setdefault(code, set()).update(label.edi_codes)
 
-    boxes, sizes = _per_photo(codes, labels)
+    boxes, sizes = boxes_and_sizes(codes, labels)
     fields = scan.view_fields[scan.view_index[positions]]
     columns = {
         "sample_id": stems,
@@ -89,7 +89,7 @@ def read_rows(
     )
 
 
-def _per_photo(
+def boxes_and_sizes(
     codes: Sequence[tuple[str, ...]], labels: Sequence[Label]
 ) -> tuple[list[list[tuple[float, float, float, float] | None]], list[tuple[int, int]]]:
     boxes, sizes = [], []
@@ -103,7 +103,7 @@ def _per_photo(
     return boxes, sizes
 
 
-def _read_all(
+def read_all_labels(
     data_root: Path, jobs: list[tuple[str, str]], num_workers: int | None, progress: Progress | None
 ) -> list[Label]:
     root = os.fspath(data_root)

@@ -17,6 +17,7 @@ import numpy as np
 
 from pillsnap.data.aihub import CODES, EXTENSIONS, Progress, view_fields
 from pillsnap.data.archives import Member, find_archives, read_directory
+from pillsnap.data.manifest import has_control_characters
 from pillsnap.errors import UserError
 
 _EXAMPLE = "K-000114_0_2_0_0_75_260_200.png"
@@ -30,7 +31,8 @@ class Refused:
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, reason: str, path: str, limit: int = 20) -> None:
-        """Count one entry."""
+        """Count one entry; bytes that are no UTF-8 are written as escapes."""
+        path = path.encode("utf-8", "backslashreplace").decode()
         self.counts[reason] = self.counts.get(reason, 0) + 1
         examples = self.examples.setdefault(reason, [])
         if len(examples) < limit:
@@ -219,6 +221,9 @@ class _ScanBuilder:
         members: Sequence[Member] = (),
     ) -> None:
         """Add one folder's sorted file names, most of which begin with `expected_prefix`; count what is no photo."""
+        if has_control_characters(folder):
+            self.refused.add("unreadable_name", folder)
+            return
         cut = len(expected_prefix)
         views = self._views
         by_prefix: dict[str, tuple[list[int], list[int]]] = {}

@@ -13,7 +13,7 @@ import pyarrow as pa
 import yaml
 
 from pillsnap.data.images import BadImage, Header, read_header
-from pillsnap.data.manifest import SCHEMA, check_code, class_list, write_json, write_manifest
+from pillsnap.data.manifest import SCHEMA, check_code, class_list, has_control_characters, write_json, write_manifest
 from pillsnap.errors import UserError
 
 REPORT_NAME = "import_report.json"
@@ -27,7 +27,7 @@ class _Report:
     problems: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, kind: str, what: str) -> None:
-        self.problems.setdefault(kind, []).append(what)
+        self.problems.setdefault(kind, []).append(what.encode("utf-8", "backslashreplace").decode())
 
 
 def import_yolo(
@@ -148,7 +148,9 @@ def _list_photos(images: Path, folder: Path, report: _Report) -> list[str]:
     with os.scandir(images) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             path = f"{base}/{entry.name}"
-            if not entry.name.lower().endswith(_EXTENSIONS):
+            if has_control_characters(entry.name):
+                report.add("unreadable_name", path)
+            elif not entry.name.lower().endswith(_EXTENSIONS):
                 report.add("other_file", path)
             elif not entry.is_file(follow_symlinks=False):
                 report.add("link_or_not_a_file", path)

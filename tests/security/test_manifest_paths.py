@@ -83,3 +83,30 @@ def test_yolo_photo_links_are_left_out(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "out/import_report.json").read_text())
     assert report["num_train"] == 1
     assert report["problems"]["link_or_not_a_file"]["listed"] == ["images/train/b.png", "images/train/c.png"]
+
+
+def test_names_that_are_no_utf8_are_refused_and_written_as_escapes(leaf: Path, tmp_path: Path) -> None:
+    odd = leaf.parent / os.fsdecode(b"K-\xff")
+    odd.mkdir()
+    (odd / "K-000001_0_2_0_0_75_020_200.png").write_bytes(b"x")
+    (leaf / os.fsdecode(b"\xfe.png")).write_bytes(b"x")
+    found = scan(tmp_path / "root")
+    assert len(found) == 1
+    assert found.refused.counts == {"stray_image": 1, "unreadable_name": 1}
+    assert found.refused.examples["unreadable_name"] == ["train/images/single/TS_1_single/K-\\udcff"]
+
+
+def test_yolo_names_that_are_no_utf8_are_left_out(tmp_path: Path) -> None:
+    import cv2
+    import numpy as np
+
+    images, labels = tmp_path / "set/images/train", tmp_path / "set/labels/train"
+    images.mkdir(parents=True)
+    labels.mkdir(parents=True)
+    cv2.imwrite(str(images / "a.png"), np.zeros((8, 8, 3), np.uint8))
+    (labels / "a.txt").write_text("0 0.5 0.5 0.5 0.5")
+    (images / os.fsdecode(b"\xff.png")).write_bytes((images / "a.png").read_bytes())
+    (images / "two\nlines.png").write_bytes((images / "a.png").read_bytes())
+    import_yolo(tmp_path / "set", ["x"], tmp_path / "out")
+    report = json.loads((tmp_path / "out/import_report.json").read_text())
+    assert report["problems"]["unreadable_name"]["count"] == 2
