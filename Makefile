@@ -15,7 +15,8 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
 
 # The lock holds the whole closure, so --no-deps loses nothing. uv installs it two to four times faster than pip;
-# where uv cannot reach the index that pip is set up for (a mirror or certificate of pip's own), pip does it.
+# where uv cannot reach the index that pip is set up for (a mirror or certificate of pip's own), pip does it. Bytecode is
+# compiled at once: some of Ray's processes never write it, and would compile what they import at every start.
 LOCKED := --no-deps --only-binary :all: --require-hashes -r requirements.lock
 $(STAMP): requirements.lock pyproject.toml
 	@python=""; \
@@ -31,7 +32,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@echo "Installing the locked packages into $(VENV) (about 7 GB, one to four minutes the first time)"
 	@$(PIP) install --quiet --no-deps --only-binary :all: --require-hashes \
 	  -r <(awk '/^[a-z]/ { keep = /^uv==/ } keep' requirements.lock)
-	@$(VENV)/bin/uv pip install --quiet --python $(PY) $(LOCKED) || $(PIP) install --quiet --no-compile $(LOCKED)
+	@$(VENV)/bin/uv pip install --quiet --compile-bytecode --python $(PY) $(LOCKED) || $(PIP) install --quiet $(LOCKED)
 	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
