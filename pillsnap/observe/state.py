@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -200,7 +199,6 @@ class RunState:
             "verdict": self.verdict,
             "first_time": self.first_time,
             "last_time": self.last_time,
-            "now": time.time(),
         }
 
     def curves(self) -> dict[str, list[tuple[float, float]]]:

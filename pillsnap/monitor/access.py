@@ -1,0 +1,75 @@
+"""Who may look: the rules for the address the monitor listens on, and for the Host, Origin and token of a request."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import socket
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+from pillsnap.errors import UserError
+
+_LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens on `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_bind(host: str, token: str | None) -> None:
+    """UserError when others could reach the monitor without a token."""
+    if not is_loopback(host) and not token:
+        raise UserError(
+            f"the monitor would be open to the network on {host}: give it a token (--token or PILLSNAP_MONITOR_TOKEN), "
+            "or leave it on 127.0.0.1 and use `ssh -L 8888:127.0.0.1:8888`"
+        )
+
+
+class AccessRules:
+    """Raises 403 for requests that a foreign page, a re-bound name or somebody without the token could make."""
+
+    def __init__(self, bind_host: str, token: str | None) -> None:
+        self.is_local = is_loopback(bind_host)
+        self.token = token
+        self.names = set(_LOCAL_NAMES)
+        if not self.is_local:
+            self.names |= {bind_host.lower(), socket.gethostname().lower(), socket.getfqdn().lower()}
+
+    def check(self, request: web.Request, needs_token: bool = True) -> None:
+        host = request.headers.get("Host", "")
+        if not self._is_own_host(host):
+            raise web.HTTPForbidden(text="wrong Host")
+        origin = request.headers.get("Origin")
+        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+            raise web.HTTPForbidden(text="wrong Origin")
+        if needs_token and self.token and not hmac.compare_digest(_token_of(request).encode(), self.token.encode()):
+            raise web.HTTPForbidden(text="wrong token")
+
+    def _is_own_host(self, host: str) -> bool:
+        """Only this machine's names, and numeric addresses: any other name could have been pointed at it by anyone."""
+        try:
+            name = (urlsplit(f"//{host}").hostname or "").lower()
+        except ValueError:
+            return False
+        if name in self.names:
+            return True
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return not self.is_local or is_loopback(name)
+
+
+def _token_of(request: web.Request) -> str:
+    scheme, _, value = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip()
+    return request.query.get("token", "")

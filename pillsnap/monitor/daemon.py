@@ -1,0 +1,117 @@
+"""The web monitor in the background: `start` leaves a process behind with a log and a pid file, `stop` ends it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+import pillsnap
+from pillsnap.errors import UserError
+from pillsnap.monitor.access import check_bind
+from pillsnap.monitor.server import DEFAULT_PORT, serve
+
+PID_FILE = "monitor.pid"
+LOG_FILE = "monitor.log"
+TOKEN_VARIABLE = "PILLSNAP_MONITOR_TOKEN"
+START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 5.0
+
+
+def start(run_dir: Path, port: int = DEFAULT_PORT, host: str = "127.0.0.1", token: str | None = None) -> int:
+    """Start the web monitor of `run_dir` in the background and return its process id once it listens.
+
+    UserError when it runs already, cannot start (the reason is in `monitor.log`), or is open to others without a token.
+    """
+    check_bind(host, token)
+    if not run_dir.is_dir():
+        raise UserError(f"{run_dir} is no directory: name the directory of a run with --run, such as artifacts/demo")
+    running = _running(run_dir)
+    if running is not None:
+        raise UserError(f"the monitor of {run_dir} runs already (process {running.pid}); end it with --stop")
+    environment = {**os.environ, "PYTHONPATH": _python_path()}
+    environment.pop(TOKEN_VARIABLE, None)
+    if token:
+        environment[TOKEN_VARIABLE] = token  # in the arguments every user of the machine could read it
+    with (run_dir / LOG_FILE).open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pillsnap.monitor.daemon", str(run_dir.resolve()), host, str(port)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+        )
+    facts = {"pid": process.pid, "create_time": psutil.Process(process.pid).create_time(), "host": host, "port": port}
+    (run_dir / PID_FILE).write_text(json.dumps(facts))
+    end_s = time.monotonic() + START_TIMEOUT_S
+    while not _listens(process.pid, port):
+        if process.poll() is not None or time.monotonic() > end_s:
+            process.kill()
+            (run_dir / PID_FILE).unlink(missing_ok=True)
+            raise UserError(f"the monitor did not start: {_last_line(run_dir / LOG_FILE)}")
+        time.sleep(0.1)
+    return process.pid
+
+
+def stop(run_dir: Path) -> int:
+    """End the background monitor of `run_dir` and return its process id. UserError when none runs."""
+    process = _running(run_dir)
+    if process is None:
+        (run_dir / PID_FILE).unlink(missing_ok=True)
+        raise UserError(f"no monitor of {run_dir} runs in the background")
+    process.terminate()
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except psutil.TimeoutExpired:
+        process.kill()
+        process.wait(STOP_TIMEOUT_S)
+    (run_dir / PID_FILE).unlink(missing_ok=True)
+    return process.pid
+
+
+def _running(run_dir: Path) -> psutil.Process | None:
+    """The process of the pid file; another process that was given the same number later is none of ours."""
+    try:
+        facts = json.loads((run_dir / PID_FILE).read_text())
+        process = psutil.Process(facts["pid"])
+        is_ours = abs(process.create_time() - facts["create_time"]) < 0.01
+    except (FileNotFoundError, ValueError, KeyError, psutil.NoSuchProcess):
+        return None
+    return process if is_ours and process.status() != psutil.STATUS_ZOMBIE else None
+
+
+def _listens(pid: int, port: int) -> bool:
+    with contextlib.suppress(psutil.Error):
+        connections = psutil.Process(pid).net_connections("tcp")
+        return any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in connections)
+    return False
+
+
+def _python_path() -> str:
+    package_root = str(Path(pillsnap.__file__).resolve().parents[1])
+    return os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
+
+
+def _last_line(path: Path) -> str:
+    lines = path.read_text(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+
+
+def main() -> None:
+    """The background process: the run's directory, the address and the port are its arguments."""
+    run_dir, host, port = sys.argv[1:4]
+    try:
+        serve(Path(run_dir), host, int(port), os.environ.pop(TOKEN_VARIABLE, None))
+    except UserError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""Nobody but the person who may look gets a byte of a run from the web monitor."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp.test_utils import TestServer
+
+from pillsnap.errors import UserError
+from pillsnap.monitor.access import AccessRules, check_bind
+from pillsnap.monitor.server import make_app, serve
+from pillsnap.observe.events import EventLog
+
+PATHS = ("/", "/ws", "/picture?run=run&task=detection", "/app.js")
+
+
+async def statuses(
+    server: TestServer, headers: dict[str, str], query: str = "", paths: tuple[str, ...] = PATHS
+) -> list[tuple[int, str]]:
+    """Status and body of each path, asked for as a page and as a WebSocket."""
+    upgrade = {
+        "Upgrade": "websocket",
+        "Connection": "Upgrade",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+    }
+    got = []
+    async with aiohttp.ClientSession() as session:
+        for path in paths:
+            url = f"{server.make_url('/')}".rstrip("/") + path + query
+            async with session.get(url, headers=headers | (upgrade if path == "/ws" else {})) as answer:
+                body = "" if answer.status == 101 else await answer.text()
+                got.append((answer.status, body))
+    return got
+
+
+def write_run(run_dir: Path) -> Path:
+    with EventLog(run_dir) as log:
+        log.write(
+            "run", run_id="secret", name="secret", stage=1, config={}, manifest_hash="", num_workers=1, versions={}
+        )
+        log.write("examples", task="detection", epoch=1, path="../outside.png")
+    (run_dir.parent / "outside.png").write_bytes(b"secret")
+    return run_dir
+
+
+@pytest.mark.parametrize(
+    ("headers", "word"),
+    [
+        ({"Host": "evil.example"}, "Host"),
+        ({"Host": "evil.example:8888"}, "Host"),
+        ({"Host": "127.0.0.1.evil.example"}, "Host"),
+        ({"Host": "192.168.0.7"}, "Host"),
+        ({"Host": "[::1"}, "Host"),
+        ({"Host": ""}, "Host"),
+        ({"Origin": "http://evil.example"}, "Origin"),
+        ({"Origin": "null"}, "Origin"),
+        ({"Origin": "http://localhost:1"}, "Origin"),
+        ({"Origin": "http://127.0.0.1@evil.example"}, "Origin"),
+    ],
+)
+def test_wrong_host_or_origin_gets_403_and_no_data(tmp_path: Path, headers: dict[str, str], word: str) -> None:
+    async def scenario() -> None:
+        async with TestServer(make_app(write_run(tmp_path / "run"))) as server:
+            for status, body in await statuses(server, headers):
+                assert (status, body) == (403, f"wrong {word}")
+
+    asyncio.run(scenario())
+
+
+def test_own_names_and_own_origin_get_the_page(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with TestServer(make_app(write_run(tmp_path / "run"))) as server:
+            for name in ("127.0.0.1", "localhost", "[::1]", "LOCALHOST"):
+                host = f"{name}:9999"  # as through a tunnel
+                for scheme in ("http", "https"):
+                    headers = {"Host": host, "Origin": f"{scheme}://{host}"}
+                    assert [s for s, _ in await statuses(server, headers, paths=("/", "/app.js"))] == [200, 200]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("headers", "query", "may"),
+    [
+        ({}, "", False),
+        ({}, "?token=wrong", False),
+        ({"Authorization": "Bearer wrong"}, "?token=right", False),
+        ({"Authorization": "Bearer "}, "", False),
+        ({"Authorization": "Basic right"}, "", False),
+        ({}, "?token=right", True),
+        ({"Authorization": "Bearer right"}, "", True),
+    ],
+)
+def test_token_by_header_or_query(tmp_path: Path, headers: dict[str, str], query: str, may: bool) -> None:
+    async def scenario() -> None:
+        async with TestServer(make_app(write_run(tmp_path / "run"), token="right")) as server:
+            ((page, body),) = await statuses(server, headers, query, ("/",))
+            assert page == (200 if may else 403) and ("PillSnap" in body) == may
+            async with aiohttp.ClientSession() as session:
+                try:
+                    async with session.ws_connect(f"{server.make_url('/ws')}{query}", headers=headers) as viewer:
+                        assert may and (await viewer.receive_json(timeout=10))["run"] == "run"
+                except aiohttp.WSServerHandshakeError as error:
+                    assert not may and error.status == 403
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.7", "example.org", ""])
+def test_open_address_without_a_token_refuses_to_start(tmp_path: Path, host: str) -> None:
+    for token in (None, ""):
+        with pytest.raises(UserError, match="token"):
+            serve(tmp_path, host, 0, token)
+    check_bind(host, "a token")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
+def test_loopback_needs_no_token(host: str) -> None:
+    check_bind(host, None)
+
+
+def test_open_address_knows_numbers_and_its_own_name() -> None:
+    rules = AccessRules("0.0.0.0", "token")
+    assert rules._is_own_host("192.168.0.7:8888") and rules._is_own_host("[fe80::1]:8888")
+    assert not rules._is_own_host("evil.example:8888")
+    assert AccessRules("gpu-box", "token")._is_own_host("GPU-box:8888")
+
+
+def test_files_outside_the_run_and_methods_that_write_are_refused(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with TestServer(make_app(write_run(tmp_path / "run"))) as server, aiohttp.ClientSession() as session:
+            base = f"{server.make_url('/')}".rstrip("/")
+            async with session.ws_connect(f"{base}/ws") as viewer:
+                assert (await viewer.receive_json(timeout=10))["type"] == "hello"
+                for path in (
+                    "/picture?run=run&task=detection",
+                    "/../run/events.jsonl",
+                    "/events.jsonl",
+                    "/static/app.js",
+                ):
+                    async with session.get(base + path) as answer:
+                        assert answer.status == 404 and b"secret" not in await answer.read()
+            for method in ("POST", "PUT", "DELETE", "PATCH"):
+                async with session.request(method, f"{base}/") as answer:
+                    assert answer.status == 405
+
+    asyncio.run(scenario())
+
+
+def test_page_loads_nothing_from_elsewhere_and_forbids_it() -> None:
+    static = Path(make_app.__code__.co_filename).parent / "static"
+    for path in static.iterdir():
+        text = path.read_text(encoding="utf-8")
+        assert "://" not in text.replace("http://www.w3.org", ""), path
+        assert not any(
+            word in text for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(")
+        ), path
+
+    async def scenario(run_dir: Path) -> None:
+        async with TestServer(make_app(run_dir)) as server, aiohttp.ClientSession() as session:
+            async with session.get(server.make_url("/")) as answer:
+                policy = answer.headers["Content-Security-Policy"]
+            assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
+            assert "unsafe" not in policy and "*" not in policy
+
+    asyncio.run(scenario(static))

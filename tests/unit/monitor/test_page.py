@@ -1,0 +1,159 @@
+"""The page in a real browser: the log's numbers within two seconds, text as text, and room on every screen."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp.test_utils import TestServer
+
+from pillsnap.monitor.server import make_app
+from pillsnap.observe.events import EventLog
+
+OpenPage = Callable[[], AbstractAsyncContextManager[Any]]
+HOSTILE = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+
+
+def write_run(log: EventLog, name: str = "night") -> None:
+    log.write("run", run_id=name, name=name, stage=3, config={}, manifest_hash="h", num_workers=1, versions={})
+    log.write("task", task="detection", status="started", epochs=4, steps_per_epoch=50, num_train=800, num_val=200)
+    write_steps(log, 1, 100)
+
+
+def write_steps(log: EventLog, first: int, last: int, loss: float = 40.0) -> None:
+    for step in range(first, last + 1):
+        log.write(
+            "step",
+            task="detection",
+            epoch=1 + (step - 1) // 50,
+            step=step,
+            loss=loss / step,
+            lr=2e-4,
+            images_per_s=118.4,
+            data_wait_fraction=0.031,
+            gpu_memory_bytes=3 << 30,
+            eta_s=3725.0,
+        )
+        if step % 50 == 0:
+            at = {"task": "detection", "epoch": step // 50, "step": step}
+            log.write("validation", **at, metrics={"map50": step / 400, "map50_95": step / 800}, best=True)
+
+
+def field(name: str) -> str:
+    return f"document.querySelector(\"[data-field='{name}']\")?.textContent"
+
+
+def test_numbers_of_the_log_within_two_seconds_and_through_a_restart(tmp_path: Path, open_page: OpenPage) -> None:
+    async def scenario() -> None:
+        with EventLog(tmp_path / "night") as log:
+            write_run(log)
+            async with TestServer(make_app(tmp_path / "night")) as server, open_page() as page:
+                await page.open(f"{server.make_url('/')}?lang=en")
+                await page.wait_for(f"{field('detection.loss')} === '0.4'")
+                text = await page.evaluate("document.querySelector('#detection').innerText")
+                for figure in (
+                    "epoch 2/4 · step 100/200 · 800 to train · 200 to validate",
+                    "1:02:05 left",
+                    "118 img/s",
+                    "3 %",
+                    "2.00e-4",
+                    "3.0 GiB",
+                    "mAP@0.5:0.95\n0.125\nepoch 2",
+                ):
+                    assert figure in text, (figure, text)
+                assert await page.evaluate("document.querySelector('#detection .bar span').style.width") == "50%"
+                for first, last, loss, shown in ((101, 125, 40.0, "0.32"), (126, 160, 400.0, "2.5")):
+                    write_steps(log, first, last, loss)
+                    assert await page.wait_for(f"{field('detection.loss')} === '{shown}'") < 2
+                log.write("failure", message="worker 0 died", cause="killed", advice="it starts again")
+                await page.wait_for("!document.querySelector('#failure').hidden")
+                log.write("task", task="detection", status="started", epoch=2, step=100)
+                write_steps(log, 101, 110, 220.0)
+                assert await page.wait_for(f"{field('detection.loss')} === '2'") < 2
+                assert await page.evaluate("document.querySelector('#failure').hidden") is True
+                position = await page.evaluate("document.querySelector('#detection .position').textContent")
+                assert "step 110/200" in position and "1 restart" in position
+                log.write(
+                    "verdict", met=True, targets={"detection_map50": {"target": 0.3, "value": 0.6124, "met": True}}
+                )
+                await page.wait_for("document.querySelector('#status').textContent === 'targets met'")
+                assert "Detection mAP@0.5\t0.6124\t0.3\tmet" in await page.evaluate(
+                    "document.querySelector('#targets').innerText"
+                )
+
+    asyncio.run(scenario())
+
+
+def test_text_of_a_run_is_shown_as_text_and_no_script_of_it_runs(tmp_path: Path, open_page: OpenPage) -> None:
+    async def scenario() -> None:
+        with EventLog(tmp_path / "night") as log:
+            write_run(log, HOSTILE)
+            log.write("warning", message=HOSTILE)
+            log.write("quarantine", task="detection", sample_id=HOSTILE, reason=HOSTILE)
+            log.write("failure", message=HOSTILE, cause=HOSTILE, advice=HOSTILE)
+            log.write("validation", task="detection", epoch=2, step=100, metrics={HOSTILE: 0.5})
+            log.write("verdict", met=False, targets={HOSTILE: {"target": 1, "value": 2, "met": False}})
+            async with TestServer(make_app(tmp_path / "night")) as server, open_page() as page:
+                await page.open(f"{server.make_url('/')}?lang=en")
+                await page.wait_for(f"{field('num_warnings')} === '1'")
+                await asyncio.sleep(0.3)
+                assert await page.evaluate("document.querySelectorAll('body script').length") == 1
+                assert await page.evaluate("[...document.images].every(image => image.closest('figure'))")
+                assert HOSTILE in await page.evaluate("document.querySelector('#warnings').textContent")
+                assert HOSTILE in await page.evaluate("document.querySelector('#detection').textContent")
+                assert await page.evaluate("document.title") == f"{HOSTILE} · targets missed"
+
+    asyncio.run(scenario())
+
+
+def test_another_run_and_another_language_are_chosen(tmp_path: Path, open_page: OpenPage) -> None:
+    async def scenario() -> None:
+        for name, last in (("one", 150), ("two", 200)):
+            with EventLog(tmp_path / name) as log:
+                write_run(log, name)
+                write_steps(log, 101, last)
+        async with TestServer(make_app(tmp_path / "one")) as server, open_page() as page:
+            await page.open(f"{server.make_url('/')}?lang=en")
+            await page.wait_for("document.querySelector('#detection .position')?.textContent.includes('step 150/200')")
+            await page.evaluate(
+                "{ const s = document.querySelector('#runs'); s.value = 'two'; s.dispatchEvent(new Event('change')) }"
+            )
+            await page.wait_for("document.querySelector('#detection .position')?.textContent.includes('step 200/200')")
+            await page.evaluate("document.querySelector('#language').click()")
+            await page.wait_for("document.querySelector('#detection .name').textContent === '검출'")
+            assert await page.evaluate("document.documentElement.lang") == "ko"
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (1280, 900)])
+def test_nothing_sticks_out(tmp_path: Path, open_page: OpenPage, width: int, height: int, scheme: str) -> None:
+    """The picture of the page stays in the test's directory, to be looked at."""
+
+    async def scenario() -> None:
+        with EventLog(tmp_path / "night") as log:
+            write_run(log, "a-run-with-a-name-that-somebody-made-quite-long-indeed")
+            log.write("warning", message="x" * 300)
+            log.write("quarantine", task="detection", sample_id="K-001900-010224_0_2_0_2_75_120_200" * 4, reason="torn")
+        async with TestServer(make_app(tmp_path / "night")) as server, open_page() as page:
+            await page.open(f"{server.make_url('/')}?lang=ko", width, height, scheme)
+            await page.wait_for(
+                "document.querySelector('#detection canvas')?.clientHeight && document.querySelector('.meter')"
+            )
+            await asyncio.sleep(0.3)
+            assert await page.evaluate("document.documentElement.scrollWidth") == width
+            ground = await page.evaluate("getComputedStyle(document.body).backgroundColor")
+            assert ground == ("rgb(245, 246, 248)" if scheme == "light" else "rgb(14, 17, 22)")
+            drawn = await page.evaluate(
+                "[...document.querySelectorAll('canvas')].filter(c => c.clientHeight)"
+                ".every(c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(v => v))"
+            )
+            assert drawn is True
+            await page.screenshot(tmp_path / f"monitor_{width}_{scheme}.png")
+
+    asyncio.run(scenario())
