@@ -76,7 +76,7 @@ def test_every_option_of_the_readme_exists(name: str) -> None:
 def test_every_file_of_the_package_is_in_the_tree(name: str) -> None:
     tree = _block(name, "tree")
     listed = set(re.findall(r"^ *(\S+)", tree, re.M))
-    folders = {"presets/", "synthetic/"}  # listed as a whole
+    folders = {"presets/", "synthetic/", "static/"}  # listed as a whole
     files = {
         path.name
         for folder in FOLDERS
