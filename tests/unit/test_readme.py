@@ -25,14 +25,17 @@ def _block(name: str, section: str) -> str:
     return _text(name).split(f"<!-- {section} begins -->")[1].split(f"<!-- {section} ends -->")[0]
 
 
-def _without(name: str, section: str) -> str:
-    before, rest = _text(name).split(f"<!-- {section} begins -->")
-    return before + rest.split(f"<!-- {section} ends -->")[1]
+def _without(name: str, *sections: str) -> str:
+    text = _text(name)
+    for section in sections:
+        before, rest = text.split(f"<!-- {section} begins -->")
+        text = before + rest.split(f"<!-- {section} ends -->")[1]
+    return text
 
 
 def _commands(name: str) -> list[str]:
     """Command lines of the README that call `pillsnap`, in code fences and inline, without comments."""
-    text = _without(name, "demo output").replace("\\\n", " ")
+    text = _without(name, "demo output", "tree").replace("\\\n", " ")
     fenced = re.findall(r"^(pillsnap [^#\n]+)", text, re.M)
     return [line.strip() for line in fenced + re.findall(r"`(pillsnap [^`]+)`", text)]
 
