@@ -6,10 +6,7 @@ Exit codes: 0 fine, 1 a negative answer (targets missed, not fit), 2 wrong usage
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -17,9 +14,21 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from pillsnap.cli_manifest import manifest_app
+from pillsnap.cli_options import (
+    Assignments,
+    DataRoot,
+    Preset,
+    RunDir,
+    Seed,
+    Stage,
+    checked_data_root,
+    chosen_settings,
+    console,
+    progress_bar,
+)
 from pillsnap.errors import UserError
 
-DATA_ROOT_ENV = "PILLSNAP_DATA_ROOT"
 STOPPED = 130
 
 
@@ -44,20 +53,7 @@ app = typer.Typer(
     add_completion=False,
     help="Train, judge and run a two-stage pill recogniser.",
 )
-manifest_app = typer.Typer(no_args_is_help=True, help="Build, import and check manifests: the only truth about data.")
 app.add_typer(manifest_app, name="manifest")
-
-console = Console()
-
-Stage = Annotated[Optional[int], typer.Option(min=1, max=4, help="Scale step, 1 to 4: takes the preset stage1 ... stage4.")]  # noqa: UP045
-Preset = Annotated[Optional[str], typer.Option(help="A preset by name, instead of --stage.")]  # noqa: UP045
-DataRoot = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(envvar=DATA_ROOT_ENV, help="Folder (or URI) that the manifest's paths start from."),
-]
-RunDir = Annotated[Optional[Path], typer.Option("--run", help="Run directory [default: artifacts/<preset>].")]  # noqa: UP045
-Assignments = Annotated[Optional[list[str]], typer.Option("--set", help="Any setting: --set classification.lr=1e-4")]  # noqa: UP045
-Seed = Annotated[int, typer.Option(min=0)]
 
 
 @app.command()
@@ -79,7 +75,9 @@ def synth(
     seed: Seed = 42,
     frame: Annotated[str, typer.Option(help="Width x height in pixels.")] = "976x1280",
     image_format: Annotated[str, typer.Option("--format", help="png or jpg.")] = "png",
-    likeness: Annotated[str, typer.Option(help="easy: shape and colour tell classes apart; shared: only the imprint does.")] = "easy",
+    likeness: Annotated[
+        str, typer.Option(help="easy: shape and colour tell classes apart; shared: only the imprint does.")
+    ] = "easy",
 ) -> None:
     """Generate pill photographs with labels in the AI Hub layout."""
     from pillsnap.data.synthetic import generate
@@ -87,7 +85,7 @@ def synth(
     width, separator, height = frame.partition("x")
     if not (separator and width.isdecimal() and height.isdecimal()):
         raise UserError(f"--frame {frame!r} is not of the form WIDTHxHEIGHT, for example 976x1280.")
-    with _progress("generating photos") as progress:
+    with progress_bar("generating photos") as progress:
         tree = generate(
             out,
             num_classes=classes,
@@ -100,50 +98,6 @@ def synth(
             progress=progress,
         )
     console.print(f"{tree.num_photos} photos of {len(tree.codes)} classes in {out}", highlight=False)
-
-
-@manifest_app.command("build")
-def manifest_build(
-    stage: Stage = None,
-    preset: Preset = None,
-    data_root: DataRoot = None,
-    out: Annotated[Optional[Path], typer.Option(help="Folder for the manifest [default: artifacts/<preset>].")] = None,  # noqa: UP045
-    samples: Annotated[Optional[int], typer.Option(help="Photos to take.")] = None,  # noqa: UP045
-    classes: Annotated[Optional[int], typer.Option(help="Classes to take.")] = None,  # noqa: UP045
-    exclude: Annotated[Optional[Path], typer.Option(help="Earlier manifest whose validation photos stay out.")] = None,  # noqa: UP045
-    seed: Seed = 42,
-    assignments: Assignments = None,
-) -> None:
-    """Sample an AI Hub tree into a manifest."""
-    from pillsnap.config import run_directory
-    from pillsnap.data.build import build_manifest
-
-    overrides = {"sampling.num_photos": samples, "sampling.num_classes": classes}
-    settings = _settings(stage, preset, overrides, assignments)
-    with _progress("building the manifest") as progress:
-        result = build_manifest(
-            Path(_data_root(data_root)), run_directory(settings, out), seed=seed, exclude=exclude, progress=progress, **settings.sampling.model_dump()
-        )
-    for note in result.report.get("notes", []):
-        console.print(note, markup=False, highlight=False)
-    console.print(f"manifest: {result.path}", highlight=False, soft_wrap=True)
-
-
-@manifest_app.command("import")
-def manifest_import(
-    folder: Annotated[Path, typer.Argument(help="Folder with images/ and labels/ of a YOLO-format set.")],
-    names: Annotated[str, typer.Option(help="Class names: a data.yaml, a text file, or a comma-separated list.")],
-    out: Annotated[Path, typer.Option(help="Folder for the manifest.")],
-    source_format: Annotated[str, typer.Option("--format", help="Only yolo.")] = "yolo",
-    group_by: Annotated[Optional[str], typer.Option(help="Regular expression for the part of a file name that photos of a group share.")] = None,  # noqa: UP045
-) -> None:
-    """Turn a YOLO-format folder of photographs into a manifest."""
-    from pillsnap.data.yolo import import_yolo
-
-    if source_format != "yolo":
-        raise UserError(f"--format {source_format!r} cannot be imported; the one format is yolo.")
-    path = import_yolo(folder, Path(names) if Path(names).is_file() else names, out.absolute(), group_by)
-    console.print(f"manifest: {path}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -169,10 +123,13 @@ def train(
     overrides: dict[str, Any] = {"train.task": task, "train.num_workers": num_workers}
     for name in TASKS if task in (None, "both") else (task,):
         overrides |= {f"{name}.epochs": epochs, f"{name}.batch_size": batch_size}
-    settings = _settings(stage, preset, overrides, assignments)
+    settings = chosen_settings(stage, preset, overrides, assignments)
     directory = run_directory(settings, run_dir)
-    run, notes = open_run(directory, settings, manifest or directory, _data_root(data_root), resume=resume)
-    from pillsnap.train.run import RunStopped, train_and_judge  # late: torch takes seconds, and mistakes should not wait for it
+    run, notes = open_run(directory, settings, manifest or directory, checked_data_root(data_root), resume=resume)
+    from pillsnap.train.run import (
+        RunStopped,
+        train_and_judge,
+    )  # late: torch takes seconds, and mistakes should not wait for it
 
     setup_logging(directory, log_level)
     for note in notes:
@@ -180,7 +137,9 @@ def train(
     try:
         metrics = train_and_judge(run, console)
     except RunStopped as stopped:
-        console.print(f"{stopped} Give the same command again to continue.", markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            f"{stopped} Give the same command again to continue.", markup=False, highlight=False, soft_wrap=True
+        )
         raise typer.Exit(STOPPED) from None
     _show_verdict(directory, metrics)
 
@@ -208,22 +167,34 @@ def evaluate(
     raise typer.Exit(0 if metrics["met"] else 1)
 
 
-def _settings(stage: int | None, preset: str | None, overrides: dict[str, Any], assignments: list[str] | None) -> Any:
-    from pillsnap.config import load_settings
+@app.command()
+def predict(
+    paths: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.")],
+    run_dir: Annotated[Path, typer.Option("--run", help="Run directory.")],
+    mode: Annotated[
+        str, typer.Option(help="single: the best pill of a photo; combination or auto: every pill.")
+    ] = "auto",
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the result here instead of the terminal.")
+    ] = None,
+) -> None:
+    """Find and name the pills of photos: JSON with box, code, EDI codes, name, confidence and the five best codes."""
+    from pillsnap.evaluate.predict import list_photos, predict_photos
+    from pillsnap.train.run_directory import load_run
+    from pillsnap.train.session import ray_session
 
-    if (stage is None) == (preset is None):
-        raise UserError("Name either --stage 1 to 4 or --preset.")
-    return load_settings(preset or f"stage{stage}", overrides, tuple(assignments or ()))
-
-
-def _data_root(given: str | None) -> str:
-    if not given:
-        raise UserError(f"Where are the photos? Give --data-root, or set {DATA_ROOT_ENV}.")
-    if "://" in given:
-        return given
-    if not os.path.isdir(given):
-        raise UserError(f"The data root {given} is not a folder: give --data-root, or set {DATA_ROOT_ENV}.")
-    return str(Path(given).absolute())
+    if mode not in ("auto", "single", "combination"):
+        raise UserError(f"--mode {mode!r} is none of auto, single, combination.")
+    photos = list_photos(paths)
+    run = load_run(run_dir.absolute())
+    with ray_session():
+        results = predict_photos(run, photos, single=mode == "single")
+    text = json.dumps(results, ensure_ascii=False, indent=2)
+    if json_file:
+        json_file.write_text(text + "\n", encoding="utf-8")
+    else:
+        typer.echo(text)
+    raise typer.Exit(1 if any(result["error"] for result in results) else 0)
 
 
 def _read_metrics(run_dir: Path) -> dict[str, Any]:
@@ -238,21 +209,6 @@ def _show_verdict(run_dir: Path, metrics: dict[str, Any]) -> None:
 
     console.print(verdict_lines(metrics))
     console.print(f"report: {run_dir / 'report.html'}", highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[..., None]]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bars:
-        bar = bars.add_task(what, total=None)
-
-        def update(*step: Any) -> None:
-            *part, done, total = step
-            bars.update(bar, completed=done, total=total or None, description=f"{what}: {part[0]}" if part else what)
-
-        yield update
 
 
 if __name__ == "__main__":

@@ -190,9 +190,13 @@ class Settings(_Settings):
         for task in TASKS:
             settings = getattr(self, task)
             if isinstance(workers, int) and settings.batch_size % workers:
-                raise ValueError(f"{task}.batch_size {settings.batch_size} cannot be shared by {workers} workers evenly")
+                raise ValueError(
+                    f"{task}.batch_size {settings.batch_size} cannot be shared by {workers} workers evenly"
+                )
             if settings.warmup_epochs > settings.epochs:
-                raise ValueError(f"{task}.warmup_epochs {settings.warmup_epochs} is more than its {settings.epochs} epochs")
+                raise ValueError(
+                    f"{task}.warmup_epochs {settings.warmup_epochs} is more than its {settings.epochs} epochs"
+                )
         return self
 
     @property
@@ -207,7 +211,9 @@ def preset_names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
-def load_settings(preset: str, overrides: Mapping[str, Any] | None = None, assignments: tuple[str, ...] = ()) -> Settings:
+def load_settings(
+    preset: str, overrides: Mapping[str, Any] | None = None, assignments: tuple[str, ...] = ()
+) -> Settings:
     """Settings of a preset, with `overrides` (dotted key -> value) and then `key=value` assignments on top.
 
     Raises UserError, in one line, for an unknown preset, an unknown key, a wrong type or an impossible combination.
@@ -235,7 +241,9 @@ def settings_from_dict(values: Mapping[str, Any]) -> Settings:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "settings"
         if first["type"] == "extra_forbidden":
-            raise UserError(f"There is no setting {key!r}. Settings beside it: {', '.join(_siblings(first['loc']))}.") from None
+            raise UserError(
+                f"There is no setting {key!r}. Settings beside it: {', '.join(_siblings(first['loc']))}."
+            ) from None
         message = first["msg"].removeprefix("Value error, ")
         given = "" if isinstance(first["input"], Mapping) else f" (given: {first['input']!r})"
         raise UserError(f"Setting {key}: {message}{given}.") from None

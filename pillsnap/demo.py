@@ -24,7 +24,9 @@ def run_demo(run_dir: Path, console: Console) -> dict[str, Any]:
     photos = run_dir / "photos"
     if not (run_dir / "manifest.parquet").exists():
         total = _SINGLES + _COMBINATIONS
-        console.print(f"generating {total} photos of {_CLASSES} kinds of pill: easy ones, which shape and colour tell apart")
+        console.print(
+            f"generating {total} photos of {_CLASSES} kinds of pill: easy ones, which shape and colour tell apart"
+        )
         generate(photos, num_classes=_CLASSES, num_singles=_SINGLES, num_combinations=_COMBINATIONS, frame=_FRAME)
         build_manifest(photos, run_dir, seed=settings.train.seed, **settings.sampling.model_dump())
     run, notes = open_run(run_dir, settings, run_dir, photos, resume=True)

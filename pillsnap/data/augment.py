@@ -1,4 +1,5 @@
-"""Pure geometry and colour: (image, boxes, rng) -> (image, boxes). Every picture is warped once, straight from its original.
+"""Pure geometry and colour: (image, boxes, rng) -> (image, boxes). Every picture is warped once, straight from its
+original.
 
 Boxes are (n, 4) float32 arrays of x, y, w, h in pixels. Images are (height, width, 3) uint8 RGB.
 """
@@ -34,7 +35,9 @@ class FrameJitter:
 
 @dataclass(frozen=True)
 class CropJitter:
-    """Ranges of classification augmentation; shares of the crop's side unless a unit is named. No flips: a mirrored imprint is another pill."""
+    """Ranges of classification augmentation; shares of the crop's side unless a unit is named. No flips: a mirrored
+    imprint is another pill.
+    """
 
     center: float = 0.0
     scale: float = 0.0
@@ -50,7 +53,9 @@ def sample_rng(seed: int, epoch: int, sample_id: str) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 
-def crop(image: np.ndarray, box: np.ndarray, size_px: int, margin: float, jitter: CropJitter, rng: np.random.Generator) -> np.ndarray:
+def crop(
+    image: np.ndarray, box: np.ndarray, size_px: int, margin: float, jitter: CropJitter, rng: np.random.Generator
+) -> np.ndarray:
     """A square of `size_px` around one box: centre, scale and rotation jittered, in one warp.
 
     The square's side is the box's longer side plus `margin` of it on each side.
@@ -63,7 +68,12 @@ def crop(image: np.ndarray, box: np.ndarray, size_px: int, margin: float, jitter
     angle = np.deg2rad(rng.uniform(-jitter.rotation_deg, jitter.rotation_deg))
     scale = size_px / side
     half = (size_px - 1) / 2
-    matrix = _translation(half, half) @ _rotation(angle) @ _scaling(scale, scale) @ _translation(0.5 - center_x, 0.5 - center_y)
+    matrix = (
+        _translation(half, half)
+        @ _rotation(angle)
+        @ _scaling(scale, scale)
+        @ _translation(0.5 - center_x, 0.5 - center_y)
+    )
     patch = warp(image, matrix, size_px, border=cv2.BORDER_REPLICATE)
     return _colour(patch, jitter.hue, jitter.saturation, jitter.brightness, rng)
 
@@ -101,8 +111,8 @@ def frame_sample(
 ) -> tuple[np.ndarray, np.ndarray]:
     """One training frame of `size_px` from one photo, or a mosaic from four, with its boxes.
 
-    A mosaic lays four letterbox-scaled photos corner to corner on a canvas of twice the size and cuts a jittered window from
-    its middle, as ultralytics does; here each tile is warped straight from its original into the window.
+    A mosaic lays four letterbox-scaled photos corner to corner on a canvas of twice the size and cuts a jittered
+    window from its middle, as ultralytics does; here each tile is warped straight from its original into the window.
     """
     canvas_px = 2 * size_px if len(images) == 4 else size_px
     window = _window_matrix(canvas_px, size_px, jitter, rng)
@@ -125,8 +135,12 @@ def frame_sample(
     return frame, np.concatenate(placed)
 
 
-def warp(image: np.ndarray, matrix: np.ndarray, size_px: int, *, border: int, target: np.ndarray | None = None) -> np.ndarray:
-    """`image` through a 3 x 3 pixel map into a square of `size_px`; reduced by whole halves first, so that small prints survive."""
+def warp(
+    image: np.ndarray, matrix: np.ndarray, size_px: int, *, border: int, target: np.ndarray | None = None
+) -> np.ndarray:
+    """`image` through a 3 x 3 pixel map into a square of `size_px`; reduced by whole halves first, so that small
+    prints survive.
+    """
     scale = float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
     while scale <= 0.5 and min(image.shape[:2]) >= 2:
         height, width = image.shape[0] // 2, image.shape[1] // 2
@@ -151,7 +165,12 @@ def _window_matrix(canvas_px: int, size_px: int, jitter: FrameJitter, rng: np.ra
     flip_x = -1.0 if rng.random() < jitter.flip_horizontal else 1.0
     flip_y = -1.0 if rng.random() < jitter.flip_vertical else 1.0
     middle = canvas_px / 2
-    return _translation(*shift) @ _scaling(scale * flip_x, scale * flip_y) @ _rotation(angle) @ _translation(-middle, -middle)
+    return (
+        _translation(*shift)
+        @ _scaling(scale * flip_x, scale * flip_y)
+        @ _rotation(angle)
+        @ _translation(-middle, -middle)
+    )
 
 
 def _visible(boxes: np.ndarray, matrix: np.ndarray, size_px: int) -> np.ndarray:
@@ -165,7 +184,9 @@ def _visible(boxes: np.ndarray, matrix: np.ndarray, size_px: int) -> np.ndarray:
     return np.concatenate([low, size], axis=1)[keep].astype(np.float32)
 
 
-def _colour(image: np.ndarray, hue: float, saturation: float, brightness: float, rng: np.random.Generator) -> np.ndarray:
+def _colour(
+    image: np.ndarray, hue: float, saturation: float, brightness: float, rng: np.random.Generator
+) -> np.ndarray:
     gains = rng.uniform(-1, 1, 3) * (hue, saturation, brightness) + 1
     if not (hue or saturation or brightness):
         return image

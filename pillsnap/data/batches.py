@@ -1,7 +1,8 @@
-"""Recipes: sample numbers -> one worker's batch as NumPy arrays. They run in Ray Data tasks and know neither Ray nor torch.
+"""Recipes: sample numbers -> one worker's batch as NumPy arrays. They run in Ray Data tasks and know neither Ray nor
+torch.
 
-A batch has always room for `capacity` samples; `valid` says which rows hold one. A photo that cannot be decoded leaves its row
-empty and its id and reason in `quarantine`.
+A batch has always room for `capacity` samples; `valid` says which rows hold one. A photo that cannot be decoded leaves
+its row empty and its id and reason in `quarantine`.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ class FrameRecipe:
     """Most boxes of one photo."""
 
     def make(self, samples: pa.Table, slot: Slot, seed: int, capacity: int, reader: PhotoReader) -> Batch:
-        """`image` (capacity, size, size, 3) uint8, `boxes` (capacity, 4 * max_boxes, 4) float32 x, y, w, h in pixels of the
+        """`image` (capacity, size, size, 3) uint8, `boxes` (capacity, 4 * max_boxes, 4) float32 x, y, w, h in pixels
+        of the
         image, and `num_boxes` (capacity,), beside what every batch has."""
         batch = _Rows(capacity, self.size_px)
         boxes = np.zeros((capacity, 4 * self.max_boxes, 4), np.float32)
@@ -101,7 +103,9 @@ class FrameRecipe:
             if slot.training:
                 rng = augment.sample_rng(seed, slot.epoch, sample_id)
                 rows = self._tiles(row, readable, slot.epoch, rng)
-                image, seen = augment.frame_sample([photos[r] for r in rows], [labels[r] for r in rows], self.size_px, self.jitter, rng)
+                image, seen = augment.frame_sample(
+                    [photos[r] for r in rows], [labels[r] for r in rows], self.size_px, self.jitter, rng
+                )
             else:
                 image = augment.letterbox(photo, self.size_px)
                 matrix = augment.letterbox_matrix(photo.shape[1], photo.shape[0], self.size_px)

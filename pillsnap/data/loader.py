@@ -1,4 +1,6 @@
-"""Dataset shard -> batches on the device. The only seam between Ray Data and training; the time spent waiting is measured."""
+"""Dataset shard -> batches on the device. The only seam between Ray Data and training; the time spent waiting is
+measured.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +80,8 @@ class Loader:
         )
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
-        # Rows are read-only views into the object store: torch needs memory of its own, which pinning provides on a GPU.
+        # Rows are read-only views into the object store: torch needs memory of its own, which pinning provides on a
+        # GPU.
         if self._copy_stream is None:
             return torch.from_numpy(np.array(array))
         pinned = torch.empty(array.shape, dtype=_torch_dtype(array), pin_memory=True)

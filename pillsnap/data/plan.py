@@ -75,7 +75,9 @@ class StreamPlan:
             step -= self.train_steps
         order = epoch_order(self.seed, epoch, self.num_train) if training else np.arange(self.num_val)
         whole = order[step * self.batch_size : (step + 1) * self.batch_size]
-        return Slot(epoch, training, step, whole[worker * self.worker_batch_size : (worker + 1) * self.worker_batch_size])
+        return Slot(
+            epoch, training, step, whole[worker * self.worker_batch_size : (worker + 1) * self.worker_batch_size]
+        )
 
 
 @lru_cache(maxsize=2)

@@ -38,10 +38,14 @@ def detection_samples(manifest: pa.Table, *, keep_incomplete: bool = False) -> T
     )
 
 
-def classification_samples(manifest: pa.Table, codes: list[str], found_boxes: dict[str, list] | None = None) -> TaskSamples:
-    """One sample a labelled pill: sample_id, image_path, photo_id, image_type, box_index, box ([x, y, w, h] in pixels), label.
+def classification_samples(
+    manifest: pa.Table, codes: list[str], found_boxes: dict[str, list] | None = None
+) -> TaskSamples:
+    """One sample a labelled pill: sample_id, image_path, photo_id, image_type, box_index, box ([x, y, w, h] in
+    pixels), label.
 
-    `found_boxes` (sample id -> boxes in the order of its codes, None where none was found) fills in what the manifest lacks.
+    `found_boxes` (sample id -> boxes in the order of its codes, None where none was found) fills in what the manifest
+    lacks.
     """
     found_boxes = found_boxes or {}
     labels = {code: index for index, code in enumerate(codes)}
@@ -59,13 +63,23 @@ def classification_samples(manifest: pa.Table, codes: list[str], found_boxes: di
             if box is None:
                 no_box += 1
                 continue
-            values = (f"{row['sample_id']}#{index}", row["image_path"], row["sample_id"], row["image_type"], index, box, labels[code])
+            values = (
+                f"{row['sample_id']}#{index}",
+                row["image_path"],
+                row["sample_id"],
+                row["image_type"],
+                index,
+                box,
+                labels[code],
+            )
             for name, value in zip(columns, (*values, row["split"]), strict=True):
                 columns[name].append(value)
     box_type = pa.list_(pa.float32())
     table = pa.table({name: pa.array(values, box_type if name == "box" else None) for name, values in columns.items()})
     if not len(table):
-        raise UserError("The manifest has no labelled pill to classify: build it again with labels, or train --task detection first.")
+        raise UserError(
+            "The manifest has no labelled pill to classify: build it again with labels, or train detection first."
+        )
     return TaskSamples(
         train=table.filter(pc.equal(table["split"], "train")).drop_columns("split"),
         val=table.filter(pc.equal(table["split"], "val")).drop_columns("split"),
@@ -74,5 +88,7 @@ def classification_samples(manifest: pa.Table, codes: list[str], found_boxes: di
 
 
 def _without_empty_boxes(table: pa.Table) -> pa.Table:
-    boxes = [[box for box in row if box is not None and box[2] > 0 and box[3] > 0] for row in table["boxes"].to_pylist()]
+    boxes = [
+        [box for box in row if box is not None and box[2] > 0 and box[3] > 0] for row in table["boxes"].to_pylist()
+    ]
     return table.set_column(2, "boxes", pa.array(boxes, pa.list_(pa.list_(pa.float32()))))

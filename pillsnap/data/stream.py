@@ -1,12 +1,14 @@
 """(manifest samples, seed, position) -> one Ray Data dataset over all epochs, in a fixed order.
 
-The dataset starts as bare slot numbers; each task works out from the plan which photos its slots hold, reads and augments them,
-and yields one row a slot: a whole worker's batch. So nothing is re-sliced, re-shuffled or restarted between epochs, the first
-batch does not wait for the manifest's length, and a task that Ray runs twice makes the same rows again.
+The dataset starts as bare slot numbers; each task works out from the plan which photos its slots hold, reads and
+augments them,
+and yields one row a slot: a whole worker's batch. So nothing is re-sliced, re-shuffled or restarted between epochs,
+the first batch does not wait for the manifest's length, and a task that Ray runs twice makes the same rows again.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +22,9 @@ from pillsnap.data.plan import Slot, StreamPlan
 
 if TYPE_CHECKING:
     import ray
+
+
+_PAUSE_S = 0.01
 
 
 class Recipe(Protocol):
@@ -64,7 +69,9 @@ def execution_options() -> Any:
 
 
 class _batch_blocks:
-    """A Ray Data context in which every row, a whole batch, is a block of its own; the caller's context comes back after."""
+    """A Ray Data context in which every row, a whole batch, is a block of its own; the caller's context comes back
+    after.
+    """
 
     def __enter__(self) -> None:
         from ray.data import DataContext
@@ -74,12 +81,30 @@ class _batch_blocks:
         context.target_max_block_size = context.target_min_block_size = 1
         context.execution_options = execution_options()
         context.enable_progress_bars = False
+        context.custom_execution_callback_classes = [_pausing_callback()]
         DataContext._set_current(context)
 
     def __exit__(self, *_: object) -> None:
         from ray.data import DataContext
 
         DataContext._set_current(self.before)
+
+
+def _pausing_callback() -> type:
+    from ray.data._internal.execution.execution_callback import ExecutionCallback
+
+    class PauseUnderBackpressure(ExecutionCallback):
+        """Rests while finished batches wait for a slow consumer.
+
+        Ray Data's scheduling loop then finds work that it may not take yet, and asks again at once: measured on two
+        cores, it spends 80 % of one of them on nothing.
+        """
+
+        def on_execution_step(self, executor: Any) -> None:
+            if any(operator._in_task_output_backpressure for operator in executor._topology):
+                time.sleep(_PAUSE_S)
+
+    return PauseUnderBackpressure
 
 
 def _make_batches(slots: Batch, *, stream: Stream, first_slot: int) -> Iterator[Batch]:

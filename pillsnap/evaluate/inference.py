@@ -28,8 +28,8 @@ _RESULT = pa.schema(
         "error": pa.string(),
         "boxes": pa.list_(_FLOATS),
         "scores": _FLOATS,
-        "named": _INTS,
-        "named_probs": _FLOATS,
+        "named_top": pa.list_(_INTS),
+        "named_probs": pa.list_(_FLOATS),
         "box_index": _INTS,
         "label": _INTS,
         "top_indices": pa.list_(_INTS),
@@ -40,7 +40,9 @@ _RESULT = pa.schema(
 
 @dataclass(frozen=True)
 class Predictions:
-    """Tables of one split; a table is None where its model was not trained. `errors`: sample id -> why it could not be read."""
+    """Tables of one split; a table is None where its model was not trained. `errors`: sample id -> why it could not be
+    read.
+    """
 
     detections: pa.Table | None
     classification: pa.Table | None
@@ -67,7 +69,9 @@ def predict_manifest(
     has_detector = any(row["boxes"] is not None for row in rows)
     has_classifier = any(row["label"] is not None for row in rows)
     detections = [
-        {name: row[name] for name in ("sample_id", "image_type", "boxes", "scores")} for row in rows if row["boxes"] is not None
+        {name: row[name] for name in ("sample_id", "image_type", "boxes", "scores")}
+        for row in rows
+        if row["boxes"] is not None
     ]
     crops = [
         {"sample_id": row["sample_id"], "image_type": row["image_type"], "box_index": box_index, "label": label,
@@ -79,13 +83,20 @@ def predict_manifest(
     ]  # fmt: skip
     named = []
     for row in rows:
-        if row["named"] is not None:
-            count = len(row["named"])
+        if row["named_top"] is not None:
+            count = len(row["named_top"])
             named.append({"sample_id": row["sample_id"], "image_type": row["image_type"], "boxes": row["boxes"][:count],
-                          "scores": row["scores"][:count], "indices": row["named"], "probs": row["named_probs"]})  # fmt: skip
+                          "scores": row["scores"][:count], "indices": [top[0] for top in row["named_top"]],
+                          "probs": [probs[0] for probs in row["named_probs"]]})  # fmt: skip
     base = [("sample_id", pa.string()), ("image_type", pa.string())]
     found = [*base, ("boxes", pa.list_(_FLOATS)), ("scores", _FLOATS)]
-    crop_columns = [*base, ("box_index", pa.int64()), ("label", pa.int64()), ("top_indices", _INTS), ("top_probs", _FLOATS)]
+    crop_columns = [
+        *base,
+        ("box_index", pa.int64()),
+        ("label", pa.int64()),
+        ("top_indices", _INTS),
+        ("top_probs", _FLOATS),
+    ]
     return Predictions(
         detections=pa.Table.from_pylist(detections, pa.schema(found)) if has_detector else None,
         classification=pa.Table.from_pylist(crops, pa.schema(crop_columns)) if has_classifier else None,
@@ -123,9 +134,12 @@ def infer(
         batch_format="pyarrow",
         num_gpus=1 if num_gpus else 0,
         num_cpus=settings.train.cpus_per_worker,
+        max_restarts=0,  # Ray warns in red of restarts that it could not do anyway: the arguments would be gone
         compute=ray.data.ActorPoolStrategy(size=max(1, min(num_gpus or 1, math.ceil(len(columns) / batch_size)))),
     )
-    return [row for batch in inferred.iter_batches(batch_size=None, batch_format="pyarrow") for row in batch.to_pylist()]
+    return [
+        row for batch in inferred.iter_batches(batch_size=None, batch_format="pyarrow") for row in batch.to_pylist()
+    ]
 
 
 def _decode(batch: pa.Table, *, reader: PhotoReader) -> pa.Table:
@@ -162,7 +176,8 @@ class _Model:
     def __call__(self, batch: pa.Table) -> pa.Table:
         rows = batch.drop_columns("pixels").to_pylist()
         results: list[dict[str, Any]] = [
-            dict.fromkeys(_RESULT.names) | {"sample_id": row["sample_id"], "image_type": row["image_type"], "error": row["error"]}
+            dict.fromkeys(_RESULT.names)
+            | {"sample_id": row["sample_id"], "image_type": row["image_type"], "error": row["error"]}
             for row in rows
         ]
         readable = [i for i, row in enumerate(rows) if not row["error"]]
@@ -185,18 +200,23 @@ class _Model:
         ]  # fmt: skip
         boxes = [np.array([box for _, _, box in pills], np.float32).reshape(-1, 4) for pills in labelled]
         for result, pills, probabilities in zip(results, labelled, self._models.classify(photos, boxes), strict=True):
-            top = np.argsort(-probabilities, axis=1, kind="stable")[:, :_TOP]
             result["box_index"] = [i for i, _, _ in pills]
             result["label"] = [label for _, label, _ in pills]
-            result["top_indices"] = top.tolist()
-            result["top_probs"] = np.take_along_axis(probabilities, top, axis=1).tolist()
+            result["top_indices"], result["top_probs"] = _top(probabilities)
         if self._models.detector is None:
             return
         threshold = self._settings.evaluation.confidence
         boxes = [
-            np.array([box for box, score in zip(result["boxes"], result["scores"], strict=True) if score >= threshold], np.float32).reshape(-1, 4)
+            np.array(
+                [box for box, score in zip(result["boxes"], result["scores"], strict=True) if score >= threshold],
+                np.float32,
+            ).reshape(-1, 4)
             for result in results
         ]
         for result, probabilities in zip(results, self._models.classify(photos, boxes), strict=True):
-            result["named"] = probabilities.argmax(axis=1).tolist()
-            result["named_probs"] = probabilities.max(axis=1, initial=0.0).tolist()
+            result["named_top"], result["named_probs"] = _top(probabilities)
+
+
+def _top(probabilities: np.ndarray) -> tuple[list[list[int]], list[list[float]]]:
+    top = np.argsort(-probabilities, axis=1, kind="stable")[:, :_TOP]
+    return top.tolist(), np.take_along_axis(probabilities, top, axis=1).tolist()

@@ -18,16 +18,25 @@ SPLIT = "val"
 
 
 def evaluate_run(run: Run, *, compare: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Write `predictions/`, `metrics.json` and `report.html`, log the verdict, and return the metrics. Ray must be up."""
+    """Write `predictions/`, `metrics.json` and `report.html`, log the verdict, return the metrics. Ray must be up."""
     photos = run.manifest.filter(pc.equal(run.manifest["split"], SPLIT))
     if not len(photos):
-        raise UserError("The manifest has no validation photos to judge on: build it again with sampling.val_fraction above 0.")
+        raise UserError(
+            "The manifest has no validation photos to judge on: build it again with sampling.val_fraction above 0."
+        )
     predictions = predict_manifest(photos, run.run_dir, run.settings, run.codes, run.data_root)
     predictions.write(run.run_dir)
-    problems = [f"The best model of {name} is missing: {path}" for name in run.settings.tasks if not (path := run.export_path(name)).exists()]
+    problems = [
+        f"The best model of {name} is missing: {path}"
+        for name in run.settings.tasks
+        if not (path := run.export_path(name)).exists()
+    ]
     if predictions.errors:
         first = next(iter(predictions.errors.items()))
-        problems.append(f"{len(predictions.errors)} of {len(photos)} validation photos cannot be read, the first {first[0]} ({first[1]}).")
+        problems.append(
+            f"{len(predictions.errors)} of {len(photos)} validation photos cannot be read, "
+            f"the first {first[0]} ({first[1]})."
+        )
     metrics = judge(
         run.run_dir,
         run.manifest,
@@ -57,7 +66,13 @@ def evaluate_run(run: Run, *, compare: dict[str, Any] | None = None) -> dict[str
         max_pixels=run.settings.data.max_pixels,
     )
     with EventLog(run.run_dir) as log:
-        log.write("verdict", met=metrics["met"], targets=metrics["targets"], metrics_path=str(metrics_path), report_path=str(report_path))
+        log.write(
+            "verdict",
+            met=metrics["met"],
+            targets=metrics["targets"],
+            metrics_path=str(metrics_path),
+            report_path=str(report_path),
+        )
     return metrics
 
 
@@ -68,4 +83,3 @@ def training_time_s(run_dir: Path) -> float:
         if event["kind"] == "task" and event["status"] == "finished":
             durations[event["task"]] = event["duration_s"]
     return sum(durations.values())
-

@@ -37,7 +37,9 @@ class TwoStage:
         self.detector = self._load(run_dir, "detection", codes)
         self.classifier = self._load(run_dir, "classification", codes) if classify else None
         if self.detector is None and self.classifier is None:
-            raise UserError(f"{run_dir} has no complete checkpoint: train it first, with `pillsnap train --run {run_dir}`.")
+            raise UserError(
+                f"{run_dir} has no complete checkpoint: train it first, with `pillsnap train --run {run_dir}`."
+            )
 
     @torch.inference_mode()
     def detect(self, photos: Sequence[np.ndarray]) -> list[Detections]:
@@ -54,7 +56,9 @@ class TwoStage:
 
     @torch.inference_mode()
     def classify(self, photos: Sequence[np.ndarray], boxes: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Class probabilities, (k, classes) for the k boxes (k, 4) of each photo; the crops come from the photo's own pixels."""
+        """Class probabilities, (k, classes) for the k boxes (k, 4) of each photo; the crops come from the photo's own
+        pixels.
+        """
         from pillsnap.models.classifier import input_statistics, normalise
 
         assert self.classifier is not None
@@ -71,7 +75,14 @@ class TwoStage:
     def _crop(self, photo: np.ndarray, box: np.ndarray) -> np.ndarray:
         settings = self._settings.classification
         if settings.input == "frame":
-            return augment.crop(photo, np.array([0, 0, photo.shape[1], photo.shape[0]]), settings.image_size_px, 0.0, NO_CROP_JITTER, self._rng)
+            return augment.crop(
+                photo,
+                np.array([0, 0, photo.shape[1], photo.shape[0]]),
+                settings.image_size_px,
+                0.0,
+                NO_CROP_JITTER,
+                self._rng,
+            )
         return augment.crop(photo, box, settings.image_size_px, settings.crop_margin, NO_CROP_JITTER, self._rng)
 
     def _load(self, run_dir: Path, name: str, codes: list[str]) -> nn.Module | None:

@@ -28,7 +28,8 @@ def build_classifier(model: str, weights: str, *, num_classes: int, drop_rate: f
     if weights != "pretrained":
         if not Path(weights).is_file():
             raise UserError(
-                f"The classification weights {weights!r} are not there: set classification.weights to a file, 'pretrained' or 'random'."
+                f"The classification weights {weights!r} are not there: "
+                "set classification.weights to a file, 'pretrained' or 'random'."
             )
         options["pretrained_cfg_overlay"] = {"file": weights}
     try:
@@ -55,14 +56,20 @@ def normalise(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, .
     return (images - shift) / scale
 
 
-def classification_loss(logits: torch.Tensor, labels: torch.Tensor, valid: torch.Tensor, label_smoothing: float) -> torch.Tensor:
+def classification_loss(
+    logits: torch.Tensor, labels: torch.Tensor, valid: torch.Tensor, label_smoothing: float
+) -> torch.Tensor:
     """Sum of the cross-entropy over the valid rows; `logits` (n, classes), `labels` and `valid` (n,)."""
     losses = functional.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing, reduction="none")
     return (losses * valid).sum()
 
 
-def export_for_timm(classifier: nn.Module, path: Path, *, model: str, codes: list[str], image_size_px: int, crop_margin: float) -> None:
-    """Write a file that `torch.load(path, weights_only=True)` reads: `state_dict` fits `timm.create_model(model, num_classes)`."""
+def export_for_timm(
+    classifier: nn.Module, path: Path, *, model: str, codes: list[str], image_size_px: int, crop_margin: float
+) -> None:
+    """Write a file that `torch.load(path, weights_only=True)` reads: `state_dict` fits `timm.create_model(model,
+    num_classes)`.
+    """
     mean, std = input_statistics(classifier)
     contents = {
         "model": model,

@@ -1,6 +1,7 @@
 """The YOLO detector, one class: pill. Every quirk of ultralytics is sealed in here.
 
-Import this module only inside the process that uses it: ultralytics reads the environment and the process rank at import.
+Import this module only inside the process that uses it: ultralytics reads the environment and the process rank at
+import.
 """
 
 from __future__ import annotations
@@ -42,9 +43,13 @@ def build_detector(model: str, weights: str, *, box_gain: float, cls_gain: float
     try:
         detector = DetectionModel(config, ch=3, nc=1, verbose=False)
     except FileNotFoundError:
-        raise UserError(f"There is no detection model {model!r}: name one of ultralytics', such as yolo11n or yolo11m.") from None
+        raise UserError(
+            f"There is no detection model {model!r}: name one of ultralytics', such as yolo11n or yolo11m."
+        ) from None
     detector.names = {0: "pill"}
-    detector.args = get_cfg(DEFAULT_CFG, {"box": box_gain, "cls": cls_gain, "dfl": dfl_gain, "task": "detect", "model": config})
+    detector.args = get_cfg(
+        DEFAULT_CFG, {"box": box_gain, "cls": cls_gain, "dfl": dfl_gain, "task": "detect", "model": config}
+    )
     if weights != "random":
         _load_weights(detector, f"{model}.pt" if weights == "pretrained" else weights)
     for name, parameter in detector.named_parameters():
@@ -52,7 +57,9 @@ def build_detector(model: str, weights: str, *, box_gain: float, cls_gain: float
     return detector
 
 
-def detection_loss(detector: nn.Module, images: torch.Tensor, boxes: torch.Tensor, num_boxes: torch.Tensor) -> dict[str, torch.Tensor]:
+def detection_loss(
+    detector: nn.Module, images: torch.Tensor, boxes: torch.Tensor, num_boxes: torch.Tensor
+) -> dict[str, torch.Tensor]:
     """Box, class and distribution-focal loss per image, gains applied.
 
     `images`: (n, 3, s, s) in 0 to 1; `boxes`: (n, m, 4) x, y, w, h in pixels of the image; `num_boxes`: (n,).
@@ -63,7 +70,12 @@ def detection_loss(detector: nn.Module, images: torch.Tensor, boxes: torch.Tenso
     picture, _ = rows.nonzero(as_tuple=True)
     chosen = boxes[rows]
     centres = torch.cat([chosen[:, :2] + chosen[:, 2:] / 2, chosen[:, 2:]], dim=1) / size_px
-    batch = {"img": images, "batch_idx": picture, "cls": torch.zeros(len(picture), 1, device=boxes.device), "bboxes": centres}
+    batch = {
+        "img": images,
+        "batch_idx": picture,
+        "cls": torch.zeros(len(picture), 1, device=boxes.device),
+        "bboxes": centres,
+    }
     predictions = detector(images)
     if getattr(detector, "criterion", None) is None:
         detector.criterion = detector.init_criterion()
@@ -72,7 +84,9 @@ def detection_loss(detector: nn.Module, images: torch.Tensor, boxes: torch.Tenso
 
 
 @torch.inference_mode()
-def detect(detector: nn.Module, images: torch.Tensor, *, nms_iou: float, min_score: float = _MIN_SCORE) -> list[np.ndarray]:
+def detect(
+    detector: nn.Module, images: torch.Tensor, *, nms_iou: float, min_score: float = _MIN_SCORE
+) -> list[np.ndarray]:
     """Boxes per image, best first: (k, 5) float32 arrays of x, y, w, h in pixels of the image, and score.
 
     `images`: (n, 3, s, s) in 0 to 1. The detector must be in eval mode.
@@ -102,8 +116,15 @@ def export_for_ultralytics(detector: nn.Module, path: Path, train_args: dict[str
     model = copy.deepcopy(detector).cpu().float().eval()
     model.criterion = None
     partial = path.with_suffix(".partial")
-    known = {"task": "detect", "imgsz": train_args["image_size_px"], "batch": train_args["batch_size"], "epochs": train_args["epochs"]}
-    torch.save({"model": model, "ema": None, "epoch": -1, "train_args": known, "version": ultralytics.__version__}, partial)
+    known = {
+        "task": "detect",
+        "imgsz": train_args["image_size_px"],
+        "batch": train_args["batch_size"],
+        "epochs": train_args["epochs"],
+    }
+    torch.save(
+        {"model": model, "ema": None, "epoch": -1, "train_args": known, "version": ultralytics.__version__}, partial
+    )
     os.replace(partial, path)
 
 
@@ -112,12 +133,16 @@ def _load_weights(detector: nn.Module, source: str) -> None:
 
     local = source if os.path.exists(source) else None
     if local is None and os.sep in source:
-        raise UserError(f"The detection weights {source!r} are not there: set detection.weights to a file, 'pretrained' or 'random'.")
+        raise UserError(
+            f"The detection weights {source!r} are not there: "
+            "set detection.weights to a file, 'pretrained' or 'random'."
+        )
     try:
         trained, _ = load_checkpoint(local or source)
     except Exception as error:  # the hub raises whatever its download layers raise
         raise UserError(
-            f"The detection weights {source!r} cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:160]}): "
+            f"The detection weights {source!r} cannot be loaded "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:160]}): "
             "connect to the network once, set detection.weights to a local file, or to 'random' to start from nothing."
         ) from error
     detector.load(trained, verbose=False)

@@ -6,7 +6,8 @@ import platform
 from importlib import metadata
 
 _PACKAGES = (
-    "pillsnap", "ray", "torch", "torchvision", "ultralytics", "timm", "numpy", "pandas", "pyarrow", "opencv-python-headless", "kornia-rs", "wandb",
+    "pillsnap", "ray", "torch", "torchvision", "ultralytics", "timm", "numpy", "pandas", "pyarrow",
+    "opencv-python-headless", "kornia-rs", "wandb",
 )  # fmt: skip
 
 

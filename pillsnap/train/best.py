@@ -12,7 +12,9 @@ from pillsnap.train.tasks import Task, make_task
 
 
 def load_best(run_dir: Path, name: str, settings: Settings, codes: list[str]) -> tuple[Task, nn.Module] | None:
-    """A task and its best model (the moving average, in eval mode, on the CPU); None when there is no complete checkpoint."""
+    """A task and its best model (the moving average, in eval mode, on the CPU); None when there is no complete
+    checkpoint.
+    """
     checkpoint, _ = find_checkpoint(run_dir / "checkpoints" / name, "best")
     if checkpoint is None:
         return None

@@ -21,14 +21,20 @@ def photos_without_boxes(manifest: pa.Table) -> pa.Table:
 
 
 def find_boxes(photos: pa.Table, run_dir: Path, settings: Settings, data_root: str) -> dict[str, list[Box | None]]:
-    """For each photo the detector's boxes for its unlabelled pills, in the order of its codes; None where that is not certain."""
+    """For each photo the detector's boxes for its unlabelled pills, in the order of its codes; None where that is not
+    certain.
+    """
     from pillsnap.evaluate.inference import infer
 
     known = {row["sample_id"]: row["boxes"] for row in photos.select(["sample_id", "boxes"]).to_pylist()}
     found: dict[str, list[Box | None]] = {}
     for row in infer(photos, run_dir, settings, [], data_root, classify=False):
         if row["error"] is None:
-            sure = [box for box, score in zip(row["boxes"], row["scores"], strict=True) if score >= settings.evaluation.confidence]
+            sure = [
+                box
+                for box, score in zip(row["boxes"], row["scores"], strict=True)
+                if score >= settings.evaluation.confidence
+            ]
             found[row["sample_id"]] = assign_boxes(known[row["sample_id"]], sure)
     return found
 
@@ -36,7 +42,8 @@ def find_boxes(photos: pa.Table, run_dir: Path, settings: Settings, data_root: s
 def assign_boxes(labelled: list[Box | None], found: list[Box]) -> list[Box | None]:
     """Boxes for the unlabelled pills of one photo, from `found` (best first).
 
-    A single unlabelled pill gets the best box that lies on no labelled one. With more, nothing says which is which: None.
+    A single unlabelled pill gets the best box that lies on no labelled one. With more, nothing says which is which:
+    None.
     """
     if sum(box is None for box in labelled) != 1:
         return [None] * len(labelled)

@@ -5,12 +5,13 @@
             model.safetensors     weights and buffers as trained
             ema.safetensors       their moving average, which is what gets evaluated and exported
             trainer.pt            optimizer, random state, position; loads with weights_only=True
-            meta.json             config, class codes, manifest hash, versions, metrics, and the sha256 of itself and of the files above
+            meta.json             config, class codes, manifest hash, versions, metrics, and the sha256 of itself and
+            of the files above
         last.json                 names the last complete one
         best.json                 names the one with the best validation metric
 
-A checkpoint is written under a temporary name, synced, hashed and renamed; only then do the pointers follow. So a pointer never
-names a checkpoint that is not whole, whatever dies when.
+A checkpoint is written under a temporary name, synced, hashed and renamed; only then do the pointers follow. So a
+pointer never names a checkpoint that is not whole, whatever dies when.
 """
 
 from __future__ import annotations
@@ -78,7 +79,9 @@ def save_checkpoint(
     best: bool,
     keep: int,
 ) -> Path:
-    """Write and commit one checkpoint, move the pointers, and prune all but the last `keep` and the best. Returns its path."""
+    """Write and commit one checkpoint, move the pointers, and prune all but the last `keep` and the best. Returns its
+    path.
+    """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,8 +91,13 @@ def save_checkpoint(
     partial = folder / f".{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.items()}, partial / "model.safetensors")
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in ema.items()}, partial / "ema.safetensors")
+    save_file(
+        {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.items()},
+        partial / "model.safetensors",
+    )
+    save_file(
+        {name: tensor.detach().cpu().contiguous().clone() for name, tensor in ema.items()}, partial / "ema.safetensors"
+    )
     torch.save(trainer, partial / "trainer.pt")
     hashes = {name: _hash(partial / name) for name in _FILES}
     for name in _FILES:
@@ -130,7 +138,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def find_checkpoint(folder: Path, pointer: str = "last") -> tuple[Checkpoint | None, list[str]]:
     """The checkpoint that a pointer (`last` or `best`) names, and what was found damaged on the way.
 
-    When the pointer or its checkpoint is damaged, the newest complete one is taken instead. (None, …) when there is none.
+    When the pointer or its checkpoint is damaged, the newest complete one is taken instead. (None, …) when there is
+    none.
     """
     damaged: list[str] = []
     candidates = sorted((path for path in folder.glob("step-*") if path.is_dir()), key=_age, reverse=True)

@@ -1,4 +1,4 @@
-"""The one training loop, run in every Ray Train worker. It knows batches, not Ray Data, and reports through callbacks."""
+"""The one training loop, run in every Ray Train worker. It knows batches, not Ray Data, and reports by callbacks."""
 
 from __future__ import annotations
 
@@ -84,18 +84,22 @@ def train(job: Job, batches: Iterator[DeviceBatch]) -> Position:
             bad_steps = 0 if torch.isfinite(gradient_norm) else bad_steps + 1
             if bad_steps:
                 ids = ", ".join(job.sample_ids([int(i) for i in batch.index if i >= 0]))
-                log.warn(f"{task.name} step {position.global_step}: the loss or its gradient is not finite; no update was made ({ids}).")
+                log.warn(
+                    f"{task.name} step {position.global_step}: the loss or its gradient is not finite; "
+                    f"no update was made ({ids})."
+                )
             if bad_steps >= _MAX_BAD_STEPS:
                 raise UserError(
-                    f"{task.name} stopped at step {position.global_step}: {bad_steps} steps in a row had a loss or gradient that is not "
-                    f"finite. Lower {task.name}.lr or look at these samples: {ids}."
+                    f"{task.name} stopped at step {position.global_step}: {bad_steps} steps in a row had a loss or gradient "
+                    f"that is not finite. Lower {task.name}.lr or look at these samples: {ids}."
                 )
             if position.global_step % job.train.log_every_steps == 0 or step + 1 == plan.train_steps:
                 mean = dict(zip(losses, peers.sum(torch.stack(list(losses.values()))), strict=True))
                 loss_sum, loss_count = loss_sum + sum(mean.values()), loss_count + 1
                 log.write(
                     "step", epoch=epoch + 1, step=position.global_step, loss=sum(mean.values()), losses=mean, lr=lr,
-                    gpu_memory_bytes=torch.cuda.max_memory_allocated() if job.device.type == "cuda" else None, **meter.figures(),
+                    gpu_memory_bytes=torch.cuda.max_memory_allocated() if job.device.type == "cuda" else None,
+                    **meter.figures(),
                 )  # fmt: skip
                 log.flush_quarantine()
             if saver.due(step):
@@ -104,7 +108,13 @@ def train(job: Job, batches: Iterator[DeviceBatch]) -> Position:
                 saver.save(position, best=False)
                 return position
         position = Position(epoch + 1, 0, position.global_step)
-        log.write("epoch", epoch=epoch + 1, step=position.global_step, loss=loss_sum / max(loss_count, 1), **meter.epoch_figures())
+        log.write(
+            "epoch",
+            epoch=epoch + 1,
+            step=position.global_step,
+            loss=loss_sum / max(loss_count, 1),
+            **meter.epoch_figures(),
+        )
 
         # --- validation -----------------------------------------------------------------------------------------------
         validation_start_s = time.monotonic()
@@ -170,14 +180,22 @@ class _Saver:
             try:
                 path = save_checkpoint(
                     folder, position, model=self.state.model.state_dict(), ema=self.state.ema.module.state_dict(),
-                    trainer=self.state.trainer_state(), meta=self.job.meta | {"metrics": metrics or {}, "elapsed_s": elapsed_s},
+                    trainer=self.state.trainer_state(), 
+                    meta=self.job.meta | {"metrics": metrics or {}, "elapsed_s": elapsed_s},
                     best=best, keep=self.job.train.keep_checkpoints,
                 )  # fmt: skip
             except OSError as error:
-                failure = f"The checkpoint at step {position.global_step} could not be written to {folder} ({error}); the one before is intact."
+                failure = (
+                    f"The checkpoint at step {position.global_step} could not be written to {folder} ({error}); "
+                    "the one before is intact."
+                )
             else:
                 self.log.write(
-                    "checkpoint", epoch=position.epoch, step=position.global_step, path=str(path.relative_to(self.job.run_dir)), best=best
+                    "checkpoint",
+                    epoch=position.epoch,
+                    step=position.global_step,
+                    path=str(path.relative_to(self.job.run_dir)),
+                    best=best,
                 )
         self.last_saved_s = time.monotonic()
         failures = [text for text in self.peers.gather([failure]) if text]
@@ -214,7 +232,9 @@ class _Log:
         self._pending += batch.quarantine
 
     def flush_quarantine(self) -> None:
-        """Record newly quarantined photos. Raises UserError with their list when they are more than the settings allow."""
+        """Record newly quarantined photos. Raises UserError with their list when they are more than the settings
+        allow.
+        """
         num_seen, num_pending = self._peers.sum(torch.tensor([self._num_seen, len(self._pending)], dtype=torch.float64))
         if not num_pending:
             return

@@ -38,20 +38,26 @@ def train_and_judge(run: Run, console: Console) -> dict[str, Any]:
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    with ray_session():
-        with EventLog(run.run_dir) as events:
-            mirror = WandbMirror(
-                run.run_dir, wandb.project, run.run_id, wandb.mode, on_warning=lambda message: events.write("warning", message=message), say=say
-            )
-            with mirror:
-                with ProgressView(run.run_dir, console):
-                    train_run(run)
-                say("judging: both models over the validation photos")
-                return evaluate_run(run)
+    with ray_session(), EventLog(run.run_dir) as events:
+        mirror = WandbMirror(
+            run.run_dir,
+            wandb.project,
+            run.run_id,
+            wandb.mode,
+            on_warning=lambda message: events.write("warning", message=message),
+            say=say,
+        )
+        with mirror:
+            with ProgressView(run.run_dir, console):
+                train_run(run)
+            say("judging: both models over the validation photos")
+            return evaluate_run(run)
 
 
 def train_run(run: Run) -> None:
-    """Train what is not trained yet. Ray must be up. Raises RunStopped when a stop was asked for, UserError when it failed."""
+    """Train what is not trained yet. Ray must be up. Raises RunStopped when a stop was asked for, UserError when it
+    failed.
+    """
     (run.run_dir / STOP_FILE).unlink(missing_ok=True)
     num_workers, use_gpu = count_workers(run.settings)
     with EventLog(run.run_dir) as events:
@@ -94,7 +100,14 @@ def _train_task(run: Run, name: str, num_workers: int, use_gpu: bool, events: Ev
     best = load_best(run.run_dir, name, run.settings, run.codes)
     assert best is not None
     best[0].export(best[1], run.export_path(name))
-    events.write("task", task=name, status="finished", duration_s=last.meta["elapsed_s"], epoch=last.position.epoch, step=last.position.global_step)
+    events.write(
+        "task",
+        task=name,
+        status="finished",
+        duration_s=last.meta["elapsed_s"],
+        epoch=last.position.epoch,
+        step=last.position.global_step,
+    )
 
 
 def _check_samples(name: str, samples: TaskSamples, events: EventLog) -> None:
@@ -102,9 +115,14 @@ def _check_samples(name: str, samples: TaskSamples, events: EventLog) -> None:
         if count:
             events.write("warning", message=f"{name} leaves out {count} {reason}.")
     if not len(samples.train):
-        raise UserError(f"The manifest has no photo that {name} can be trained on; look at it with `pillsnap manifest validate`.")
+        raise UserError(
+            f"The manifest has no photo that {name} can be trained on; look at it with `pillsnap manifest validate`."
+        )
     if not len(samples.val):
-        events.write("warning", message=f"{name} has no validation sample: its best checkpoint is the first, and its figures are 0.")
+        events.write(
+            "warning",
+            message=f"{name} has no validation sample: its best checkpoint is the first, and its figures are 0.",
+        )
 
 
 def _boxes_for_unlabelled(run: Run, events: EventLog) -> dict[str, list]:
@@ -116,7 +134,10 @@ def _boxes_for_unlabelled(run: Run, events: EventLog) -> dict[str, list]:
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
     if not (run.checkpoint_dir("detection") / "best.json").exists():
-        events.write("warning", message=f"{len(photos)} photos have unlabelled pills and there is no detector to box them: those pills are left out.")
+        events.write(
+            "warning",
+            message=f"{len(photos)} photos have unlabelled pills and there is no detector to box them: they are left out.",
+        )
         return {}
     found = find_boxes(photos, run.run_dir, run.settings, run.data_root)
     write_json(path, found)
@@ -129,5 +150,11 @@ def _why_unfinished(run: Run, name: str, epoch: int, started_at_s: float) -> Exc
     if (run.run_dir / STOP_FILE).exists():
         (run.run_dir / STOP_FILE).unlink()
         return RunStopped(f"{name} stopped in epoch {epoch + 1}; its last checkpoint is in {run.checkpoint_dir(name)}.")
-    failures = [event for event in read_events(run.run_dir) if event["kind"] == "failure" and event["time"] >= started_at_s]
-    return UserError(failures[-1]["message"] if failures else f"{name} ended after epoch {epoch}, before its last one, without saying why.")
+    failures = [
+        event for event in read_events(run.run_dir) if event["kind"] == "failure" and event["time"] >= started_at_s
+    ]
+    return UserError(
+        failures[-1]["message"]
+        if failures
+        else f"{name} ended after epoch {epoch}, before its last one, without saying why."
+    )

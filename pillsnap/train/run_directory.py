@@ -18,7 +18,8 @@ CONFIG_FILE = "config.json"
 STOP_FILE = "stop-requested"
 """Its presence asks the training loop to write a checkpoint and end."""
 # What may change when a run is taken up again: none of it decides what is learned up to the change.
-_MAY_CHANGE = ("train.num_workers", "train.cpus_per_worker", "train.keep_checkpoints", "train.checkpoint_minutes", "train.max_failures",
+_MAY_CHANGE = ("train.num_workers", "train.cpus_per_worker", "train.keep_checkpoints", "train.checkpoint_minutes",
+               "train.max_failures",
                "train.log_every_steps", "train.task", "train.compile", "train.amp", "detection.lr", "classification.lr",
                "detection.weights", "classification.weights")  # fmt: skip
 _MAY_CHANGE_GROUPS = ("data.", "evaluation.", "targets.", "wandb.", "sampling.")
@@ -50,11 +51,13 @@ class Run:
         return self.run_dir / "checkpoints" / f"{self.settings.name}_{task}_best.pt"
 
 
-def open_run(run_dir: Path, settings: Settings, manifest_path: Path, data_root: str | Path, *, resume: bool = False) -> tuple[Run, list[str]]:
+def open_run(
+    run_dir: Path, settings: Settings, manifest_path: Path, data_root: str | Path, *, resume: bool = False
+) -> tuple[Run, list[str]]:
     """Create the run in `run_dir`, or take up the unfinished one there. Second, what has changed since, one line each.
 
-    Raises UserError when the manifest, the classes or a setting that decides the training is another, or when the run is
-    finished and `resume` does not ask to look at it again: nothing that exists is overwritten.
+    Raises UserError when the manifest, the classes or a setting that decides the training is another, or when the run
+    is finished and `resume` does not ask to look at it again: nothing that exists is overwritten.
     """
     manifest = read_manifest(manifest_path)
     classes = read_classes(manifest_path if manifest_path.is_dir() else manifest_path.parent)
@@ -74,8 +77,8 @@ def open_run(run_dir: Path, settings: Settings, manifest_path: Path, data_root: 
         config["run_id"] = before["run_id"]
         if (run_dir / "metrics.json").exists() and not resume and not notes:
             raise UserError(
-                f"{run_dir} holds a finished run: judge it with `pillsnap evaluate --run {run_dir}`, continue what is left with --resume, "
-                "or train into another directory with --run."
+                f"{run_dir} holds a finished run: judge it with `pillsnap evaluate --run {run_dir}`, "
+                "continue what is left with --resume, or train into another directory with --run."
             )
         notes.insert(0, f"continuing the run {before['run_id']} in {run_dir}")
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -109,7 +112,9 @@ def _read_config(run_dir: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
         missing = {"run_id", "data_root", "manifest", "manifest_hash", "classes", "settings"} - set(config)
     except FileNotFoundError:
-        raise UserError(f"{run_dir} is not a run: it has no {CONFIG_FILE}. Train it first, or name another with --run.") from None
+        raise UserError(
+            f"{run_dir} is not a run: it has no {CONFIG_FILE}. Train it first, or name another with --run."
+        ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); name another run with --run.") from None
     if missing:
@@ -120,17 +125,22 @@ def _read_config(run_dir: Path) -> dict[str, Any]:
 def _compare(run_dir: Path, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     if before["manifest_hash"] != now["manifest_hash"]:
         raise UserError(
-            f"{run_dir} was trained on another manifest ({before['manifest']}, sha256 {before['manifest_hash'][:12]}, not "
-            f"{now['manifest_hash'][:12]}): give that one, or train into another directory with --run."
+            f"{run_dir} was trained on another manifest ({before['manifest']}, "
+            f"sha256 {before['manifest_hash'][:12]}, not {now['manifest_hash'][:12]}): give that one, or train into another directory with --run."
         )
     if _codes(before) != _codes(now):
-        raise UserError(f"{run_dir} knows {len(before['classes'])} classes that are not those of {now['manifest']}: use another --run.")
+        raise UserError(
+            f"{run_dir} knows {len(before['classes'])} classes that are not those of {now['manifest']}: "
+            "use another --run."
+        )
     old, new = _flat(before["settings"]), _flat(now["settings"])
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     fatal = [key for key in changed if key not in _MAY_CHANGE and not key.startswith(_MAY_CHANGE_GROUPS)]
     if fatal:
         listed = ", ".join(f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in fatal[:5])
-        raise UserError(f"{run_dir} holds a run with other settings ({listed}): give the same ones, or use another --run.")
+        raise UserError(
+            f"{run_dir} holds a run with other settings ({listed}): give the same ones, or use another --run."
+        )
     return [f"{key} is now {new.get(key)!r} (it was {old.get(key)!r})" for key in changed]
 
 

@@ -19,8 +19,6 @@ def ray_session() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    # Messages for Ray's developers go to Ray's own log files; a user gets ours.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     quiet = {"env_vars": {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0", "YOLO_AUTOINSTALL": "False"}}
     options = {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": quiet}
@@ -28,7 +26,9 @@ def ray_session() -> Iterator[None]:
         ray.init(address="auto", **options)
     else:
         # Without its dashboard Ray Train's placement-group cleaner warns every few seconds: keep it, on loopback.
-        ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1", **options)
+        ray.init(
+            address="local", _node_ip_address="127.0.0.1", include_dashboard=True, dashboard_host="127.0.0.1", **options
+        )
     import ray.data
     import ray.train
 
@@ -41,7 +41,9 @@ def ray_session() -> Iterator[None]:
 
 
 def count_workers(settings: Settings) -> tuple[int, bool]:
-    """How many train workers to start, and whether each gets a GPU. Raises UserError when the cluster cannot hold them."""
+    """How many train workers to start, and whether each gets a GPU. Raises UserError when the cluster cannot hold
+    them.
+    """
     import ray
 
     resources = ray.cluster_resources()
@@ -50,15 +52,20 @@ def count_workers(settings: Settings) -> tuple[int, bool]:
     count = max(1, num_gpus) if workers == "auto" else int(workers)
     use_gpu = num_gpus > 0
     if use_gpu and count > num_gpus:
-        raise UserError(f"{count} workers were asked for, but Ray has {num_gpus} GPUs: set --num-workers to {num_gpus} or 'auto'.")
+        raise UserError(
+            f"{count} workers were asked for, but Ray has {num_gpus} GPUs: set --num-workers to {num_gpus} or 'auto'."
+        )
     left = num_cpus - count * settings.train.cpus_per_worker
     if left < settings.data.decoding_cpus:
         raise UserError(
-            f"{count} workers with {settings.train.cpus_per_worker} CPUs each leave {left:.2f} of {num_cpus:.0f} CPUs, and one decoding "
-            f"task needs {settings.data.decoding_cpus}: lower --num-workers, train.cpus_per_worker or data.decoding_cpus."
+            f"{count} workers with {settings.train.cpus_per_worker} CPUs each leave {left:.2f} of {num_cpus:.0f} CPUs, "
+            f"and one decoding task needs {settings.data.decoding_cpus}: lower --num-workers, train.cpus_per_worker or data.decoding_cpus."
         )
     for task in settings.tasks:
         batch_size = getattr(settings, task).batch_size
         if batch_size % count:
-            raise UserError(f"{task}.batch_size {batch_size} cannot be shared by {count} workers evenly: choose a multiple of {count}.")
+            raise UserError(
+                f"{task}.batch_size {batch_size} cannot be shared by {count} workers evenly: "
+                f"choose a multiple of {count}."
+            )
     return count, use_gpu

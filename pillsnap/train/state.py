@@ -18,21 +18,24 @@ from pillsnap.data.loader import DeviceBatch
 from pillsnap.train.checkpoint import Checkpoint
 from pillsnap.train.tasks import Task
 
-# The moving average starts as a plain average and lengthens with the run: 1 - (1 + step) ** -0.75.
-_EMA_WARMUP_POWER = 0.75
+# The average lengthens with the run: its decay is 1 - (1 + step / 10) ** -0.75, up to the one that is set. A longer average
+# in a run's first hundred steps is mostly made of weights that knew nothing.
+_EMA_WARMUP = {"use_warmup": True, "warmup_gamma": 10.0, "warmup_power": 0.75}
 
 
 class TrainingState:
     """Model, moving average and optimizer of one task on one worker."""
 
-    def __init__(self, task: Task, train: TrainSettings, device: torch.device, num_workers: int, resume: Checkpoint | None) -> None:
+    def __init__(
+        self, task: Task, train: TrainSettings, device: torch.device, num_workers: int, resume: Checkpoint | None
+    ) -> None:
         _seed_everything(train.seed)
         self._task, self._train, self._num_workers = task, train, num_workers
         model = task.build()
         if resume is not None:
             model.load_state_dict(resume.weights("model"))
         self.model = model.to(device, memory_format=torch.channels_last).train()
-        self.ema = ModelEmaV3(self.model, decay=train.ema_decay, use_warmup=True, warmup_power=_EMA_WARMUP_POWER)
+        self.ema = ModelEmaV3(self.model, decay=train.ema_decay, **_EMA_WARMUP)
         self.ema.requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
             _parameter_groups(self.model, task.settings.weight_decay), lr=task.settings.lr, fused=device.type == "cuda"
@@ -47,7 +50,9 @@ class TrainingState:
         if resume is not None:
             self._restore(resume)
 
-    def step(self, batch: DeviceBatch, lr: float, samples_in_step: int, global_step: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    def step(
+        self, batch: DeviceBatch, lr: float, samples_in_step: int, global_step: int
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """One optimizer step. Returns this worker's share of the mean losses, and the gradient's norm before clipping.
 
         A gradient that is not finite changes nothing.
@@ -57,7 +62,8 @@ class TrainingState:
         with self._autocast():
             losses = self._losses(batch)
         shares = {name: loss / samples_in_step for name, loss in losses.items()}
-        # DistributedDataParallel averages over workers; times their number, the gradient is that of the mean over all samples.
+        # DistributedDataParallel averages over workers; times their number, the gradient is that of the mean over all
+        # samples.
         (torch.stack(list(shares.values())).sum() * self._num_workers).backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self._train.grad_clip_norm)
         if torch.isfinite(norm):

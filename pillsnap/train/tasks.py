@@ -58,9 +58,19 @@ class DetectionTask:
     def recipe(self, samples: TaskSamples) -> FrameRecipe:
         s = self.settings
         jitter = FrameJitter(
-            s.mosaic, s.scale, s.translate, s.rotation_deg, s.flip_horizontal, s.flip_vertical, s.hue, s.saturation, s.brightness
+            s.mosaic,
+            s.scale,
+            s.translate,
+            s.rotation_deg,
+            s.flip_horizontal,
+            s.flip_vertical,
+            s.hue,
+            s.saturation,
+            s.brightness,
         )
-        most = max((len(boxes) for table in (samples.train, samples.val) for boxes in table["boxes"].to_pylist()), default=1)
+        most = max(
+            (len(boxes) for table in (samples.train, samples.val) for boxes in table["boxes"].to_pylist()), default=1
+        )
         return FrameRecipe(s.image_size_px, jitter, s.mosaic_group, s.epochs - s.mosaic_off_epochs, max(most, 1))
 
     def build(self) -> nn.Module:
@@ -73,7 +83,9 @@ class DetectionTask:
         from pillsnap.models.detector import detection_loss
 
         if batch.num_valid == 0:  # the end of an epoch left this worker nothing: take part with no weight
-            idle = detection_loss(model, _unit_range(batch.images[:1]), batch.targets["boxes"][:1], batch.targets["num_boxes"][:1])
+            idle = detection_loss(
+                model, _unit_range(batch.images[:1]), batch.targets["boxes"][:1], batch.targets["num_boxes"][:1]
+            )
             return {name: loss * 0.0 for name, loss in idle.items()}
         images, boxes, num_boxes = _valid_rows(batch, batch.images, batch.targets["boxes"], batch.targets["num_boxes"])
         means = detection_loss(model, _unit_range(images), boxes, num_boxes)
@@ -130,7 +142,11 @@ class ClassificationTask:
         from pillsnap.models.classifier import classification_loss
 
         logits = self._logits(model, batch.images)
-        return {"cross_entropy": classification_loss(logits, batch.targets["label"], batch.targets["valid"], self.settings.label_smoothing)}
+        return {
+            "cross_entropy": classification_loss(
+                logits, batch.targets["label"], batch.targets["valid"], self.settings.label_smoothing
+            )
+        }
 
     def validate(self, model: nn.Module, batch: DeviceBatch) -> list[tuple[int, float]]:
         """Per crop: (rank of the right class, from 0; its negative log-likelihood)."""
@@ -145,7 +161,11 @@ class ClassificationTask:
         ranks = np.array([rank for rank, _ in facts])
         if not len(ranks):
             return {"top1": 0.0, "top5": 0.0, "loss": 0.0}
-        return {"top1": float((ranks == 0).mean()), "top5": float((ranks < 5).mean()), "loss": float(np.mean([loss for _, loss in facts]))}
+        return {
+            "top1": float((ranks == 0).mean()),
+            "top5": float((ranks < 5).mean()),
+            "loss": float(np.mean([loss for _, loss in facts])),
+        }
 
     def export(self, model: nn.Module, path: Path) -> None:
         from pillsnap.models.classifier import export_for_timm

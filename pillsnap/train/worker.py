@@ -91,7 +91,8 @@ def run_worker(config: WorkerConfig) -> None:
     try:
         train(job, Loader(rows, device))
     except UserError as error:
-        # A fault that another try would only repeat: the driver reads it from the log instead of restarting this worker.
+        # A fault that another try would only repeat: the driver reads it from the log instead of restarting this
+        # worker.
         if events is not None:
             events.write("failure", message=str(error))
     finally:

@@ -19,7 +19,11 @@ def test_every_preset_loads_with_its_counts() -> None:
 
 
 def test_flags_and_assignments_lie_over_the_preset() -> None:
-    settings = load_settings("stage3", {"classification.epochs": 3, "detection.epochs": None}, ("classification.lr=1e-4", "wandb.mode=offline"))
+    settings = load_settings(
+        "stage3",
+        {"classification.epochs": 3, "detection.epochs": None},
+        ("classification.lr=1e-4", "wandb.mode=offline"),
+    )
     assert settings.classification.epochs == 3
     assert settings.detection.epochs == 18
     assert settings.classification.lr == 1e-4

@@ -10,7 +10,9 @@ from pillsnap.data import augment
 from pillsnap.data.augment import CropJitter, FrameJitter
 
 
-def photo_with_pill(width: int = 400, height: int = 300, box: tuple[int, int, int, int] = (120, 80, 60, 40)) -> tuple[np.ndarray, np.ndarray]:
+def photo_with_pill(
+    width: int = 400, height: int = 300, box: tuple[int, int, int, int] = (120, 80, 60, 40)
+) -> tuple[np.ndarray, np.ndarray]:
     image = np.full((height, width, 3), 60, np.uint8)
     x, y, w, h = box
     image[y : y + h, x : x + w] = (250, 240, 30)
@@ -49,7 +51,9 @@ def test_jittered_frame_keeps_the_box_on_the_pill(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_rotated_box_holds_the_pill(seed: int) -> None:
     image, boxes = photo_with_pill(box=(170, 130, 60, 40))
-    frame, found = augment.frame_sample([image], [boxes], 256, FrameJitter(rotation_deg=180), np.random.default_rng(seed))
+    frame, found = augment.frame_sample(
+        [image], [boxes], 256, FrameJitter(rotation_deg=180), np.random.default_rng(seed)
+    )
     bright, box = bright_box(frame), found[0]
     assert (bright[:2] >= box[:2] - 1.5).all()
     assert (bright[:2] + bright[2:] <= box[:2] + box[2:] + 1.5).all()
@@ -59,7 +63,9 @@ def test_rotated_box_holds_the_pill(seed: int) -> None:
 def test_mosaic_holds_every_visible_pill_of_four_photos() -> None:
     image, boxes = photo_with_pill()
     for seed in range(20):
-        frame, found = augment.frame_sample([image] * 4, [boxes] * 4, 320, FrameJitter(scale=0.4, translate=0.1), np.random.default_rng(seed))
+        frame, found = augment.frame_sample(
+            [image] * 4, [boxes] * 4, 320, FrameJitter(scale=0.4, translate=0.1), np.random.default_rng(seed)
+        )
         pills = cv2.connectedComponents((frame[..., 0] > 155).astype(np.uint8))[0] - 1
         assert len(found) <= pills <= 4
         for x, y, w, h in found.round().astype(int):
@@ -88,7 +94,9 @@ def test_crops_are_never_mirrored() -> None:
     cv2.putText(image, "F7", (60, 120), cv2.FONT_HERSHEY_SIMPLEX, 2, (255, 255, 255), 6)
     box = np.array([50, 60, 100, 80])
     plain = augment.crop(image, box, 96, 0.2, CropJitter(), np.random.default_rng(0)).astype(int)[..., 0]
-    turned = augment.crop(image, box, 96, 0.2, CropJitter(rotation_deg=180), np.random.default_rng(3)).astype(np.float32)[..., 0]
+    turned = augment.crop(image, box, 96, 0.2, CropJitter(rotation_deg=180), np.random.default_rng(3)).astype(
+        np.float32
+    )[..., 0]
 
     def best_match(reference: np.ndarray) -> float:
         scores = []

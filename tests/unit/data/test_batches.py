@@ -67,7 +67,9 @@ def test_a_photo_above_the_pixel_limit_is_refused(samples: pa.Table, tmp_path: P
 
 def test_batches_repeat_exactly_and_change_with_the_epoch(samples: pa.Table, tmp_path: Path) -> None:
     reader = PhotoReader(str(tmp_path), 10**6)
-    jitter = FrameJitter(mosaic=1.0, scale=0.5, translate=0.1, flip_horizontal=0.5, hue=0.1, saturation=0.5, brightness=0.4)
+    jitter = FrameJitter(
+        mosaic=1.0, scale=0.5, translate=0.1, flip_horizontal=0.5, hue=0.1, saturation=0.5, brightness=0.4
+    )
     for recipe in (CropRecipe(32, 0.1, CropJitter(0.1, 0.1, 180, 0.1, 0.2, 0.2)), FrameRecipe(64, jitter, 8, 10, 1)):
         first = recipe.make(samples, slot(0, 1, 5), 1, 3, reader)
         again = recipe.make(samples, slot(0, 1, 5), 1, 3, reader)

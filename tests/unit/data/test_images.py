@@ -58,7 +58,9 @@ def test_exif_orientation_is_applied(picture: np.ndarray, orientation: int) -> N
     header = read_header(data)
     assert turned.shape == expected_shape
     assert (header.height, header.width) == expected_shape[:2]
-    corner = {1: (0, 0), 2: (0, -1), 3: (-1, -1), 4: (-1, 0), 5: (0, 0), 6: (0, -1), 7: (-1, -1), 8: (-1, 0)}[orientation]
+    corner = {1: (0, 0), 2: (0, -1), 3: (-1, -1), 4: (-1, 0), 5: (0, 0), 6: (0, -1), 7: (-1, -1), 8: (-1, 0)}[
+        orientation
+    ]
     assert np.abs(turned[corner].astype(int) - picture[0, 0]).max() <= 12
 
 

@@ -19,7 +19,9 @@ def steps_of(plan: StreamPlan, first_slot: int = 0) -> list[tuple[int, bool, int
     return steps
 
 
-@given(num_train=st.integers(1, 90), num_val=st.integers(0, 40), per_worker=st.integers(1, 5), seed=st.integers(0, 2**31))
+@given(
+    num_train=st.integers(1, 90), num_val=st.integers(0, 40), per_worker=st.integers(1, 5), seed=st.integers(0, 2**31)
+)
 def test_same_steps_for_one_two_and_four_workers(num_train: int, num_val: int, per_worker: int, seed: int) -> None:
     plans = [StreamPlan(seed, 3, num_train, num_val, 4 * per_worker, workers) for workers in (1, 2, 4)]
     first = steps_of(plans[0])

@@ -15,8 +15,9 @@ BOX, OTHER = [1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]
 def manifest(*rows: tuple[str, list[str], list, str]) -> pa.Table:
     return pa.Table.from_pylist(
         [
-            {"sample_id": name, "image_path": f"{name}.png", "image_type": "combination" if len(codes) > 1 else "single",
-             "codes": codes, "boxes": boxes, "width": 100, "height": 100, "group": name, "split": split, "source": "test"}
+            {"sample_id": name, "image_path": f"{name}.png",
+             "image_type": "combination" if len(codes) > 1 else "single", "codes": codes, "boxes": boxes,
+             "width": 100, "height": 100, "group": name, "split": split, "source": "test"}
             for name, codes, boxes, split in rows
         ],
         SCHEMA,
@@ -42,12 +43,22 @@ def test_photos_with_unlabelled_pills_do_not_teach_the_detector() -> None:
 
 
 def test_every_labelled_pill_is_a_crop() -> None:
-    table = manifest(("p", ["B", "A"], [BOX, None], "train"), ("q", ["A"], [OTHER], "val"), ("r", ["Z"], [BOX], "train"))
+    table = manifest(
+        ("p", ["B", "A"], [BOX, None], "train"), ("q", ["A"], [OTHER], "val"), ("r", ["Z"], [BOX], "train")
+    )
     samples = classification_samples(table, ["A", "B"])
     assert samples.train["sample_id"].to_pylist() == ["p#0"]
     assert samples.train["label"].to_pylist() == [1]
     assert samples.val.to_pylist() == [
-        {"sample_id": "q#0", "image_path": "q.png", "photo_id": "q", "image_type": "single", "box_index": 0, "box": OTHER, "label": 0}
+        {
+            "sample_id": "q#0",
+            "image_path": "q.png",
+            "photo_id": "q",
+            "image_type": "single",
+            "box_index": 0,
+            "box": OTHER,
+            "label": 0,
+        }
     ]
     assert samples.left_out == {"pills without a box": 1, "pills of a class without training photos": 1}
 

@@ -10,7 +10,13 @@ import torch
 from safetensors.torch import save_file
 
 from pillsnap.errors import UserError
-from pillsnap.models.classifier import build_classifier, classification_loss, export_for_timm, input_statistics, normalise
+from pillsnap.models.classifier import (
+    build_classifier,
+    classification_loss,
+    export_for_timm,
+    input_statistics,
+    normalise,
+)
 
 
 def test_loss_equals_torch_on_the_valid_rows() -> None:

@@ -76,7 +76,9 @@ def test_exported_file_gives_the_same_boxes_in_ultralytics(detector: torch.nn.Mo
     photo = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
     images = torch.from_numpy(photo).permute(2, 0, 1)[None].float() / 255
     ours = detect(detector, images, nms_iou=0.7, min_score=0.25)[0]
-    theirs = YOLO(path).predict(photo[..., ::-1].copy(), imgsz=96, conf=0.25, iou=0.7, max_det=300, verbose=False, device="cpu")[0]
+    theirs = YOLO(path).predict(
+        photo[..., ::-1].copy(), imgsz=96, conf=0.25, iou=0.7, max_det=300, verbose=False, device="cpu"
+    )[0]
     assert len(ours) == len(theirs.boxes) > 10
     expected = theirs.boxes.xyxy.numpy()
     corners = np.concatenate([ours[:, :2], ours[:, :2] + ours[:, 2:4]], axis=1).clip(0, 96)

@@ -17,7 +17,8 @@ FILES = ("model.safetensors", "ema.safetensors", "trainer.pt", "meta.json")
 def save(folder: Path, epoch: int, value: float, *, best: bool = False, keep: int = 2, epoch_step: int = 0) -> Path:
     weights = {"w": torch.full((4, 3), value), "n": torch.tensor(epoch)}
     return save_checkpoint(
-        folder, Position(epoch, epoch_step, 10 * epoch + epoch_step), model=weights, ema={k: v + 1 for k, v in weights.items()},
+        folder, Position(epoch, epoch_step, 10 * epoch + epoch_step), model=weights,
+        ema={k: v + 1 for k, v in weights.items()},
         trainer={"optimizer": {"lr": value}}, meta={"elapsed_s": 5.0}, best=best, keep=keep,
     )  # fmt: skip
 
@@ -82,7 +83,9 @@ def test_a_torn_pointer_falls_back_to_the_newest(tmp_path: Path, content: bytes)
     assert "last.json" in damaged[0]
 
 
-def test_death_at_every_step_of_a_save_leaves_a_whole_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_death_at_every_step_of_a_save_leaves_a_whole_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every call that touches the disk is made the last one in turn."""
 
     class Death(BaseException):

@@ -1,0 +1,81 @@
+"""Name the pills of any photos with a trained run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pillsnap.errors import UserError
+from pillsnap.evaluate.inference import infer
+from pillsnap.train.run_directory import Run
+
+_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+def list_photos(paths: Sequence[Path]) -> list[Path]:
+    """Absolute paths of photos: those named, and those in the folders named. Raises UserError for a path that is not
+    there.
+    """
+    photos: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            photos += sorted(
+                entry for entry in path.rglob("*") if entry.suffix.lower() in _SUFFIXES and entry.is_file()
+            )
+        elif path.is_file():
+            photos.append(path)
+        else:
+            raise UserError(f"There is no photo or folder {path}.")
+    if not photos:
+        raise UserError(f"No PNG or JPEG lies in {', '.join(map(str, paths))}.")
+    return [photo.absolute() for photo in photos]
+
+
+def predict_photos(run: Run, photos: Sequence[Path], *, single: bool = False) -> list[dict[str, Any]]:
+    """One entry a photo, in order: `path`, `error` (None when it could be read) and `pills`, best first. Ray must be
+    up.
+
+    A pill has `box` (x, y, w, h in pixels), `score` of the detector, `code`, `name`, `edi_codes`, `confidence` and
+    `top5`. With `single` only the pill of the highest score is named.
+    """
+    root = os.path.commonpath([photo.parent for photo in photos])
+    paths = [os.path.relpath(photo, root) for photo in photos]
+    table = pa.table(
+        {
+            "sample_id": [str(photo) for photo in photos],
+            "image_path": paths,
+            "image_type": ["combination"] * len(paths),
+            "codes": pa.array([[] for _ in paths], pa.list_(pa.string())),
+            "boxes": pa.array([[] for _ in paths], pa.list_(pa.list_(pa.float32()))),
+        }
+    )
+    rows = {row["sample_id"]: row for row in infer(table, run.run_dir, run.settings, run.codes, root)}
+    return [_entry(run, rows[str(photo)], single) for photo in photos]
+
+
+def _entry(run: Run, row: dict[str, Any], single: bool) -> dict[str, Any]:
+    named = row["named_top"] or []
+    pills = []
+    for box, score, indices, probabilities in zip(
+        row["boxes"] or [], row["scores"] or [], named, row["named_probs"] or [], strict=False
+    ):
+        best = run.classes[indices[0]]
+        pills.append(
+            {
+                "box": [round(value, 1) for value in box],
+                "score": round(score, 4),
+                "code": best.code,
+                "name": best.name,
+                "edi_codes": best.edi_codes,
+                "confidence": round(probabilities[0], 4),
+                "top5": [
+                    {"code": run.codes[i], "confidence": round(p, 4)}
+                    for i, p in zip(indices, probabilities, strict=True)
+                ],
+            }
+        )
+    return {"path": row["sample_id"], "error": row["error"], "pills": pills[:1] if single else pills}

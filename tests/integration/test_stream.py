@@ -1,0 +1,86 @@
+"""The stream through Ray Data: every sample once an epoch, in the same order for any number of workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+
+from pillsnap.data.augment import CropJitter
+from pillsnap.data.batches import CropRecipe, PhotoReader
+from pillsnap.data.manifest import read_manifest
+from pillsnap.data.plan import StreamPlan
+from pillsnap.data.samples import classification_samples
+from pillsnap.data.stream import Stream, share_samples
+
+Step = tuple[int, bool, int]
+
+
+@ray.remote(num_cpus=0)
+class Consumer:
+    """Reads one worker's share, slowly if asked."""
+
+    def read(self, shard: ray.data.DataIterator, pause_s: float) -> list[tuple[Step, list[int], int]]:
+        import time
+
+        rows = []
+        for batch in shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2):
+            assert len(batch["index"]) == 1  # a row is a whole batch, and a block holds one
+            step = (int(batch["epoch"][0]), bool(batch["training"][0]), int(batch["step"][0]))
+            members = [int(i) for i in batch["index"][0] if i >= 0]
+            rows.append((step, members, int(batch["image"][0].astype(np.int64).sum())))
+            time.sleep(pause_s)
+        return rows
+
+
+@pytest.fixture(scope="module")
+def samples(toy_manifest: Path) -> tuple[pa.Table, pa.Table]:
+    manifest = read_manifest(toy_manifest)
+    codes = sorted({code for codes in manifest["codes"].to_pylist() for code in codes})
+    tables = classification_samples(manifest, codes)
+    return tables.train, tables.val
+
+
+def read_stream(
+    samples: tuple[pa.Table, pa.Table], data_root: Path, workers: int, first_slot: int = 0, epochs: int = 3
+) -> list:
+    plan = StreamPlan(11, epochs, len(samples[0]), len(samples[1]), 8, workers)
+    recipe = CropRecipe(32, 0.1, CropJitter(0.1, 0.1, 180, 0.1, 0.1, 0.1))
+    stream = Stream(
+        plan, recipe, PhotoReader(str(data_root), 10**7), share_samples(samples[0]), share_samples(samples[1]), 2, 0.5
+    )
+    shards = stream.dataset(first_slot).streaming_split(workers, equal=True)
+    consumers = [Consumer.remote() for _ in shards]
+    reads = [
+        c.read.remote(shard, 0.05 * (rank == 1)) for rank, (c, shard) in enumerate(zip(consumers, shards, strict=True))
+    ]
+    shares = ray.get(reads)
+    steps = []
+    for rows in zip(*shares, strict=True):
+        assert len({step for step, _, _ in rows}) == 1, "the workers are at different steps"
+        steps.append((rows[0][0], [i for _, members, _ in rows for i in members]))
+    return steps
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_order_is_the_same_for_one_two_and_four_workers(samples: tuple[pa.Table, pa.Table], toy_tree: Path) -> None:
+    one = read_stream(samples, toy_tree, 1)
+    for epoch in range(3):
+        trained = [i for (e, training, _), members in one if e == epoch and training for i in members]
+        validated = [i for (e, training, _), members in one if e == epoch and not training for i in members]
+        assert sorted(trained) == list(range(len(samples[0])))
+        assert validated == list(range(len(samples[1])))
+    assert read_stream(samples, toy_tree, 2) == one
+    assert read_stream(samples, toy_tree, 4) == one
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_stream_taken_up_in_the_middle_is_the_rest_of_it(samples: tuple[pa.Table, pa.Table], toy_tree: Path) -> None:
+    plan = StreamPlan(11, 2, len(samples[0]), len(samples[1]), 8, 2)
+    whole = read_stream(samples, toy_tree, 2, epochs=2)
+    rest = read_stream(samples, toy_tree, 2, plan.first_slot(1, 1), epochs=2)
+    assert rest == whole[-len(rest) :]
+    assert rest[0][0] == (1, True, 1)

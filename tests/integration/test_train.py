@@ -1,0 +1,145 @@
+"""The whole run at the smallest size: train both tasks, stop, continue, judge."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from pillsnap.config import Settings, load_settings
+from pillsnap.data.manifest import read_manifest
+from pillsnap.errors import UserError
+from pillsnap.observe.events import read_events
+from pillsnap.train.checkpoint import find_checkpoint
+from pillsnap.train.run import RunStopped, train_and_judge, train_run
+from pillsnap.train.run_directory import STOP_FILE, open_run
+
+TINY = {
+    "detection.image_size_px": 64,
+    "detection.epochs": 2,
+    "detection.mosaic_off_epochs": 1,
+    "detection.batch_size": 8,
+    "classification.image_size_px": 32,
+    "classification.epochs": 2,
+    "classification.batch_size": 16,
+    "train.log_every_steps": 1,
+    "train.cpus_per_worker": 0.25,
+    "data.decoding_cpus": 0.5,
+    "wandb.mode": "disabled",
+}
+
+
+def tiny(**overrides: Any) -> Settings:
+    return load_settings("demo", TINY | {key.replace("__", "."): value for key, value in overrides.items()})
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_run_from_manifest_to_verdict(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
+    run, notes = open_run(tmp_path / "run", tiny(), toy_manifest, toy_tree)
+    assert notes == []
+    metrics = train_and_judge(run, Console(quiet=True))
+
+    manifest = read_manifest(toy_manifest)
+    num_val = manifest["split"].to_pylist().count("val")
+    assert metrics["schema_version"] == 1
+    assert metrics["detection"]["num_photos"] == num_val
+    assert metrics["classification"]["num_samples"] == metrics["detection"]["num_boxes"]
+    assert 0.0 <= metrics["classification"]["top1"] <= metrics["classification"]["top5"] <= 1.0
+    assert json.loads((run.run_dir / "metrics.json").read_text())["targets"] == metrics["targets"]
+    assert (run.run_dir / "report.html").stat().st_size > 10_000
+    for name in ("detections", "classification", "pipeline"):
+        assert (run.run_dir / "predictions" / f"{name}.parquet").exists()
+
+    events = read_events(run.run_dir)
+    for task in ("detection", "classification"):
+        assert [e["epoch"] for e in events if e["kind"] == "epoch" and e["task"] == task] == [1, 2]
+        steps = [e["step"] for e in events if e["kind"] == "step" and e["task"] == task]
+        assert steps == list(range(1, len(steps) + 1))
+        assert run.export_path(task).exists()
+    assert [e["status"] for e in events if e["kind"] == "task"] == ["started", "finished"] * 2
+
+    contents = torch.load(run.export_path("classification"), weights_only=True)
+    assert contents["codes"] == run.codes
+
+    with pytest.raises(UserError, match="finished run"):
+        open_run(run.run_dir, tiny(), toy_manifest, toy_tree)
+    with pytest.raises(UserError, match=r"classification\.epochs was 2 and is 3"):
+        open_run(run.run_dir, tiny(classification__epochs=3), toy_manifest, toy_tree)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_stopped_run_goes_on_to_the_same_weights(
+    toy_manifest: Path, toy_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped by request at its first step, and taken up again: weights, average and optimizer equal bit for bit."""
+    settings = tiny(train__task="classification")
+    whole, _ = open_run(tmp_path / "whole", settings, toy_manifest, toy_tree)
+    train_run(whole)
+
+    broken, _ = open_run(tmp_path / "broken", settings, toy_manifest, toy_tree)
+    original = Path.unlink
+
+    def keep_stop_file(path: Path, missing_ok: bool = False) -> None:
+        if path.name == STOP_FILE and missing_ok:  # the driver clears old requests at its start: make one that is there
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("test")
+        else:
+            original(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", keep_stop_file)
+    with pytest.raises(RunStopped):
+        train_run(broken)
+    monkeypatch.undo()
+    stopped, _ = find_checkpoint(broken.checkpoint_dir("classification"))
+    assert stopped is not None
+    assert stopped.position.global_step == 1
+
+    again, notes = open_run(broken.run_dir, settings, toy_manifest, toy_tree)
+    assert "continuing" in notes[0]
+    train_run(again)
+    ends = [find_checkpoint(run.checkpoint_dir("classification"))[0] for run in (whole, again)]
+    assert ends[0] is not None and ends[1] is not None
+    assert ends[0].position == ends[1].position
+    for which in ("model", "ema"):
+        first, second = ends[0].weights(which), ends[1].weights(which)
+        assert all(torch.equal(first[name], second[name]) for name in first)
+    states = [end.trainer_state()["optimizer"]["state"] for end in ends if end]
+    for index, state in states[0].items():
+        assert all(torch.equal(value, states[1][index][name]) for name, value in state.items())
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_two_workers_train_on_what_one_does(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
+    """The first step's loss differs only by batch normalisation over half the batch: without it, not at all."""
+    losses = []
+    for workers in (1, 2):
+        settings = tiny(
+            train__task="classification", train__num_workers=workers, classification__epochs=1,
+            classification__model="vit_tiny_patch16_224",
+            classification__image_size_px=224, classification__batch_size=8,
+        )  # fmt: skip
+        run, _ = open_run(tmp_path / str(workers), settings, toy_manifest, toy_tree)
+        train_run(run)
+        losses.append([e["loss"] for e in read_events(run.run_dir) if e["kind"] == "step"])
+    assert losses[0][0] == pytest.approx(losses[1][0], abs=1e-5)
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_too_many_bad_photos_stop_the_run_with_their_list(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
+    import shutil
+
+    root = tmp_path / "tree"
+    shutil.copytree(toy_tree, root)
+    photos = sorted(root.rglob("*.png"))
+    for photo in photos[:6]:
+        photo.write_bytes(photo.read_bytes()[:300])
+    settings = tiny(train__task="classification", data__quarantine_after=10)
+    run, _ = open_run(tmp_path / "run", settings, toy_manifest, root)
+    with pytest.raises(UserError, match=r"cannot be read.*truncated"):
+        train_run(run)
+    assert len([e for e in read_events(run.run_dir) if e["kind"] == "quarantine"]) >= 1
