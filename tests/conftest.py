@@ -65,7 +65,7 @@ def toy_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def toy_manifest(toy_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The manifest of all photos of `toy_tree`, a quarter of them for validation; its folder also holds classes.json."""
+    """The manifest of all photos of `toy_tree`, a quarter for validation; its folder also holds classes.json."""
     from pillsnap.data.build import build_manifest
 
     out = tmp_path_factory.mktemp("toy_manifest")
