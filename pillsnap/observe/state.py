@@ -279,6 +279,9 @@ class RunState:
 
     def _apply_failure(self, event: dict[str, Any]) -> None:
         self.failure = event
+        for task in self.tasks.values():
+            if task.status == "started":
+                task.status = "failed"  # until it starts again
 
     def _apply_verdict(self, event: dict[str, Any]) -> None:
         self.verdict = event

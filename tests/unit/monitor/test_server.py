@@ -97,7 +97,7 @@ def test_snapshot_updates_and_restart_arrive(tmp_path: Path) -> None:
                 log.write("quarantine", task="detection", sample_id="x", reason="torn")
                 begin_s = time.monotonic()
                 await client.until_step(60)
-                assert time.monotonic() - begin_s < 2 and client.num_snapshots == 1
+                assert time.monotonic() - begin_s < 10 and client.num_snapshots == 1
                 log.write("task", task="detection", status="started", epoch=0, step=30)
                 steps(log, 31, 50, loss=2.0)
                 await client.until_step(50)
@@ -235,7 +235,7 @@ def test_deaf_viewer_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
                 assert app is not None
                 monitor = app[server_module.MONITOR]
                 for condition in (lambda: len(monitor.sockets) == 1, lambda: len(monitor.sockets) == 0):
-                    end_s = time.monotonic() + 10
+                    end_s = time.monotonic() + 30
                     while not condition():
                         assert time.monotonic() < end_s
                         await asyncio.sleep(0.02)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,6 @@ from pillsnap.observe.state import RunState, Series
 
 def state_of(run_dir: Path) -> RunState:
     """All events as a follower meets them, those that a restart takes back included."""
-    import threading
-
     stop = threading.Event()
     stop.set()
     state = RunState()
@@ -59,11 +58,12 @@ def test_restart_takes_back_what_is_repeated(tmp_path: Path) -> None:
         write_epoch(log, 1)
         write_epoch(log, 2)
         log.write("failure", message="worker died")
-        assert state_of(tmp_path).status == "failed"
+        failed = state_of(tmp_path)
+        assert (failed.status, failed.tasks["detection"].status) == ("failed", "failed")
         log.write("task", task="detection", status="started", epoch=1, step=5)
         state = state_of(tmp_path)
         task = state.tasks["detection"]
-        assert (state.status, task.step, task.restarts, task.epochs) == ("running", 5, 1, 5)
+        assert (state.status, task.status, task.step, task.restarts, task.epochs) == ("running", "started", 5, 1, 5)
         assert task.best_validation and task.best_validation["epoch"] == 1
         write_epoch(log, 2)
     from_follower = state_of(tmp_path).curves()
