@@ -197,6 +197,43 @@ def predict(
     raise typer.Exit(1 if any(result["error"] for result in results) else 0)
 
 
+@app.command()
+def preflight(
+    stage: Stage = None,
+    preset: Preset = None,
+    data_root: DataRoot = None,
+    run_dir: RunDir = None,
+    manifest: Annotated[Optional[Path], typer.Option(help="Manifest [default: the one in the run directory].")] = None,  # noqa: UP045
+    assignments: Assignments = None,
+) -> None:
+    """Look at GPU, packages, manifest, photos and disk before a run: exit code 1 when something stands in its way."""
+    from pillsnap.checklist import all_passed, print_checks
+    from pillsnap.config import run_directory
+
+    settings = chosen_settings(stage, preset, {}, assignments)
+    directory = run_directory(settings, run_dir)
+    root = checked_data_root(data_root)
+    from pillsnap.train.preflight import preflight as look
+
+    checks = look(settings, directory, manifest or directory, root)
+    print_checks(checks, console)
+    raise typer.Exit(0 if all_passed(checks) else 1)
+
+
+@app.command()
+def verify(run_dir: Annotated[Path, typer.Option("--run", help="Run directory.")]) -> None:
+    """Check a run's models and checkpoints, its targets, what the next stage needs: exit code 1 if something lacks."""
+    from pillsnap.checklist import all_passed, print_checks
+    from pillsnap.train.run_directory import load_run
+
+    run = load_run(run_dir.absolute())
+    from pillsnap.evaluate.verify import verify_run
+
+    checks = verify_run(run)
+    print_checks(checks, console)
+    raise typer.Exit(0 if all_passed(checks) else 1)
+
+
 def _read_metrics(run_dir: Path) -> dict[str, Any]:
     try:
         return json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))

@@ -11,6 +11,7 @@ from pillsnap.errors import UserError
 from pillsnap.evaluate.inference import TABLES, predict_manifest
 from pillsnap.evaluate.judge import judge, write_metrics
 from pillsnap.evaluate.report import write_report
+from pillsnap.evaluate.verify import exported_model_problem
 from pillsnap.observe.events import EventLog, read_events
 from pillsnap.train.run_directory import Run
 
@@ -26,11 +27,8 @@ def evaluate_run(run: Run, *, compare: dict[str, Any] | None = None) -> dict[str
         )
     predictions = predict_manifest(photos, run.run_dir, run.settings, run.codes, run.data_root)
     predictions.write(run.run_dir)
-    problems = [
-        f"The best model of {name} is missing: {path}"
-        for name in run.settings.tasks
-        if not (path := run.export_path(name)).exists()
-    ]
+    found = (exported_model_problem(run.export_path(name), name) for name in run.settings.tasks)
+    problems = [f"The best model cannot be used: {problem}." for problem in found if problem]
     if predictions.errors:
         first = next(iter(predictions.errors.items()))
         problems.append(

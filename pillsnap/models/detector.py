@@ -128,6 +128,14 @@ def export_for_ultralytics(detector: nn.Module, path: Path, train_args: dict[str
     os.replace(partial, path)
 
 
+def read_exported(path: Path) -> nn.Module:
+    """The detector of an exported file. Raises whatever a damaged file makes ultralytics raise."""
+    from ultralytics.nn.tasks import load_checkpoint
+
+    model, _ = load_checkpoint(str(path))
+    return model
+
+
 def _load_weights(detector: nn.Module, source: str) -> None:
     from ultralytics.nn.tasks import load_checkpoint
 

@@ -90,8 +90,8 @@ def train(job: Job, batches: Iterator[DeviceBatch]) -> Position:
                 )
             if bad_steps >= _MAX_BAD_STEPS:
                 raise UserError(
-                    f"{task.name} stopped at step {position.global_step}: {bad_steps} steps in a row had a loss or gradient "
-                    f"that is not finite. Lower {task.name}.lr or look at these samples: {ids}."
+                    f"{task.name} stopped at step {position.global_step}: {bad_steps} steps in a row had a loss or "
+                    f"gradient that is not finite. Lower {task.name}.lr or look at these samples: {ids}."
                 )
             if position.global_step % job.train.log_every_steps == 0 or step + 1 == plan.train_steps:
                 mean = dict(zip(losses, peers.sum(torch.stack(list(losses.values()))), strict=True))
@@ -180,7 +180,7 @@ class _Saver:
             try:
                 path = save_checkpoint(
                     folder, position, model=self.state.model.state_dict(), ema=self.state.ema.module.state_dict(),
-                    trainer=self.state.trainer_state(), 
+                    trainer=self.state.trainer_state(),
                     meta=self.job.meta | {"metrics": metrics or {}, "elapsed_s": elapsed_s},
                     best=best, keep=self.job.train.keep_checkpoints,
                 )  # fmt: skip

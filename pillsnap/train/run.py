@@ -18,6 +18,7 @@ from pillsnap.observe.versions import versions
 from pillsnap.observe.wandb_mirror import WandbMirror
 from pillsnap.train.boxes import find_boxes, photos_without_boxes
 from pillsnap.train.fit import fit, make_stream, make_trainer
+from pillsnap.train.preflight import disk_check, gpu_checks
 from pillsnap.train.run_directory import STOP_FILE, Run
 from pillsnap.train.session import count_workers, ray_session
 
@@ -71,6 +72,9 @@ def train_run(run: Run) -> None:
             num_workers=num_workers,
             versions=versions(),
         )
+        for check in (*gpu_checks(), disk_check(run.run_dir)):
+            if check.ok is False:
+                events.write("warning", message=f"{check.name}: {check.found}: {check.advice}")
         for name in run.settings.tasks:
             _train_task(run, name, num_workers, use_gpu, events)
 
@@ -136,7 +140,7 @@ def _boxes_for_unlabelled(run: Run, events: EventLog) -> dict[str, list]:
     if not (run.checkpoint_dir("detection") / "best.json").exists():
         events.write(
             "warning",
-            message=f"{len(photos)} photos have unlabelled pills and there is no detector to box them: they are left out.",
+            message=f"{len(photos)} photos have unlabelled pills, left out as there is no detector to box them.",
         )
         return {}
     found = find_boxes(photos, run.run_dir, run.settings, run.data_root)

@@ -126,7 +126,8 @@ def _compare(run_dir: Path, before: dict[str, Any], now: dict[str, Any]) -> list
     if before["manifest_hash"] != now["manifest_hash"]:
         raise UserError(
             f"{run_dir} was trained on another manifest ({before['manifest']}, "
-            f"sha256 {before['manifest_hash'][:12]}, not {now['manifest_hash'][:12]}): give that one, or train into another directory with --run."
+            f"sha256 {before['manifest_hash'][:12]}, not {now['manifest_hash'][:12]}): "
+            "give that one, or train into another directory with --run."
         )
     if _codes(before) != _codes(now):
         raise UserError(

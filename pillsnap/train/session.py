@@ -59,7 +59,8 @@ def count_workers(settings: Settings) -> tuple[int, bool]:
     if left < settings.data.decoding_cpus:
         raise UserError(
             f"{count} workers with {settings.train.cpus_per_worker} CPUs each leave {left:.2f} of {num_cpus:.0f} CPUs, "
-            f"and one decoding task needs {settings.data.decoding_cpus}: lower --num-workers, train.cpus_per_worker or data.decoding_cpus."
+            f"and one decoding task needs {settings.data.decoding_cpus}: "
+            "lower --num-workers, train.cpus_per_worker or data.decoding_cpus."
         )
     for task in settings.tasks:
         batch_size = getattr(settings, task).batch_size

@@ -18,8 +18,8 @@ from pillsnap.data.loader import DeviceBatch
 from pillsnap.train.checkpoint import Checkpoint
 from pillsnap.train.tasks import Task
 
-# The average lengthens with the run: its decay is 1 - (1 + step / 10) ** -0.75, up to the one that is set. A longer average
-# in a run's first hundred steps is mostly made of weights that knew nothing.
+# The average lengthens with the run: its decay is 1 - (1 + step / 10) ** -0.75, up to the one that is set. A longer
+# average in a run's first hundred steps is mostly made of weights that knew nothing.
 _EMA_WARMUP = {"use_warmup": True, "warmup_gamma": 10.0, "warmup_power": 0.75}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pillsnap.data.plan import StreamPlan
@@ -34,6 +34,7 @@ def test_same_steps_for_one_two_and_four_workers(num_train: int, num_val: int, p
         assert validated == list(range(num_val))
 
 
+@settings(deadline=None)
 @given(epoch=st.integers(0, 2), train_step=st.integers(0, 5), workers=st.sampled_from([1, 2]))
 def test_starting_later_gives_the_rest_of_the_same_stream(epoch: int, train_step: int, workers: int) -> None:
     plan = StreamPlan(7, 3, 23, 9, 4, workers)

@@ -1,0 +1,35 @@
+"""A list of things looked at, each with what was found and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+@dataclass(frozen=True)
+class Check:
+    """One item. `ok` None is a remark: it neither passes nor fails."""
+
+    name: str
+    ok: bool | None
+    found: str
+    advice: str = ""
+
+
+def all_passed(checks: Sequence[Check]) -> bool:
+    """Whether no item failed."""
+    return all(check.ok is not False for check in checks)
+
+
+def print_checks(checks: Sequence[Check], console: Console) -> None:
+    """One line an item; the advice follows where it failed."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    marks = {True: Text("ok", "green"), False: Text("no", "bold red"), None: Text("--", "yellow")}
+    for check in checks:
+        text = check.found if check.ok or not check.advice else f"{check.found}: {check.advice}"
+        table.add_row(marks[check.ok], Text(check.name), Text(text))
+    console.print(table)

@@ -1,0 +1,89 @@
+"""Is a run sound and judged, and is everything there for the next stage?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pillsnap.checklist import Check
+from pillsnap.data.manifest import read_manifest
+from pillsnap.errors import UserError
+from pillsnap.observe.events import read_events
+from pillsnap.train.checkpoint import find_checkpoint
+from pillsnap.train.run_directory import Run
+
+_LAST_STAGE = 4
+
+
+def verify_run(run: Run) -> list[Check]:
+    """Checkpoint integrity, targets, restarts, and the next stage's manifest; reads only."""
+    checks = [check for task in run.settings.tasks for check in _checkpoint_checks(run, task)]
+    return [*checks, *_target_checks(run.run_dir), _restart_check(run.run_dir), *_next_stage_checks(run)]
+
+
+def exported_model_problem(path: Path, task: str) -> str:
+    """Why an exported best model cannot be used; empty when it can."""
+    import torch
+
+    if not path.exists():
+        return f"{path} is missing"
+    try:
+        if task == "classification":
+            contents = torch.load(path, map_location="cpu", weights_only=True)
+            return "" if {"state_dict", "codes", "model"} <= set(contents) else f"{path} holds no classifier"
+        from pillsnap.models.detector import read_exported
+
+        read_exported(path)
+    except Exception as error:  # a damaged file raises whatever its reader stumbles over
+        return f"{path} is damaged ({type(error).__name__})"
+    return ""
+
+
+def _checkpoint_checks(run: Run, task: str) -> list[Check]:
+    problem = exported_model_problem(run.export_path(task), task)
+    exported = Check(f"{task}: best model", not problem, problem or str(run.export_path(task)), "train the task again")
+    checks = [exported]
+    for pointer in ("best", "last"):
+        checkpoint, damaged = find_checkpoint(run.checkpoint_dir(task), pointer)
+        found = f"{checkpoint.path.name}, every file as recorded" if checkpoint and not damaged else "; ".join(damaged)
+        advice = "the newest sound one is used instead" if checkpoint else "train the task again"
+        checks.append(Check(f"{task}: {pointer} checkpoint", bool(checkpoint and not damaged), found or "none", advice))
+    return checks
+
+
+def _target_checks(run_dir: Path) -> list[Check]:
+    try:
+        metrics: dict[str, Any] = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return [Check("targets", False, "not judged yet", f"run `pillsnap evaluate --run {run_dir}`")]
+    missed = metrics["misses"]
+    checks = [Check("targets", not missed, "all met" if not missed else " ".join(missed), "see the report")]
+    checks.append(Check("total time", None, f"{metrics['total_time_s'] or 0:.0f} s"))
+    return checks
+
+
+def _restart_check(run_dir: Path) -> Check:
+    events = read_events(run_dir)
+    starts = [event for event in events if event["kind"] == "run"]
+    failures = [event["message"] for event in events if event["kind"] == "failure"]
+    found = f"{len(starts)} starts of the run, {len(failures)} failures"
+    stable = not failures or events[-1]["kind"] == "verdict"
+    return Check("restarts", stable, found, failures[-1] if failures else "")
+
+
+def _next_stage_checks(run: Run) -> list[Check]:
+    stage = run.settings.stage
+    if stage is None or stage >= _LAST_STAGE:
+        return []
+    from pillsnap.config import load_settings
+
+    path = run.run_dir.parent / f"stage{stage + 1}"
+    wanted = load_settings(f"stage{stage + 1}").sampling.num_photos or 0
+    name = f"stage {stage + 1}: manifest"
+    advice = f"run `pillsnap manifest build --stage {stage + 1} --exclude {run.run_dir} --out {path}`"
+    try:
+        count = len(read_manifest(path))
+    except UserError as error:
+        return [Check(name, False, str(error), advice)]
+    return [Check(name, count >= wanted, f"{count:,} of {wanted:,} photos in {path}", advice)]
