@@ -139,7 +139,7 @@ class Follower:
         return [folder for id_ in self.ids for folder in self.unsynced_of(id_)]
 
     def unsynced_of(self, id_: str) -> list[Path]:
-        folders = sorted((self.run_dir / "wandb").glob(f"offline-run-*-{id_}*"))
+        folders = sorted((self.run_dir / "wandb").glob(f"offline-run-????????_??????-{id_}*"))
         return [folder.resolve() for folder in folders if not list(folder.glob("*.wandb.synced"))]
 
 
@@ -184,9 +184,7 @@ class TaskRun:
             resume="allow",
             reinit="create_new",
             allow_val_change=True,
-            settings=_settings(
-                wandb, lambda: follower.upload_failed.set()
-            ),  # W&B copies it, which a bound method cannot be
+            settings=_settings(wandb, on_refused=lambda: follower.upload_failed.set()),
         )
         self.folder = Path(self.run.settings.sync_dir)
         self.run.define_metric("global_step", hidden=True)
@@ -287,7 +285,10 @@ class Cursor:
 
 
 def _settings(wandb: Any, on_refused: Callable[[], None]) -> Any:
-    """Nothing but the figures: no console, code, git, command line, user or packages; and no signal to this process."""
+    """Nothing but the figures: no console, code, git, command line, user or packages; and no signal to this process.
+
+    W&B copies `on_refused` deeply, which a function survives and the bound method of a lock does not.
+    """
     return wandb.Settings(
         console="off",
         program="pillsnap",

@@ -54,6 +54,7 @@ class WandbMirror:
         self._say = say
         self._process: subprocess.Popen[str] | None = None
         self._sync_lines: list[str] = []
+        self._was_stopped = False
 
     def start(self) -> WandbMirror:
         if self.mode == "disabled":
@@ -92,6 +93,7 @@ class WandbMirror:
         try:
             process.wait(timeout_s)
         except subprocess.TimeoutExpired:
+            self._was_stopped = True
             self._warn(f"Weights & Biases did not finish within {timeout_s:.0f} s and was stopped")
         with contextlib.suppress(ProcessLookupError):  # its service process is of the same group
             os.killpg(process.pid, signal.SIGKILL)
@@ -117,7 +119,7 @@ class WandbMirror:
             else:
                 ended_well = True
                 self._sync_lines = [f"wandb sync {shlex.quote(folder)}" for folder in message["offline"]]
-        if not ended_well and self._process is not None:
+        if not ended_well and not self._was_stopped:
             self._warn("Weights & Biases is not mirrored any more, training goes on: its process ended; see mirror.log")
 
 

@@ -88,7 +88,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         stderr=subprocess.DEVNULL,
     )
     port_file = profile / "DevToolsActivePort"
-    end_s = time.monotonic() + 60
+    end_s = time.monotonic() + 180  # seconds are enough where nothing else runs
     while not (port_file.exists() and port_file.read_text().count("\n")):
         assert process.poll() is None and time.monotonic() < end_s, "Chromium did not start"
         time.sleep(0.1)
