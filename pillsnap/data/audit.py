@@ -22,7 +22,7 @@ from pillsnap.data.near_duplicates import find_pairs
 from pillsnap.errors import UserError
 
 _CHUNK = {False: 500, True: 16}
-_PROCESSES_FROM = {False: 2000, True: 64}
+_PROCESSES_FROM = {False: 20_000, True: 64}
 """Photos from which worker processes pay for their start."""
 _MEANING = {
     "outside_root": "paths leave the data root",

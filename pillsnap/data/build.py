@@ -92,7 +92,7 @@ def build_manifest(
             "photos_without_a_training_class": sample.num_unlearnable,
             "photos_found_twice": {"count": len(scan) - len(candidates), "listed": candidates.found_twice(_LISTED)},
             "refused": {
-                reason: {"count": count, "examples": scan.refused.examples[reason]}
+                reason: {"count": count, "listed": scan.refused.examples[reason]}
                 for reason, count in sorted(scan.refused.counts.items())
             },
         },

@@ -89,10 +89,7 @@ class Scan:
 
     def tree(self, index: int) -> str:
         """`train` or `val`: the tree a set comes from."""
-        archive = self.archive_of_set[index]
-        if archive is not None:
-            return "train" if _is_training(archive) else "val"
-        return self.folders[index].split("/images/")[0].rpartition("/")[2]
+        return "train" if _is_training(self.archive_of_set[index] or self.folders[index]) else "val"
 
 
 def scan(data_root: Path, *, num_threads: int = 4, progress: Progress | None = None) -> Scan:
@@ -106,8 +103,9 @@ def scan(data_root: Path, *, num_threads: int = 4, progress: Progress | None = N
         raise UserError(f"{root}: the data root is not a folder; set --data-root or PILLSNAP_DATA_ROOT")
     archives = find_archives(root)
     parts = find_parts(root)
-    if parts and parts[0].split("/images/")[0].endswith("val") and any(_is_training(path) for path in archives):
-        parts = []
+    if any(_is_training(path) for path in [*parts, *archives]):
+        parts = [path for path in parts if _is_training(path)]
+        archives = {path: labels for path, labels in archives.items() if _is_training(path)}
     if not parts and not archives:
         raise UserError(
             f"{root}: no AI Hub photos; expected train/images/single/TS_* (or data/train/…) or TS_*.zip beneath it"
@@ -141,23 +139,23 @@ def _scan(
     return result
 
 
-def _is_training(archive: str) -> bool:
-    return archive.rpartition("/")[2][0].upper() == "T"
+def _is_training(path: str) -> bool:
+    """Whether a part (`[data/]train/images/…`) or an archive (`TS_*.zip`) belongs to the training set."""
+    if "/images/" in path and not path.lower().endswith(".zip"):
+        return path.split("/images/")[0].rpartition("/")[2] == "train"
+    return path.rpartition("/")[2][0].upper() == "T"
 
 
 def find_parts(root: Path) -> list[str]:
-    """TS_* folders beneath the root, relative to it, sorted; those of `train/` alone when there are any."""
-    for tree in ("train", "val"):
-        parts = []
-        for base in (tree, f"data/{tree}"):
-            for kind in ("single", "combination"):
-                images = root / base / "images" / kind
-                if images.is_dir():
-                    found = sorted(entry.name for entry in os.scandir(images) if entry.is_dir())
-                    parts += [f"{base}/images/{kind}/{name}" for name in found]
-        if parts:
-            return sorted(parts)
-    return []
+    """TS_* folders beneath the root, relative to it, sorted."""
+    parts = []
+    for base in ("train", "val", "data/train", "data/val"):
+        for kind in ("single", "combination"):
+            images = root / base / "images" / kind
+            if images.is_dir():
+                names = [entry.name for entry in os.scandir(images) if entry.is_dir()]
+                parts += [f"{base}/images/{kind}/{name}" for name in names]
+    return sorted(parts)
 
 
 def _list_part(root: str, part: str) -> tuple[list[tuple[str, list[str]]], Refused]:

@@ -190,3 +190,15 @@ def test_damaged_member_is_one_line(tmp_path: Path) -> None:
         read_place(str(tmp_path), place._replace(offset=place.offset - 5))
     with pytest.raises(UserError, match="damaged, or more than"):
         read_place(str(tmp_path), place._replace(length=place.length - 3))
+
+
+def test_zipped_validation_set_stays_out_of_an_unpacked_training_tree(tree, tmp_path: Path) -> None:
+    tree.many(2, combinations=0)
+    other = type(tree)(tmp_path / "other")
+    other.single("K-000009")
+    zip_tree(other.root, tmp_path / "zips")
+    (tmp_path / "zips/TS_1_단일.zip").rename(tree.root / "VS_1_단일.zip")
+    result = build_manifest(tree.root, tmp_path / "out", num_photos=None, num_classes=None)
+    assert result.report["found"] == {
+        "num_photos": 48, "num_classes": 2, "num_combinations": 0, "trees": ["train"], "num_archives": 0,
+    }  # fmt: skip
