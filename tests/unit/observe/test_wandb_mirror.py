@@ -143,6 +143,8 @@ def test_every_metric_once_and_in_order_after_a_kill_and_resume(tmp_path: Path, 
         write_run(log)
         log.write("task", task="detection", status="started", epoch=2, step=2 * STEPS)
         write_epochs(log, "detection", 3, 5)
+        log.write("task", task="detection", status="started", epoch=3, step=3 * STEPS)
+        write_epochs(log, "detection", 4, 4)  # a worker started again, and was interrupted behind where it had been
         write_epochs(log, "classification", 1, 1)
     (folder,) = offline_folders(tmp_path, "detection")
     assert rows_of(offline_history(folder)) == expected_rows(5)
