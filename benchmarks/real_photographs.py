@@ -81,6 +81,7 @@ def run_ours(data: Path, epochs: int, classification_epochs: int, run: Path) -> 
         "detection.warmup_epochs": min(3, epochs),
         "detection.mosaic_off_epochs": min(10, epochs),
         "detection.flip_vertical": 0.0,
+        "train.ema_warmup_steps": 1,
         "classification.epochs": classification_epochs,
         "classification.warmup_epochs": min(2, classification_epochs),
     }

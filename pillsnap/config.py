@@ -121,6 +121,8 @@ class TrainSettings(_Settings):
     """`auto`: torch.compile on a GPU."""
     grad_clip_norm: Positive = 10.0
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9998
+    ema_warmup_steps: Positive = 10.0
+    """Scale on which the moving average lengthens: its decay is 1 - (1 + step / this) ** -0.75, up to ema_decay."""
     keep_checkpoints: Count = 2
     checkpoint_minutes: Positive = 10.0
     """Longest time between two checkpoints within an epoch."""

@@ -147,7 +147,13 @@ class _Rows:
         self.quarantine.append((sample_id, str(why)))
 
     def finish(self) -> Batch:
-        self.image[~self.valid] = augment.PADDING_GREY
+        filled = np.flatnonzero(self.valid)
+        if len(filled):
+            # Batch normalisation sees every row: copies of the batch's own images keep its statistics what they were.
+            empty = np.flatnonzero(~self.valid)
+            self.image[empty] = self.image[filled[np.arange(len(empty)) % len(filled)]]
+        else:
+            self.image[:] = augment.PADDING_GREY
         return {
             "image": self.image,
             "index": self.index,

@@ -6,6 +6,7 @@ One pass over the photos gives all three prediction tables.
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,16 +128,19 @@ def infer(
         batch_format="pyarrow",
         num_cpus=settings.data.decoding_cpus / 2,
     )
-    inferred = decoded.map_batches(
-        _Model,
-        fn_constructor_args=(run_dir, settings, codes, classify),
-        batch_size=None,
-        batch_format="pyarrow",
-        num_gpus=1 if num_gpus else 0,
-        num_cpus=settings.train.cpus_per_worker,
-        max_restarts=0,  # Ray warns in red of restarts that it could not do anyway: the arguments would be gone
-        compute=ray.data.ActorPoolStrategy(size=max(1, min(num_gpus or 1, math.ceil(len(columns) / batch_size)))),
-    )
+    with warnings.catch_warnings():
+        # Actors that may restart make Ray log an error (their arguments could be gone); this Ray has no other way out.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        inferred = decoded.map_batches(
+            _Model,
+            fn_constructor_args=(run_dir, settings, codes, classify),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_gpus=1 if num_gpus else 0,
+            num_cpus=settings.train.cpus_per_worker,
+            max_restarts=0,
+            compute=ray.data.ActorPoolStrategy(size=max(1, min(num_gpus or 1, math.ceil(len(columns) / batch_size)))),
+        )
     return [
         row for batch in inferred.iter_batches(batch_size=None, batch_format="pyarrow") for row in batch.to_pylist()
     ]

@@ -18,9 +18,7 @@ from pillsnap.data.loader import DeviceBatch
 from pillsnap.train.checkpoint import Checkpoint
 from pillsnap.train.tasks import Task
 
-# The average lengthens with the run: its decay is 1 - (1 + step / 10) ** -0.75, up to the one that is set. A longer
-# average in a run's first hundred steps is mostly made of weights that knew nothing.
-_EMA_WARMUP = {"use_warmup": True, "warmup_gamma": 10.0, "warmup_power": 0.75}
+_EMA_WARMUP_POWER = 0.75
 
 
 class TrainingState:
@@ -35,7 +33,13 @@ class TrainingState:
         if resume is not None:
             model.load_state_dict(resume.weights("model"))
         self.model = model.to(device, memory_format=torch.channels_last).train()
-        self.ema = ModelEmaV3(self.model, decay=train.ema_decay, **_EMA_WARMUP)
+        self.ema = ModelEmaV3(
+            self.model,
+            decay=train.ema_decay,
+            use_warmup=True,
+            warmup_gamma=train.ema_warmup_steps,
+            warmup_power=_EMA_WARMUP_POWER,
+        )
         self.ema.requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
             _parameter_groups(self.model, task.settings.weight_decay), lr=task.settings.lr, fused=device.type == "cuda"
