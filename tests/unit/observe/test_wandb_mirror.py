@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -199,6 +200,16 @@ def test_online_resume_sends_only_what_the_server_lacks(
         assert not path.is_file() or b"k" * 40 not in path.read_bytes(), path
 
 
+def mirror_processes(*, recursive: bool = True) -> list[psutil.Process]:
+    """Children of this process that belong to a mirror: other tests' Ray runs beside them."""
+    found = []
+    for child in psutil.Process().children(recursive=recursive):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "wandb" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
 @pytest.mark.parametrize("failure", ["import", "unauthorised", "upload", "service", "process"])
 def test_failure_is_one_warning_and_goes_no_further(
     tmp_path: Path, wandb_server: Any, monkeypatch: pytest.MonkeyPatch, failure: str, capfd: pytest.CaptureFixture[str]
@@ -212,7 +223,7 @@ def test_failure_is_one_warning_and_goes_no_further(
     wandb_server.refuse_uploads = failure == "upload"
     warnings: list[str] = []
     mirror = WandbMirror(tmp_path / "run", "pillsnap", mode="online", on_warning=warnings.append).start()
-    (process,) = psutil.Process().children()
+    (process,) = mirror_processes(recursive=False)
     with EventLog(tmp_path / "run") as log:
         write_run(log)
         write_epochs(log, "detection", 1, 2)
@@ -232,7 +243,7 @@ def test_failure_is_one_warning_and_goes_no_further(
     if failure in ("upload", "service"):
         assert f"`wandb sync {tmp_path}/run/wandb/run-" in warning
     assert capfd.readouterr() == ("", "")
-    assert psutil.Process().children(recursive=True) == []
+    assert mirror_processes() == []
 
 
 def test_process_ends_by_itself_when_the_driver_is_killed(tmp_path: Path, offline_history: History) -> None:
