@@ -234,6 +234,48 @@ def verify(run_dir: Annotated[Path, typer.Option("--run", help="Run directory.")
     raise typer.Exit(0 if all_passed(checks) else 1)
 
 
+@app.command()
+def monitor(
+    run_dir: Annotated[Path, typer.Option("--run", help="Run directory.")],
+    port: Annotated[Optional[int], typer.Option(min=1, max=65535, help="Serve the page in a browser here.")] = None,  # noqa: UP045
+    host: Annotated[
+        str, typer.Option(help="Address to serve on; others than this machine need a token.")
+    ] = "127.0.0.1",
+    token: Annotated[str | None, typer.Option(envvar="PILLSNAP_MONITOR_TOKEN", help="What viewers must know.")] = None,
+    daemon: Annotated[
+        bool, typer.Option(help="Serve in the background (port 8888 unless --port names another).")
+    ] = False,
+    stop: Annotated[bool, typer.Option(help="End the one in the background.")] = False,
+) -> None:
+    """Watch a run: in this terminal, or with --port or --daemon in a browser."""
+    from pillsnap.monitor import daemon as background
+    from pillsnap.monitor.server import DEFAULT_PORT, serve
+    from pillsnap.monitor.terminal import watch
+
+    if stop:
+        console.print(f"ended process {background.stop(run_dir)}", highlight=False)
+    elif daemon:
+        pid = background.start(run_dir, port or DEFAULT_PORT, host, token)
+        console.print(f"process {pid} serves http://{host}:{port or DEFAULT_PORT}", highlight=False, soft_wrap=True)
+    elif port:
+        serve(run_dir, host, port, token)
+    else:
+        raise typer.Exit(watch(run_dir, console))
+
+
+@app.command()
+def logs(
+    run_dir: Annotated[Path, typer.Option("--run", help="Run directory.")],
+    follow: Annotated[bool, typer.Option(help="Go on as the log grows, until Ctrl-C.")] = False,
+    lines: Annotated[int, typer.Option(min=0, help="Lines from the end to start with.")] = 50,
+) -> None:
+    """Show the end of a run's train.log."""
+    from pillsnap.observe.logs import tail_log
+
+    for line in tail_log(run_dir, lines, follow):
+        typer.echo(line)
+
+
 def _read_metrics(run_dir: Path) -> dict[str, Any]:
     try:
         return json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))

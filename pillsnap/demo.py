@@ -10,6 +10,7 @@ from rich.console import Console
 from pillsnap.config import Settings, load_settings
 from pillsnap.data.build import build_manifest
 from pillsnap.data.synthetic import generate
+from pillsnap.observe.logs import setup_logging
 
 _CLASSES, _SINGLES, _COMBINATIONS = 8, 192, 72
 _FRAME = (488, 640)
@@ -30,6 +31,7 @@ def run_demo(run_dir: Path, console: Console) -> dict[str, Any]:
         generate(photos, num_classes=_CLASSES, num_singles=_SINGLES, num_combinations=_COMBINATIONS, frame=_FRAME)
         build_manifest(photos, run_dir, seed=settings.train.seed, **settings.sampling.model_dump())
     run, notes = open_run(run_dir, settings, run_dir, photos, resume=True)
+    setup_logging(run_dir)
     for note in notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     return train_and_judge(run, console)
