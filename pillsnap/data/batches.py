@@ -8,6 +8,7 @@ its row empty and its id and reason in `quarantine`.
 from __future__ import annotations
 
 import json
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -93,7 +94,7 @@ class FrameRecipe:
         num_boxes = np.zeros(capacity, np.int64)
         photos = [reader.read(samples["image_path"][number].as_py()) for number in slot.members]
         labels = [np.array(samples["boxes"][number].as_py(), np.float32).reshape(-1, 4) for number in slot.members]
-        readable = [not isinstance(photo, BadImage) for photo in photos]
+        pixels = {row: photo for row, photo in enumerate(photos) if not isinstance(photo, BadImage)}
         for row, number in enumerate(slot.members):
             sample_id = samples["sample_id"][number].as_py()
             photo = photos[row]
@@ -102,9 +103,9 @@ class FrameRecipe:
                 continue
             if slot.training:
                 rng = augment.sample_rng(seed, slot.epoch, sample_id)
-                rows = self._tiles(row, readable, slot.epoch, rng)
+                rows = self._tiles(row, pixels, slot.epoch, rng)
                 image, seen = augment.frame_sample(
-                    [photos[r] for r in rows], [labels[r] for r in rows], self.size_px, self.jitter, rng
+                    [pixels[r] for r in rows], [labels[r] for r in rows], self.size_px, self.jitter, rng
                 )
             else:
                 image = augment.letterbox(photo, self.size_px)
@@ -115,11 +116,11 @@ class FrameRecipe:
             num_boxes[row] = len(seen)
         return batch.finish() | {"boxes": boxes, "num_boxes": num_boxes}
 
-    def _tiles(self, row: int, readable: list[bool], epoch: int, rng: np.random.Generator) -> list[int]:
+    def _tiles(self, row: int, readable: Container[int], epoch: int, rng: np.random.Generator) -> list[int]:
         if epoch >= self.mosaic_epochs or rng.random() >= self.jitter.mosaic:
             return [row]
         first = row - row % self.mosaic_group
-        group = [r for r in range(first, min(first + self.mosaic_group, len(readable))) if readable[r]]
+        group = [r for r in range(first, first + self.mosaic_group) if r in readable]
         rows = [row, *(group[i] for i in rng.integers(len(group), size=3))]
         rng.shuffle(rows)
         return rows

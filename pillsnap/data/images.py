@@ -97,7 +97,7 @@ def _decode_with_pillow(data: bytes) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the pixel limit was checked against the header
-            image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+            image: Image.Image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
             image.load()
             image = ImageOps.exif_transpose(image)
     except UnidentifiedImageError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import urlsplit
 
 from pillsnap.errors import UserError
@@ -14,7 +15,7 @@ class PhotoStore:
 
     def __init__(self, root: str | Path) -> None:
         self.root = str(root)
-        self._filesystem = None
+        self._filesystem: Any = None
 
     def read(self, image_path: str) -> bytes:
         """Bytes of one photo. Raises UserError when the path leaves the root, or OSError when it cannot be read."""

@@ -150,13 +150,19 @@ def _decode(batch: pa.Table, *, reader: PhotoReader) -> pa.Table:
     import cv2
 
     cv2.setNumThreads(1)
-    pixels, shapes, errors = [], [], []
+    pixels: list[bytes] = []
+    shapes: list[list[int]] = []
+    errors: list[str | None] = []
     for image_path in batch["image_path"].to_pylist():
         photo = reader.read(image_path)
-        bad = isinstance(photo, BadImage)
-        errors.append(str(photo) if bad else None)
-        pixels.append(b"" if bad else photo.tobytes())
-        shapes.append([0, 0, 3] if bad else list(photo.shape))
+        if isinstance(photo, BadImage):
+            pixels.append(b"")
+            shapes.append([0, 0, 3])
+            errors.append(str(photo))
+        else:
+            pixels.append(photo.tobytes())
+            shapes.append(list(photo.shape))
+            errors.append(None)
     batch = batch.append_column("pixels", pa.array(pixels, pa.large_binary()))
     return batch.append_column("shape", pa.array(shapes)).append_column("error", pa.array(errors, pa.string()))
 

@@ -34,6 +34,7 @@ class TwoStage:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._autocast = autocast(settings.train.amp, self._device)
         self._rng = np.random.default_rng(0)
+        self._num_classes = len(codes)
         self.detector = self._load(run_dir, "detection", codes)
         self.classifier = self._load(run_dir, "classification", codes) if classify else None
         if self.detector is None and self.classifier is None:
@@ -64,7 +65,7 @@ class TwoStage:
         assert self.classifier is not None
         settings = self._settings.classification
         crops = [self._crop(photo, box) for photo, rows in zip(photos, boxes, strict=True) for box in rows]
-        probabilities = [np.zeros((0, self.classifier.num_classes), np.float32)]
+        probabilities = [np.zeros((0, self._num_classes), np.float32)]
         for start in range(0, len(crops), settings.batch_size):
             images = torch.from_numpy(np.stack(crops[start : start + settings.batch_size])).to(self._device)
             with self._autocast():
@@ -87,7 +88,7 @@ class TwoStage:
 
     def _load(self, run_dir: Path, name: str, codes: list[str]) -> nn.Module | None:
         best = load_best(run_dir, name, self._settings, codes)
-        return None if best is None else best[1].to(self._device, memory_format=torch.channels_last)
+        return None if best is None else best[1].to(self._device).to(memory_format=torch.channels_last)
 
 
 def _in_photo(rows: np.ndarray, photo: np.ndarray, size_px: int) -> Detections:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +23,7 @@ def build_classifier(model: str, weights: str, *, num_classes: int, drop_rate: f
     if not timm.is_model(model.split(".")[0]):
         near = timm.list_models(f"*{model.split('_')[0]}*")[:5]
         raise UserError(f"timm has no model {model!r}." + (f" Near it: {', '.join(near)}." if near else ""))
-    options = {"num_classes": num_classes, "drop_rate": drop_rate}
+    options: dict[str, Any] = {"num_classes": num_classes, "drop_rate": drop_rate}
     if weights == "random":
         return timm.create_model(model, **options)
     if weights != "pretrained":
@@ -42,7 +43,7 @@ def build_classifier(model: str, weights: str, *, num_classes: int, drop_rate: f
         ) from error
 
 
-def input_statistics(classifier: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def input_statistics(classifier: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation (RGB, 0 to 1) that the model expects its input to be normalised with."""
     config = classifier.pretrained_cfg
     return tuple(config["mean"]), tuple(config["std"])

@@ -58,7 +58,7 @@ def build_detector(model: str, weights: str, *, box_gain: float, cls_gain: float
 
 
 def detection_loss(
-    detector: nn.Module, images: torch.Tensor, boxes: torch.Tensor, num_boxes: torch.Tensor
+    detector: Any, images: torch.Tensor, boxes: torch.Tensor, num_boxes: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """Box, class and distribution-focal loss per image, gains applied.
 
@@ -84,9 +84,7 @@ def detection_loss(
 
 
 @torch.inference_mode()
-def detect(
-    detector: nn.Module, images: torch.Tensor, *, nms_iou: float, min_score: float = _MIN_SCORE
-) -> list[np.ndarray]:
+def detect(detector: Any, images: torch.Tensor, *, nms_iou: float, min_score: float = _MIN_SCORE) -> list[np.ndarray]:
     """Boxes per image, best first: (k, 5) float32 arrays of x, y, w, h in pixels of the image, and score.
 
     `images`: (n, 3, s, s) in 0 to 1. The detector must be in eval mode.
@@ -107,13 +105,13 @@ def detect(
     return found
 
 
-def export_for_ultralytics(detector: nn.Module, path: Path, train_args: dict[str, Any]) -> None:
+def export_for_ultralytics(detector: Any, path: Path, train_args: dict[str, Any]) -> None:
     """Write a file that `ultralytics.YOLO(path)` loads: the model in single precision, without its loss."""
     import copy
 
     import ultralytics
 
-    model = copy.deepcopy(detector).cpu().float().eval()
+    model: Any = copy.deepcopy(detector).cpu().float().eval()
     model.criterion = None
     partial = path.with_suffix(".partial")
     known = {
@@ -136,7 +134,7 @@ def read_exported(path: Path) -> nn.Module:
     return model
 
 
-def _load_weights(detector: nn.Module, source: str) -> None:
+def _load_weights(detector: Any, source: str) -> None:
     from ultralytics.nn.tasks import load_checkpoint
 
     local = source if os.path.exists(source) else None

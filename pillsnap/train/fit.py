@@ -52,7 +52,7 @@ def make_trainer(
     resources = {"CPU": train.cpus_per_worker} | ({"GPU": 1} if use_gpu else {})
     return TorchTrainer(
         run_worker,
-        train_loop_config=worker,  # type: ignore[arg-type]  # handed through as it is
+        train_loop_config=worker,
         scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=resources),
         run_config=RunConfig(
             # Ray Train takes up an earlier run of the same name; the checkpoints that count are ours, so each start
@@ -62,7 +62,7 @@ def make_trainer(
             failure_config=FailureConfig(max_failures=train.max_failures),
             worker_runtime_env={} if use_gpu else {"env_vars": _KEEP_FREED_MEMORY},
         ),
-        datasets={STREAM: StreamFromCheckpoint(stream, run.checkpoint_dir(name))},  # type: ignore[dict-item]  # a callable
+        datasets={STREAM: StreamFromCheckpoint(stream, run.checkpoint_dir(name))},
         dataset_config=DataConfig(execution_options=execution_options()),
     )
 

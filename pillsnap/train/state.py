@@ -32,7 +32,7 @@ class TrainingState:
         model = task.build()
         if resume is not None:
             model.load_state_dict(resume.weights("model"))
-        self.model = model.to(device, memory_format=torch.channels_last).train()
+        self.model = model.to(device).to(memory_format=torch.channels_last).train()
         self.ema = ModelEmaV3(
             self.model,
             decay=train.ema_decay,

@@ -22,9 +22,14 @@ from pillsnap.data.stream import Recipe
 class Task(Protocol):
     """What the training loop needs to know of a task. Losses are sums over a worker's valid samples."""
 
-    name: str
-    best_metric: str
-    settings: DetectionSettings | ClassificationSettings
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def best_metric(self) -> str: ...
+
+    @property
+    def settings(self) -> DetectionSettings | ClassificationSettings: ...
 
     def samples(self, manifest: pa.Table, found_boxes: dict[str, list] | None) -> TaskSamples: ...
 
@@ -99,8 +104,8 @@ class DetectionTask:
             return []
         images, boxes, num_boxes = _valid_rows(batch, batch.images, batch.targets["boxes"], batch.targets["num_boxes"])
         found = detect(model, _unit_range(images), nms_iou=self.nms_iou)
-        boxes, num_boxes = boxes.cpu().numpy(), num_boxes.cpu().numpy()
-        return [(rows, boxes[i, : num_boxes[i]]) for i, rows in enumerate(found)]
+        labels, counts = boxes.cpu().numpy(), num_boxes.tolist()
+        return [(rows, labels[i, : counts[i]]) for i, rows in enumerate(found)]
 
     def score(self, facts: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
         from pillsnap.evaluate.metrics import average_precision, match_detections
