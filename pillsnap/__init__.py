@@ -1,2 +1,1 @@
 """PillSnap: train, judge and run a two-stage pill recogniser."""
-

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 Progress = Callable[[str, int, int], None]
 """Called as progress(phase, done, total); total is 0 while unknown."""
@@ -66,6 +67,7 @@ def label_names(prefix: str, stem: str) -> list[str]:
     return [f"{stem}.json"] if len(codes) == 1 else [f"{code}/{stem}.json" for code in codes]
 
 
+@lru_cache(maxsize=4096)
 def label_folder(folder: str) -> str:
     """`…/images/single/TS_5_single/K-000114` -> `…/labels/single/TL_5_single/K-000114_json`."""
     head, part, leaf = folder.rsplit("/", 2)
