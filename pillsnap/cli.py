@@ -154,10 +154,12 @@ def evaluate(
 ) -> None:
     """Judge a trained run against its targets: exit code 0 when they are met, 1 when one is missed."""
     from pillsnap.evaluate.run import evaluate_run
+    from pillsnap.observe.logs import setup_logging
     from pillsnap.train.run_directory import load_run
     from pillsnap.train.session import ray_session
 
     run = load_run(run_dir.absolute(), manifest_path=manifest, data_root=data_root)
+    setup_logging(run.run_dir)
     earlier = _read_metrics(compare) if compare else None
     with ray_session(), console.status("running both models over the validation photos"):
         metrics = evaluate_run(run, compare=earlier)

@@ -23,6 +23,8 @@ from pillsnap.observe.state import RunState, TaskState
 
 REFRESH_INTERVAL_S = 0.5
 TELEMETRY_INTERVAL_S = 2.0
+# A node's reading comes every 15 s; an older one says nothing about now.
+NODE_NEWS_S = 90.0
 CURVE_LINES = 3
 SHOWN_MESSAGES = 4
 # Two task panels side by side need this much.
@@ -86,7 +88,8 @@ def view(state: RunState, machine: dict[str, Any], width: int) -> RenderableType
         parts.append(row)
     else:
         parts.extend(tasks)
-    parts.append(_machine_panel(machine))
+    parts.append(_machine_panel(machine, "this machine"))
+    parts.extend(_machine_panel(event, f"node {printable(event['node'])}") for event in other_nodes(state, machine))
     parts.extend(_message_panels(state))
     return Group(*parts)
 
@@ -173,7 +176,13 @@ def _curves(task: TaskState, width: int) -> list[RenderableType]:
     return [grid]
 
 
-def _machine_panel(machine: dict[str, Any]) -> RenderableType:
+def other_nodes(state: RunState, machine: dict[str, Any]) -> list[dict[str, Any]]:
+    """The last readings of the run's other nodes, as long as they are news."""
+    news = [event for event in state.machines.values() if time.time() - event["time"] < NODE_NEWS_S]
+    return sorted((event for event in news if event["node"] != machine["node"]), key=lambda event: event["node"])
+
+
+def _machine_panel(machine: dict[str, Any], title: str) -> RenderableType:
     lines = []
     for gpu in machine["gpus"]:
         power = f"{_number(gpu['power_w'], '.0f')} of {_number(gpu['power_limit_w'], '.0f')} W"
@@ -185,7 +194,7 @@ def _machine_panel(machine: dict[str, Any]) -> RenderableType:
         f"memory {_gib(machine['host_memory_used_bytes'])} of {_gib(machine['host_memory_total_bytes'])}, "
         f"processors {_percent(machine['cpu_fraction'])} busy, disk {_gib(machine['disk_free_bytes'])} free"
     )
-    return Panel(Text(printable("\n".join(lines))), title="this machine", title_align="left")
+    return Panel(Text(printable("\n".join(lines))), title=title, title_align="left")
 
 
 def _verdict_panel(verdict: dict[str, Any]) -> RenderableType:

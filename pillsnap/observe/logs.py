@@ -20,6 +20,9 @@ MAX_LOG_BYTES = 10_000_000
 NUM_OLD_LOGS = 5
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
+EVENT_LOGGER = "pillsnap.events"
+"""What happens to the run goes here, one line an event, for `train.log`."""
+
 _SECRET_ENDINGS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 
 
@@ -46,6 +49,12 @@ def setup_logging(run_dir: Path, level: str = "INFO", rank: int | None = None) -
     ):
         handler.setFormatter(_MaskingFormatter(form, secrets))
         logger.addHandler(handler)
+
+
+def current_level() -> str:
+    """The level that `setup_logging` set in this process, so that workers can be given the same; INFO without it."""
+    level = logging.getLogger("pillsnap").level
+    return logging.getLevelName(level) if level else "INFO"
 
 
 def tail_log(
@@ -117,10 +126,14 @@ class SharedRotatingHandler(WatchedFileHandler):
 
 
 class _ConsoleHandler(logging.StreamHandler[TextIO]):
-    """Writes to whatever sys.stderr is at the moment: progress bars replace it while they are drawn."""
+    """Writes to whatever sys.stderr is at the moment: progress bars replace it while they are drawn.
+
+    Events stay out of it: on the console the progress view shows them.
+    """
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
+        self.addFilter(lambda record: record.name != EVENT_LOGGER)
 
     @property
     def stream(self) -> TextIO:  # type: ignore[override]

@@ -159,6 +159,7 @@ class RunState:
         self.num_warnings = 0
         self.failure: dict[str, Any] | None = None
         self.verdict: dict[str, Any] | None = None
+        self.machines: dict[str, dict[str, Any]] = {}  # node -> its last `system` event
         self.first_time: float | None = None
         self.last_time: float | None = None
 
@@ -197,6 +198,7 @@ class RunState:
             "warnings": list(self.warnings),
             "failure": self.failure,
             "verdict": self.verdict,
+            "machines": list(self.machines.values()),
             "first_time": self.first_time,
             "last_time": self.last_time,
         }
@@ -265,6 +267,9 @@ class RunState:
 
     def _apply_examples(self, event: dict[str, Any]) -> None:
         self.tasks[event["task"]].examples = event["path"]
+
+    def _apply_system(self, event: dict[str, Any]) -> None:
+        self.machines[event["node"]] = event
 
     def _apply_quarantine(self, event: dict[str, Any]) -> None:
         # A photo is met again in each epoch, and after a restart.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -12,14 +13,15 @@ from typing import Any
 def sample(path: Path | None = None) -> dict[str, Any]:
     """One reading of this machine; `gpus` is empty where NVML finds none, `disk_*` is of the file system of `path`.
 
-    Bytes, degrees Celsius, watts; `utilization` and `cpu_fraction` are 0 to 1. A figure that a GPU does not give is
-    None. `cpu_fraction` is the mean since the last call in this process (0 at the first).
+    `node` is the machine's name. Bytes, degrees Celsius, watts; `utilization` and `cpu_fraction` are 0 to 1. A figure
+    that a GPU does not give is None. `cpu_fraction` is the mean since the last call in this process (0 at the first).
     """
     import psutil
 
     memory = psutil.virtual_memory()
     disk = psutil.disk_usage(str(path or Path.cwd()))
     return {
+        "node": socket.gethostname(),
         "gpus": _gpus(),
         "cpu_fraction": psutil.cpu_percent() / 100,
         "host_memory_used_bytes": memory.total - memory.available,

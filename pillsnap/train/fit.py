@@ -16,6 +16,7 @@ from pillsnap.data.plan import StreamPlan
 from pillsnap.data.samples import TaskSamples
 from pillsnap.data.stream import Recipe, Stream, execution_options, share_samples
 from pillsnap.errors import UserError
+from pillsnap.observe.logs import current_level
 from pillsnap.observe.versions import versions
 from pillsnap.train.checkpoint import find_checkpoint
 from pillsnap.train.run_directory import STOP_FILE, Run
@@ -48,7 +49,7 @@ def make_trainer(
         "run_id": run.run_id,
         "versions": versions(),
     }
-    worker = WorkerConfig(name, run.settings, run.codes, str(run.run_dir), meta, stream, started_at_s)
+    worker = WorkerConfig(name, run.settings, run.codes, str(run.run_dir), meta, stream, started_at_s, current_level())
     resources = {"CPU": train.cpus_per_worker} | ({"GPU": 1} if use_gpu else {})
     return TorchTrainer(
         run_worker,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from typing import Any
 
@@ -13,6 +14,7 @@ from pillsnap.data.samples import TaskSamples
 from pillsnap.errors import UserError
 from pillsnap.evaluate.run import evaluate_run
 from pillsnap.observe.events import EventLog, read_events
+from pillsnap.observe.nodes import NodeWatch
 from pillsnap.observe.progress import ProgressView
 from pillsnap.observe.versions import versions
 from pillsnap.observe.wandb_mirror import WandbMirror
@@ -22,6 +24,7 @@ from pillsnap.train.preflight import disk_check, gpu_checks
 from pillsnap.train.run_directory import STOP_FILE, Run
 from pillsnap.train.session import count_workers, ray_session
 
+_log = logging.getLogger(__name__)
 FOUND_BOXES_FILE = "found_boxes.json"
 
 
@@ -49,10 +52,34 @@ def train_and_judge(run: Run, console: Console) -> dict[str, Any]:
             say=say,
         )
         with mirror:
-            with ProgressView(run.run_dir, console):
-                train_run(run)
-            say("judging: both models over the validation photos")
-            return evaluate_run(run)
+            try:
+                with ProgressView(run.run_dir, console), NodeWatch(events, run.run_dir):
+                    train_run(run)
+                say("judging: both models over the validation photos")
+                return evaluate_run(run)
+            except RunStopped:
+                raise
+            except Exception as error:
+                _record_failure(run, events, error)
+                raise
+
+
+def _record_failure(run: Run, events: EventLog, error: Exception) -> None:
+    """Tell those who watch why the run ends, unless a worker has told them."""
+    for event in reversed(read_events(run.run_dir)):
+        if event["kind"] == "failure":
+            return
+        if event["kind"] in ("run", "task"):
+            break
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    events.write(
+        "failure",
+        message=lines[-1] if lines else type(error).__name__,
+        cause="" if isinstance(error, UserError) else type(error).__name__,
+        advice="Details are in train.log. The same command continues from the last checkpoint.",
+    )
+    if not isinstance(error, UserError):
+        _log.exception("the run ends")
 
 
 def train_run(run: Run) -> None:

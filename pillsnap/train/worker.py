@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ class WorkerConfig:
     stream: Stream
     started_at_s: float
     """Unix time at which the driver began this task."""
+    log_level: str = "INFO"
 
 
 def run_worker(config: WorkerConfig) -> None:
@@ -37,6 +40,7 @@ def run_worker(config: WorkerConfig) -> None:
 
     from pillsnap.data.loader import Loader
     from pillsnap.observe.events import EventLog
+    from pillsnap.observe.logs import setup_logging
     from pillsnap.train.checkpoint import find_checkpoint
     from pillsnap.train.loop import Job, train
     from pillsnap.train.run_directory import STOP_FILE
@@ -51,6 +55,9 @@ def run_worker(config: WorkerConfig) -> None:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
     run_dir = Path(config.run_dir)
+    setup_logging(run_dir, config.log_level, rank=context.get_world_rank())
+    log = logging.getLogger(__name__)
+    log.info("%s on %s, process %d, %s", config.task, socket.gethostname(), os.getpid(), device)
     resume, damaged = find_checkpoint(run_dir / "checkpoints" / config.task)
     events = EventLog(run_dir) if context.get_world_rank() == 0 else None
     plan = config.stream.plan
@@ -95,6 +102,9 @@ def run_worker(config: WorkerConfig) -> None:
         # worker.
         if events is not None:
             events.write("failure", message=str(error))
+    except Exception:
+        log.exception("this worker stops")  # Ray tells the driver; the log keeps the traceback and the rank
+        raise
     finally:
         if events is not None:
             events.close()

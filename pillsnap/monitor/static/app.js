@@ -14,6 +14,7 @@ const make = (tag, className = "", text = "") => {
 };
 
 const SILENT_AFTER_S = 300; // a validation may take minutes; beyond that, a running run has probably been killed
+const NODE_NEWS_S = 90; // a node's reading comes every 15 s
 const span = (seconds) => duration(seconds, words);
 
 let language = query.get("lang") || localStorage.getItem("language") || (navigator.language.startsWith("ko") ? "ko" : "en");
@@ -97,7 +98,7 @@ function render() {
   find("#connection").className = connection;
   find("#connection span").textContent = words[connection];
   showRuns();
-  showMachine(surroundings.machine);
+  showMachines();
   if (!view) return;
   const status = find("#status");
   status.textContent = words[view.status];
@@ -172,7 +173,18 @@ function showMessages(selector, events, write) {
   find(selector).replaceChildren(...(items.length ? items : [make("li", "dim", words.none)]));
 }
 
-function showMachine(machine) {
+// The monitor's own machine, then the run's other nodes as long as their readings are news.
+function showMachines() {
+  const now = Date.now() / 1000 + clockSkew;
+  const own = surroundings.machine;
+  const others = (view?.machines ?? []).filter((node) => node.node !== own.node && now - node.time < NODE_NEWS_S);
+  others.sort((a, b) => a.node.localeCompare(b.node));
+  const rows = machineRows(own);
+  for (const node of others) rows.push(make("h3", "", `${words.node} ${node.node}`), ...machineRows(node));
+  find("#machine").replaceChildren(...rows);
+}
+
+function machineRows(machine) {
   const rows = [];
   for (const gpu of machine.gpus ?? []) {
     const facts = [percent(gpu.utilization), `${number(gpu.temperature_c)} °C`, `${number(gpu.power_w, 3)} W`];
@@ -185,7 +197,7 @@ function showMachine(machine) {
     rows.push(meter(words.processors, `${percent(machine.cpu_fraction)} ${words.busy}`, machine.cpu_fraction, false));
     rows.push(meter(words.disk, `${gib(free)} ${words.free}`, 1 - free / disk));
   }
-  find("#machine").replaceChildren(...rows);
+  return rows;
 }
 
 function meter(title, text, share, warns = true) {

@@ -2,7 +2,7 @@
 
 export const WORDS = {
   en: {
-    run: "Run", failure: "Failure", target: "Target", value: "Value", wanted: "Wanted", machine: "This machine",
+    run: "Run", failure: "Failure", target: "Target", value: "Value", wanted: "Wanted", machine: "This machine", node: "Node",
     warnings: "Warnings", quarantine: "Photos in quarantine", examples: "Example predictions", none: "none",
     detection: "Detection", classification: "Classification", other: "한국어",
     waiting: "waiting", running: "running", started: "running", finished: "finished", skipped: "skipped",
@@ -18,7 +18,7 @@ export const WORDS = {
     total_time_s: "Total time", reached: "met", notReached: "missed",
   },
   ko: {
-    run: "실행", failure: "오류로 멈춤", target: "목표", value: "값", wanted: "기준", machine: "이 컴퓨터",
+    run: "실행", failure: "오류로 멈춤", target: "목표", value: "값", wanted: "기준", machine: "이 컴퓨터", node: "노드",
     warnings: "경고", quarantine: "격리된 사진", examples: "예측 예시", none: "없음",
     detection: "검출", classification: "분류", other: "EN",
     waiting: "대기", running: "진행 중", started: "진행 중", finished: "완료", skipped: "건너뜀",

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from pillsnap.errors import UserError
-from pillsnap.observe.logs import SharedRotatingHandler, setup_logging, tail_log
+from pillsnap.observe.events import EventLog
+from pillsnap.observe.logs import SharedRotatingHandler, current_level, setup_logging, tail_log
 
 
 @pytest.fixture(autouse=True)
@@ -97,3 +98,23 @@ def test_tail_and_follow_through_a_rotation(tmp_path: Path) -> None:
     assert next(lines) == "11"
     stop.set()
     assert list(lines) == []
+
+
+def test_events_go_into_the_log_and_not_onto_the_console(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with EventLog(tmp_path) as log:
+        log.write("warning", message="nobody listens")
+        assert capsys.readouterr() == ("", "")
+        setup_logging(tmp_path, "INFO", rank=1)
+        log.write("step", task="detection", epoch=1, step=1, loss=2.0)
+        log.write("epoch", task="detection", epoch=1, step=9, loss=1.23456789, images_per_s=30.5)
+        log.write("warning", message="look\nhere")
+        setup_logging(tmp_path, "DEBUG", rank=1)
+        log.write("step", task="detection", epoch=2, step=10, loss=float("nan"), losses={"box": 0.5})
+    assert current_level() == "DEBUG"
+    lines = [line.split(" ", 2)[2] for line in (tmp_path / "train.log").read_text().splitlines()]
+    assert lines == [
+        "INFO    rank 1   pillsnap.events: epoch task=detection epoch=1 step=9 loss=1.23457 images_per_s=30.5",
+        "WARNING rank 1   pillsnap.events: warning message=look here",
+        "DEBUG   rank 1   pillsnap.events: step task=detection epoch=2 step=10 loss=nan losses=box:0.5",
+    ]
+    assert capsys.readouterr() == ("", "")
