@@ -132,8 +132,8 @@ def measure_build(root: Path, out: Path, num_samples: int, num_classes: int, num
     print(
         f"build of {figures['got']['num_photos']:,} photos, {figures['got']['num_classes']:,} classes, "
         f"{figures['workers']} processes: {figures['total_s']:.1f} s, of which {figures['label_files']:,} labels "
-        f"{figures['labels_s']:.1f} s (bare loop {figures['bare_labels_s']:.1f} s), the rest {rest_s:.1f} s (limit 60 s); "
-        f"peak memory {figures['peak_bytes'] / 2**30:.2f} GiB over all processes (limit 2)"
+        f"{figures['labels_s']:.1f} s (bare loop {figures['bare_labels_s']:.1f} s), the rest {rest_s:.1f} s "
+        f"(limit 60 s); peak memory {figures['peak_bytes'] / 2**30:.2f} GiB over all processes (limit 2)"
     )
     return figures
 
