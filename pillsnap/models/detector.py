@@ -27,8 +27,11 @@ MAX_DETECTIONS = 300
 _MIN_SCORE = 0.001
 
 
-def build_detector(model: str, weights: str, *, box_gain: float, cls_gain: float, dfl_gain: float) -> nn.Module:
-    """A `DetectionModel` with one class; `model` is a name such as yolo11m, or a model file.
+def build_detector(
+    model: str, weights: str, *, box_gain: float, cls_gain: float, dfl_gain: float, epochs: int = 1
+) -> nn.Module:
+    """A `DetectionModel` with one class; `model` is a name such as yolo11m, or a model file. `epochs` is how long an
+    end-to-end head takes to move its loss from many boxes a pill to one.
 
     `weights`: `pretrained` fetches `<model>.pt` from ultralytics' hub, `random` starts from nothing, anything else is a
     local file. Raises UserError when the model is unknown or the weights cannot be had.
@@ -48,7 +51,8 @@ def build_detector(model: str, weights: str, *, box_gain: float, cls_gain: float
         ) from None
     detector.names = {0: "pill"}
     detector.args = get_cfg(
-        DEFAULT_CFG, {"box": box_gain, "cls": cls_gain, "dfl": dfl_gain, "task": "detect", "model": config}
+        DEFAULT_CFG,
+        {"box": box_gain, "cls": cls_gain, "dfl": dfl_gain, "epochs": epochs, "task": "detect", "model": config},
     )
     if weights != "random":
         _load_weights(detector, f"{model}.pt" if weights == "pretrained" else weights)
@@ -58,11 +62,12 @@ def build_detector(model: str, weights: str, *, box_gain: float, cls_gain: float
 
 
 def detection_loss(
-    detector: Any, images: torch.Tensor, boxes: torch.Tensor, num_boxes: torch.Tensor
+    detector: Any, images: torch.Tensor, boxes: torch.Tensor, num_boxes: torch.Tensor, epoch: int = 0
 ) -> dict[str, torch.Tensor]:
     """Box, class and distribution-focal loss per image, gains applied.
 
-    `images`: (n, 3, s, s) in 0 to 1; `boxes`: (n, m, 4) x, y, w, h in pixels of the image; `num_boxes`: (n,).
+    `images`: (n, 3, s, s) in 0 to 1; `boxes`: (n, m, 4) x, y, w, h in pixels of the image; `num_boxes`: (n,). `epoch`
+    counts from 0 and matters to end-to-end heads only.
     The sum of the three, times n, is what ultralytics' own trainer differentiates.
     """
     size_px = images.shape[-1]
@@ -79,6 +84,9 @@ def detection_loss(
     predictions = detector(images)
     if getattr(detector, "criterion", None) is None:
         detector.criterion = detector.init_criterion()
+    if hasattr(detector.criterion, "update"):  # ultralytics' trainer counts epochs with it; a resumed run must not
+        detector.criterion.updates = epoch - 1
+        detector.criterion.update()
     total, _ = detector.criterion(predictions, batch)
     return dict(zip(("box", "cls", "dfl"), total / len(images), strict=True))
 

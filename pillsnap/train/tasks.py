@@ -82,7 +82,9 @@ class DetectionTask:
         from pillsnap.models.detector import build_detector
 
         s = self.settings
-        return build_detector(s.model, s.weights, box_gain=s.box_gain, cls_gain=s.cls_gain, dfl_gain=s.dfl_gain)
+        return build_detector(
+            s.model, s.weights, box_gain=s.box_gain, cls_gain=s.cls_gain, dfl_gain=s.dfl_gain, epochs=s.epochs
+        )
 
     def losses(self, model: nn.Module, batch: DeviceBatch) -> dict[str, torch.Tensor]:
         from pillsnap.models.detector import detection_loss
@@ -93,7 +95,7 @@ class DetectionTask:
             )
             return {name: loss * 0.0 for name, loss in idle.items()}
         images, boxes, num_boxes = _valid_rows(batch, batch.images, batch.targets["boxes"], batch.targets["num_boxes"])
-        means = detection_loss(model, _unit_range(images), boxes, num_boxes)
+        means = detection_loss(model, _unit_range(images), boxes, num_boxes, batch.epoch)
         return {name: mean * batch.num_valid for name, mean in means.items()}
 
     def validate(self, model: nn.Module, batch: DeviceBatch) -> list[tuple[np.ndarray, np.ndarray]]:

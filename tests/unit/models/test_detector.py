@@ -107,3 +107,13 @@ def test_mistakes_say_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "text.pt").write_text("not weights")
     with pytest.raises(UserError, match=r"text\.pt"):
         build_detector("yolo11n", str(tmp_path / "text.pt"), **GAINS)
+
+
+def test_an_end_to_end_head_moves_its_loss_as_ultralytics_trainer_does() -> None:
+    model = build_detector("yolo26n", "random", **GAINS, epochs=11).train()
+    images, boxes, num_boxes = batch()
+    weights = []
+    for epoch in (0, 5, 10, 5):
+        detection_loss(model, images, boxes, num_boxes, epoch)
+        weights.append((model.criterion.o2m, model.criterion.o2o))
+    assert weights == [pytest.approx(pair) for pair in ((0.8, 0.2), (0.45, 0.55), (0.1, 0.9), (0.45, 0.55))]
