@@ -67,14 +67,14 @@ def parse_location(location: str) -> Place | None:
 
 
 def with_locations(table: pa.Table) -> pa.Table:
-    """The manifest with locations in `image_path`, for those who read the photos."""
+    """The manifest with locations in `image_path`, for those who read the photos. Done twice, it does no harm."""
     import pyarrow as pa
 
-    if table["archive"].null_count == table.num_rows:
+    if "archive" not in table.column_names or table["archive"].null_count == table.num_rows:
         return table
     columns = (table[name].to_pylist() for name in ("image_path", "archive", "offset", "length", "compression"))
     locations = [
-        path if archive is None else to_location(Place(archive, offset, length, compression))
+        path if archive is None or parse_location(path) else to_location(Place(archive, offset, length, compression))
         for path, archive, offset, length, compression in zip(*columns, strict=True)
     ]
     return table.set_column(table.column_names.index("image_path"), "image_path", pa.array(locations, pa.string()))

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from pillsnap.data.archives import MAX_MEMBER_BYTES, STORED, parse_location, read_place, unpack
+from pillsnap.data.archives import STORED, parse_location, read_place, unpack
 from pillsnap.data.images import BadImage, decode_image, read_header
-from pillsnap.data.photos import check_relative
+from pillsnap.data.photos import MAX_PHOTO_BYTES, open_photo
 from pillsnap.errors import UserError
 
 THUMBNAIL_PX = 32
 _HEAD_BYTES = 4096
 _JPEG_HEAD_BYTES = 1 << 20
 _TAIL_BYTES = 1024
-_LINKED_FOLDERS = re.compile(r"data|train|val|valid|test|images|labels|single|combination|[TV][SL]_.*")
 
 
 @dataclass(frozen=True)
@@ -67,29 +63,17 @@ def content_hashes(root: str, locations: Sequence[str]) -> list[bytes]:
 
 def _inspect(root: str, location: str, boxes: list[list[float] | None], deep: bool, max_pixels: int) -> Inspection:
     place = parse_location(location)
-    path = location if place is None else place.archive
     try:
-        check_relative(path)
-    except UserError:
-        return Inspection("outside_root")
-    problem = _folder_problem(root, path.rpartition("/")[0])
-    if problem:
-        return Inspection(problem)
+        descriptor = open_photo(root, location if place is None else place.archive)
+    except BadImage as error:
+        # The path is named next to the finding; what else there is to say is why a file that is there cannot be read.
+        return Inspection(error.reason, error.detail if error.reason == "unreadable_file" else "")
     try:
-        descriptor = os.open(f"{root}/{path}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        return Inspection("missing")
-    except OSError as error:
-        is_link = Path(root, path).is_symlink()
-        return Inspection("link" if is_link else "unreadable_file", os.strerror(error.errno or 0))
-    try:
-        info = os.fstat(descriptor)
-        if not stat.S_ISREG(info.st_mode):
-            return Inspection("not_a_file")
-        start, size = (0, info.st_size) if place is None else (place.offset, place.length)
-        if size > MAX_MEMBER_BYTES:
+        file_size = os.fstat(descriptor).st_size
+        start, size = (0, file_size) if place is None else (place.offset, place.length)
+        if size > MAX_PHOTO_BYTES:
             return Inspection("too_large", f"{size} bytes")
-        if start + size > info.st_size:
+        if start + size > file_size:
             return Inspection("truncated", "the archive ends before the photo does")
         if not deep and (place is None or place.compression == STORED):
             return _inspect_ends(descriptor, start, size, max_pixels)
@@ -161,23 +145,3 @@ def _pill_area(grey: np.ndarray, boxes: list[list[float]]) -> np.ndarray:
         if right - left >= 8 and bottom - top >= 8:
             return grey[top:bottom, left:right]
     return grey
-
-
-@lru_cache(maxsize=65_536)
-def _folder_problem(root: str, folder: str) -> str:
-    """Why photos in this folder must not be read; links are followed only at the levels where people keep them."""
-    path = root
-    for part in folder.split("/") if folder else []:
-        path = f"{path}/{part}"
-        try:
-            mode = os.lstat(path).st_mode
-        except OSError:
-            return "missing"
-        if stat.S_ISLNK(mode) and not _LINKED_FOLDERS.fullmatch(part) and not _is_inside(path, root):
-            return "outside_root"
-    return ""
-
-
-def _is_inside(path: str, root: str) -> bool:
-    real_root = os.path.realpath(root)
-    return os.path.commonpath([os.path.realpath(path), real_root]) == real_root

@@ -1,43 +1,119 @@
-"""Bytes of the photos that a manifest names, read from beneath one data root and from nowhere else."""
+"""Bytes of the photos that a manifest names, read from beneath one data root and from nowhere else.
+
+Links are followed only for whole folders at the levels where people keep them on other disks; a photo that is itself a
+link, a FIFO or a folder is refused, and so is any path that leaves the root.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import stat
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
+from pillsnap.data.archives import MAX_MEMBER_BYTES, parse_location, unpack
+from pillsnap.data.images import BadImage
 from pillsnap.errors import UserError
+
+MAX_PHOTO_BYTES = MAX_MEMBER_BYTES
+_LINKED_FOLDERS = re.compile(r"data|train|val|valid|test|images|labels|single|combination|[TV][SL]_.*")
 
 
 class PhotoStore:
-    """Reads photos by their manifest path, relative to a local folder or to a pyarrow file system's URI."""
+    """Reads photos by their location (see archives.py), relative to a local folder or to a pyarrow file system's URI.
+
+    A location is the path of a plain file, or names bytes of a ZIP archive that is read in place.
+    """
 
     def __init__(self, root: str | Path) -> None:
         self.root = str(root)
         self._filesystem: Any = None
 
-    def read(self, image_path: str) -> bytes:
-        """Bytes of one photo. Raises UserError when the path leaves the root, or OSError when it cannot be read."""
-        check_relative(image_path)
+    def read(self, location: str) -> bytes:
+        """Bytes of one photo. Raises BadImage, whose reason is one of: outside_root, missing, link, not_a_file,
+        unreadable_file, too_large, truncated, corrupt.
+        """
+        place = parse_location(location)
+        path = location if place is None else place.archive
+        if place is not None and place.length > MAX_PHOTO_BYTES:
+            raise BadImage("too_large", f"{place.length} bytes")
         if len(urlsplit(self.root).scheme) > 1:
-            return self._read_remote(image_path)
-        path = os.path.join(self.root, image_path)
-        # Opening a FIFO would wait for a writer for ever: without O_NONBLOCK the run hangs on one hostile file.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:
-            if not os.path.isfile(path):
-                raise UserError(f"{image_path} is not a regular file.")
-            return file.read()
+            data = self._read_remote(path, None if place is None else (place.offset, place.length))
+        else:
+            descriptor = open_photo(self.root, path)
+            try:
+                size = os.fstat(descriptor).st_size if place is None else place.length
+                if size > MAX_PHOTO_BYTES:
+                    raise BadImage("too_large", f"{size} bytes")
+                data = _read(descriptor, size, 0 if place is None else place.offset)
+            except OSError as error:
+                raise BadImage("unreadable_file", os.strerror(error.errno or 0)) from None
+            finally:
+                os.close(descriptor)
+        if place is None:
+            return data
+        if len(data) < place.length:
+            raise BadImage("truncated", "the archive ends before the photo does")
+        try:
+            return unpack(data, place)
+        except UserError as error:
+            raise BadImage("corrupt", str(error)) from None
 
-    def _read_remote(self, image_path: str) -> bytes:
+    def _read_remote(self, path: str, part: tuple[int, int] | None) -> bytes:
         from pyarrow import fs
 
+        check_path(path)
         if self._filesystem is None:
             filesystem, base = fs.FileSystem.from_uri(self.root)
             self._filesystem = fs.SubTreeFileSystem(base, filesystem)
-        with self._filesystem.open_input_stream(image_path) as stream:
-            return stream.read()
+        try:
+            if part is None:
+                with self._filesystem.open_input_stream(path) as stream:
+                    return stream.read()
+            with self._filesystem.open_input_file(path) as file:
+                offset, length = part
+                file.seek(offset)
+                return file.read(length)
+        except FileNotFoundError:
+            raise BadImage("missing", f"{path} is not there") from None
+        except OSError as error:
+            raise BadImage("unreadable_file", str(error)) from None
+
+
+def open_photo(root: str, path: str) -> int:
+    """A descriptor of the regular file `path` beneath `root`, for reading.
+
+    Raises BadImage: outside_root, missing, link, not_a_file or unreadable_file.
+    """
+    check_path(path)
+    problem = _folder_problem(root, path.rpartition("/")[0])
+    if problem:
+        raise BadImage(problem, f"{path} is not in a folder beneath the data root")
+    try:
+        # Opening a FIFO would wait for a writer for ever: without O_NONBLOCK the run hangs on one hostile file.
+        descriptor = os.open(f"{root}/{path}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        raise BadImage("missing", f"{path} is not there") from None
+    except OSError as error:
+        # A link, and a socket, which cannot be opened at all.
+        kind = {errno.ELOOP: "link", errno.ENXIO: "not_a_file"}.get(error.errno or 0, "unreadable_file")
+        raise BadImage(kind, os.strerror(error.errno or 0)) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise BadImage("not_a_file", f"{path} is not a regular file")
+    return descriptor
+
+
+def check_path(path: str) -> None:
+    """Raise BadImage (outside_root) unless the path stays beneath its root by name: relative, no `..`, no NUL."""
+    try:
+        check_relative(path)
+    except UserError as error:
+        raise BadImage("outside_root", str(error)) from None
 
 
 def check_relative(image_path: str) -> None:
@@ -45,3 +121,36 @@ def check_relative(image_path: str) -> None:
     path = PurePosixPath(image_path)
     if not image_path or path.is_absolute() or ".." in path.parts or "\0" in image_path or "\\" in image_path:
         raise UserError(f"The manifest names {image_path!r}, which is not a path beneath the data root.")
+
+
+def _read(descriptor: int, size: int, offset: int) -> bytes:
+    """`size` bytes, or fewer at the end of the file: one pread may return less than it was asked for."""
+    data = os.pread(descriptor, size, offset)
+    while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
+        data += more
+    return data
+
+
+@lru_cache(maxsize=65_536)
+def _folder_problem(root: str, folder: str) -> str:
+    """Why photos in this folder must not be read; links are followed only at the levels where people keep them, and
+    elsewhere when they stay beneath the root. A link to a folder above itself is a loop.
+    """
+    path = root
+    for part in folder.split("/") if folder else []:
+        parent, path = path, f"{path}/{part}"
+        try:
+            mode = os.lstat(path).st_mode
+        except OSError:
+            return "missing"
+        if stat.S_ISLNK(mode):
+            target = os.path.realpath(path)
+            if _is_inside(os.path.realpath(parent), target):
+                return "link"
+            if not _LINKED_FOLDERS.fullmatch(part) and not _is_inside(target, os.path.realpath(root)):
+                return "outside_root"
+    return ""
+
+
+def _is_inside(path: str, folder: str) -> bool:
+    return os.path.commonpath([path, folder]) == folder

@@ -8,12 +8,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pillsnap.data.archives import with_locations
 from pillsnap.errors import UserError
 
 
 @dataclass(frozen=True)
 class TaskSamples:
-    """Samples of one task. `train` and `val` have the columns sample_id, image_path and those the task needs."""
+    """Samples of one task. `train` and `val` have the columns sample_id, image_path (a location, see archives.py) and
+    those the task needs.
+    """
 
     train: pa.Table
     val: pa.Table
@@ -29,7 +32,7 @@ def detection_samples(manifest: pa.Table, *, keep_incomplete: bool = False) -> T
     """
     complete = np.array([all(box is not None for box in boxes) for boxes in manifest["boxes"].to_pylist()], dtype=bool)
     split = manifest["split"].to_numpy(zero_copy_only=False)
-    frame = manifest.select(["sample_id", "image_path", "boxes"])
+    frame = with_locations(manifest).select(["sample_id", "image_path", "boxes"])
     train = (split == "train") & (complete | keep_incomplete)
     return TaskSamples(
         train=_without_empty_boxes(frame.filter(pa.array(train))),
@@ -53,7 +56,8 @@ def classification_samples(
         name: [] for name in ("sample_id", "image_path", "photo_id", "image_type", "box_index", "box", "label", "split")
     }
     no_box = unknown = 0
-    for row in manifest.select(["sample_id", "image_path", "image_type", "codes", "boxes", "split"]).to_pylist():
+    names = ["sample_id", "image_path", "image_type", "codes", "boxes", "split"]
+    for row in with_locations(manifest).select(names).to_pylist():
         found = found_boxes.get(row["sample_id"], [None] * len(row["codes"]))
         for index, (code, box) in enumerate(zip(row["codes"], row["boxes"], strict=True)):
             box = box or found[index]

@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pillsnap.data.archives import with_locations
+
 MATCH_IOU = 0.5
 
 
@@ -40,7 +42,7 @@ class Boxes:
 
 def read_photos(manifest: pa.Table, split: str) -> list[Photo]:
     """Photos of one split of a manifest, in its order."""
-    rows = manifest.filter(pc.equal(manifest["split"], split)).select(
+    rows = with_locations(manifest.filter(pc.equal(manifest["split"], split))).select(
         ["sample_id", "image_path", "image_type", "codes", "boxes"]
     )
     columns = (rows[name].to_pylist() for name in rows.column_names)

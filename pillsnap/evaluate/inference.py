@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pillsnap.config import Settings
+from pillsnap.data.archives import with_locations
 from pillsnap.data.batches import PhotoReader
 from pillsnap.data.images import BadImage
 
@@ -119,7 +120,9 @@ def infer(
     context.enable_progress_bars = False
     batch_size = settings.evaluation.batch_size
     num_gpus = int(ray.cluster_resources().get("GPU", 0))
-    columns = photos.select(["sample_id", "image_path", "image_type", "codes", "boxes"]).combine_chunks()
+    columns = (
+        with_locations(photos).select(["sample_id", "image_path", "image_type", "codes", "boxes"]).combine_chunks()
+    )
     blocks = [columns.slice(start, batch_size) for start in range(0, len(columns), batch_size)]
     decoded = ray.data.from_arrow(blocks).map_batches(
         _decode,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pillsnap.checklist import Check
 from pillsnap.config import Settings
+from pillsnap.data.archives import with_locations
 from pillsnap.data.manifest import read_classes, read_manifest
 from pillsnap.data.photos import PhotoStore
 from pillsnap.errors import UserError
@@ -94,7 +95,7 @@ def _manifest_checks(settings: Settings, manifest_path: Path, data_root: str) ->
     if not splits["train"] or not splits["val"]:
         checks[0] = Check("manifest", False, found, "both splits need photos")
     step = max(1, len(manifest) // _PHOTOS_TRIED)
-    paths = manifest["image_path"].to_pylist()[::step][:_PHOTOS_TRIED]
+    paths = with_locations(manifest)["image_path"].to_pylist()[::step][:_PHOTOS_TRIED]
     lacking = [path for path in paths if not _readable(PhotoStore(data_root), path)]
     first = f", the first {lacking[0]}" if lacking else ""
     advice = "look at --data-root, and run `pillsnap manifest validate`"
