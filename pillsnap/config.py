@@ -163,6 +163,8 @@ class WandbSettings(_Settings):
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     project: str = "pillsnap"
+    upload_checkpoints: bool = True
+    """Whether a task's best and last checkpoint become artifacts when it ends."""
 
 
 class Settings(_Settings):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import enum
 import fcntl
 import json
-import logging
 import math
 import os
 import threading
@@ -19,6 +18,8 @@ from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pillsnap.observe.logs import log_event
 
 SCHEMA_VERSION = 1
 EVENTS_FILE = "events.jsonl"
@@ -182,10 +183,6 @@ KINDS: dict[str, type[_Event]] = {
     "verdict": Verdict,
 }
 
-_LEVELS = {"step": logging.DEBUG, "system": logging.DEBUG, "quarantine": logging.WARNING, "warning": logging.WARNING}
-_LEVELS |= {"failure": logging.ERROR}
-_log = logging.getLogger("pillsnap.events")
-
 # Kinds that training repeats when a task starts again from an earlier position.
 _REPEATED_KINDS = ("step", "epoch", "validation", "checkpoint")
 
@@ -216,9 +213,7 @@ class EventLog:
                 raise OSError(
                     f"{self.path}: only {written} of {len(line)} bytes of an event could be written; free disk space"
                 )
-        level = _LEVELS.get(kind, logging.INFO)
-        if _log.isEnabledFor(level) and _log.hasHandlers():
-            _log.log(level, "%s", _in_words(kind, fields))
+        log_event(kind, fields)
 
     def close(self) -> None:
         with self._lock:
@@ -231,22 +226,6 @@ class EventLog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _in_words(kind: str, fields: Mapping[str, Any]) -> str:
-    """An event as a line of a log file: `epoch task=detection epoch=3 loss=0.41`; the bulky parts are left out."""
-    parts = []
-    for name, value in fields.items():
-        if name in ("config", "versions") or value in ("", None):
-            continue
-        if isinstance(value, Mapping):
-            value = ",".join(f"{key}:{_short(item)}" for key, item in value.items())
-        parts.append(f"{name}={_short(value)}")
-    return " ".join([kind, *parts]).replace("\n", " ")
-
-
-def _short(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def encode_event(kind: str, time_s: float, fields: Mapping[str, Any]) -> bytes:

@@ -8,10 +8,10 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from pillsnap.errors import UserError
 
@@ -22,6 +22,9 @@ LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 EVENT_LOGGER = "pillsnap.events"
 """What happens to the run goes here, one line an event, for `train.log`."""
+
+_EVENT_LEVELS = {"step": logging.DEBUG, "system": logging.DEBUG, "quarantine": logging.WARNING}
+_EVENT_LEVELS |= {"warning": logging.WARNING, "failure": logging.ERROR}
 
 _SECRET_ENDINGS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 
@@ -55,6 +58,28 @@ def current_level() -> str:
     """The level that `setup_logging` set in this process, so that workers can be given the same; INFO without it."""
     level = logging.getLogger("pillsnap").level
     return logging.getLevelName(level) if level else "INFO"
+
+
+def log_event(kind: str, fields: Mapping[str, Any]) -> None:
+    """An event as a line of the log: `epoch task=detection epoch=3 loss=0.41`; the bulky parts are left out.
+
+    Steps are at DEBUG. Nothing is said where logging was not set up.
+    """
+    logger, level = logging.getLogger(EVENT_LOGGER), _EVENT_LEVELS.get(kind, logging.INFO)
+    if not (logger.isEnabledFor(level) and logger.hasHandlers()):
+        return
+    parts = []
+    for name, value in fields.items():
+        if name in ("config", "versions") or value in ("", None):
+            continue
+        if isinstance(value, Mapping):
+            value = ",".join(f"{key}:{_short(item)}" for key, item in value.items())
+        parts.append(f"{name}={_short(value)}")
+    logger.log(level, "%s", " ".join([kind, *parts]).replace("\n", " "))
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def tail_log(

@@ -3,8 +3,7 @@
 It follows the log until its standard input closes (the driver closed the mirror, or died), and says on standard output,
 one JSON object a line, `{"warning": …}` when it gave up and `{"offline": […]}`, the folders to upload, at the end.
 
-Each task is one W&B run with the id `<run id>-<task>`, both in one group. W&B's row number is the task's global step: a
-row holds the step, the epoch and the validation that belong together, and a row that is sent twice is the same row.
+Each task is one W&B run with the id `<run id>-<task>`, the judgement one with `<run id>-evaluation`, all in one group.
 """
 
 from __future__ import annotations
@@ -15,26 +14,29 @@ import io
 import json
 import netrc
 import os
-import re
 import shlex
 import shutil
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pillsnap.observe.events import TASKS, EventFollower
+from pillsnap.observe.events import TASKS
+from pillsnap.observe.wandb_results import EVALUATION, log_results
+from pillsnap.observe.wandb_task import (
+    MIRRORED_KINDS,
+    Cursor,
+    Target,
+    TaskRun,
+    alert_failure,
+    numbered_events,
+    wandb_id,
+)
 
-INIT_TIMEOUT_S = 30.0
-FINISH_TIMEOUT_S = 60.0
 CURSOR_FILE = "mirrored.json"
-
-_MIRRORED_KINDS = ("step", "epoch", "validation", "examples")
-_STEP_FIGURES = ("loss", "lr", "images_per_s", "data_wait_fraction", "gpu_memory_bytes")
-_EPOCH_FIGURES = ("loss", "images_per_s", "data_wait_fraction", "duration_s")
 
 
 def main() -> None:
@@ -74,12 +76,13 @@ def say(driver: Any, **message: Any) -> None:
 
 
 class Follower:
-    """Opens a W&B run for each task of the log and hands its events over."""
+    """Opens a W&B run for each task of the log, and one for the verdict, and hands its events over."""
 
     def __init__(self, run_dir: Path, project: str, group: str | None, mode: str) -> None:
         self.run_dir, self.project, self.group, self.mode = run_dir, project, group, mode
         self.upload_failed = threading.Event()
         self.ids: list[str] = []
+        self.target: Target | None = None
         self.task_run: TaskRun | None = None
 
     def follow(self, stop: threading.Event) -> None:
@@ -89,6 +92,10 @@ class Follower:
         if self.mode == "auto":
             self.mode = "online" if has_key(wandb.setup().settings.base_url, default_url) else "offline"
         sys.stderr = _WatchedOutput(2, self.upload_failed.set)
+        # W&B copies the function deeply, which a plain one survives and the bound method of a lock does not.
+        self.target = Target(
+            wandb, self.run_dir, self.project, self.group, self.mode, on_refused=lambda: self.upload_failed.set()
+        )
         cursor = Cursor(self.run_dir / "wandb" / CURSOR_FILE)
         run: dict[str, Any] = {}
         task = ""
@@ -96,21 +103,38 @@ class Follower:
             self.check_upload()
             kind = event["kind"]
             if kind == "run":
-                run = event
-                self.ids = [wandb_id(run, name) for name in TASKS]
-            concerns_task = kind in _MIRRORED_KINDS or (kind == "task" and event["status"] == "started")
+                run, task = event, task if event["run_id"] == run.get("run_id") else ""
+                self.ids = [wandb_id(run, name) for name in (*TASKS, EVALUATION)]
+            concerns_task = kind in MIRRORED_KINDS or (kind == "task" and event["status"] != "skipped")
             task = event["task"] if concerns_task else task
-            if index < cursor.num_done or not run or not task:
+            if index < cursor.num_done or not run:
                 continue
-            if not concerns_task and kind not in ("verdict", "failure"):
-                continue
-            if self.task_run is None or self.task_run.id != wandb_id(run, task):
-                self.finish_task_run()
-                self.task_run = TaskRun(wandb, self, cursor, run, task)
-                self.task_run.catch_up(index)
-            self.task_run.mirror(event)
-            cursor.num_seen = index + 1
+            if kind == "verdict" or (kind == "failure" and self.task_run is None):
+                self._log_outcome(run, event, cursor, index)
+            elif task and (concerns_task or kind == "failure" or (kind == "system" and self.task_run is not None)):
+                if self.task_run is None or self.task_run.id != wandb_id(run, task):
+                    self.finish_task_run()
+                    self.task_run = TaskRun(self.target, cursor, run, task)
+                    self.task_run.catch_up(index)
+                self.task_run.mirror(event)
+                cursor.num_seen = index + 1
         self.finish_task_run()
+
+    def _log_outcome(self, run: dict[str, Any], event: dict[str, Any], cursor: Cursor, index: int) -> None:
+        """How it ended, in a W&B run of its own: both tasks' runs are over, and theirs are other charts."""
+        self.finish_task_run()
+        assert self.target is not None
+        for folder in self.target.unsynced(wandb_id(run, EVALUATION)):
+            shutil.rmtree(folder)
+        outcome = self.target.open(run, EVALUATION)
+        if event["kind"] == "failure":
+            alert_failure(outcome, event)
+        else:
+            log_results(self.target.wandb, outcome, self.run_dir, event)
+        outcome.finish()
+        self.check_upload()
+        cursor.num_done = cursor.num_seen = index + 1
+        cursor.save()
 
     def finish_task_run(self) -> None:
         if self.task_run is not None:
@@ -136,11 +160,7 @@ class Follower:
 
     def unsynced(self) -> list[Path]:
         """The offline folders of this run that were never uploaded, the detection task's first, then by age."""
-        return [folder for id_ in self.ids for folder in self.unsynced_of(id_)]
-
-    def unsynced_of(self, id_: str) -> list[Path]:
-        folders = sorted((self.run_dir / "wandb").glob(f"offline-run-????????_??????-{id_}*"))
-        return [folder.resolve() for folder in folders if not list(folder.glob("*.wandb.synced"))]
+        return [] if self.target is None else [folder for id_ in self.ids for folder in self.target.unsynced(id_)]
 
 
 def has_key(base_url: str, default_url: str) -> bool:
@@ -157,159 +177,6 @@ def has_key(base_url: str, default_url: str) -> bool:
     return not hosts.isdisjoint(known)
 
 
-class TaskRun:
-    """One task's W&B run. Each event goes there once, however often training or this process is killed and resumed."""
-
-    def __init__(self, wandb: Any, follower: Follower, cursor: Cursor, run: dict[str, Any], task: str) -> None:
-        self.id = wandb_id(run, task)
-        self.run_id, self.task = run["run_id"], task
-        self.run_dir, self.cursor, self.wandb = follower.run_dir, cursor, wandb
-        self.position = 0
-        unsynced = follower.unsynced_of(self.id)
-        if follower.mode == "offline" and unsynced:
-            # A killed process may have lost rows that it had handed over, and the event log has them all: begin again.
-            for folder in unsynced:
-                shutil.rmtree(folder)
-            cursor.marks.pop(self.id, None)
-        self.run = wandb.init(
-            project=follower.project,
-            dir=str(follower.run_dir.resolve()),
-            id=self.id,
-            name=f"{run['name']}-{task}",
-            group=follower.group or run["run_id"],
-            job_type=task,
-            tags=[f"stage{run['stage']}" if isinstance(run["stage"], int) else str(run["stage"] or "run"), task],
-            config={**run["config"], **{key: run[key] for key in ("manifest_hash", "num_workers", "versions")}},
-            mode=follower.mode,
-            resume="allow",
-            reinit="create_new",
-            allow_val_change=True,
-            settings=_settings(wandb, on_refused=lambda: follower.upload_failed.set()),
-        )
-        self.folder = Path(self.run.settings.sync_dir)
-        self.run.define_metric("global_step", hidden=True)
-        self.run.define_metric("*", step_metric="global_step")
-        known = cursor.marks.get(self.id, {})
-        if follower.mode == "online":
-            # The server knows which rows arrived; of a row that did, the cursor knows what was in it.
-            last_row = self.run.starting_step - 1
-            known = {kind: min(step, last_row) for kind, step in known.items()} | {"step": last_row}
-        self.marks: dict[str, int] = dict.fromkeys(_MIRRORED_KINDS, 0) | known
-
-    def catch_up(self, end: int) -> None:
-        """Mirror this task's events among the first `end` of the log."""
-        stop = threading.Event()
-        stop.set()
-        run_id = ""
-        for index, event in numbered_events(self.run_dir, stop):
-            if index >= end:
-                return
-            if event["kind"] == "run":
-                run_id = event["run_id"]
-            if run_id == self.run_id and event.get("task") == self.task:
-                self.mirror(event)
-
-    def mirror(self, event: dict[str, Any]) -> None:
-        kind = event["kind"]
-        if kind == "verdict":
-            self._verdict(event)
-        elif kind == "failure":
-            self.run.alert(
-                "Run failed", f"{event['message']} {event['cause']} {event['advice']}".strip(), level="ERROR"
-            )
-        if kind not in _MIRRORED_KINDS:
-            return
-        # After a restart a task repeats steps, with the same samples and so the same figures: the first ones stay.
-        self.position = step = event.get("step", self.position)
-        if step <= self.marks[kind]:
-            return
-        row = self._row(event)
-        if row:
-            row |= {"global_step": step, "epoch": event["epoch"], "_timestamp": event["time"]}
-            self.run.log(row, step=max(step, self.run.step))
-        if kind == "validation" and event["best"]:
-            self.run.summary.update({f"best/{name}": value for name, value in row.items() if name.startswith("val/")})
-            self.run.summary["best/epoch"] = event["epoch"]
-        self.marks[kind] = step
-        if kind != "step":
-            self.cursor.marks[self.id] = self.marks
-            self.cursor.save()
-
-    def finish(self) -> None:
-        self.run.finish()
-        self.cursor.marks[self.id] = self.marks
-        self.cursor.num_done = self.cursor.num_seen
-        self.cursor.save()
-
-    def _row(self, event: dict[str, Any]) -> dict[str, Any]:
-        if event["kind"] == "step":
-            row = {f"train/{name}": event[name] for name in _STEP_FIGURES}
-            row |= {f"train/loss_{name}": value for name, value in event["losses"].items()}
-        elif event["kind"] == "epoch":
-            row = {f"epoch/{name}": event[name] for name in _EPOCH_FIGURES}
-        elif event["kind"] == "validation":
-            row = {f"val/{name}": value for name, value in event["metrics"].items()}
-        else:
-            picture = self.run_dir / event["path"]
-            caption = f"{self.task}, epoch {event['epoch']}"
-            row = {"examples": self.wandb.Image(str(picture), caption=caption)} if picture.exists() else {}
-        return {name: value for name, value in row.items() if value is not None}
-
-    def _verdict(self, event: dict[str, Any]) -> None:
-        self.run.summary["verdict/met"] = event["met"]
-        for name, target in event["targets"].items():
-            self.run.summary.update({f"verdict/{name}": target["value"], f"verdict/{name}_target": target["target"]})
-        met = sum(target["met"] for target in event["targets"].values())
-        title = "Targets met" if event["met"] else "Targets missed"
-        self.run.alert(title, f"{met} of {len(event['targets'])} targets met", level="INFO" if event["met"] else "WARN")
-
-
-class Cursor:
-    """What was mirrored before this process: in a small file, so that a resumed run goes on where it was."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        data: dict[str, Any] = {}
-        if path.exists():
-            with contextlib.suppress(ValueError):
-                data = json.loads(path.read_text())
-        self.num_done: int = data.get("num_done", 0)  # events of the log that are in finished W&B runs
-        self.num_seen = self.num_done
-        self.marks: dict[str, dict[str, int]] = data.get("marks", {})  # W&B id -> kind -> last step
-
-    def save(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        new = self.path.with_suffix(".tmp")
-        new.write_text(json.dumps({"num_done": self.num_done, "marks": self.marks}))
-        new.replace(self.path)
-
-
-def _settings(wandb: Any, on_refused: Callable[[], None]) -> Any:
-    """Nothing but the figures: no console, code, git, command line, user or packages; and no signal to this process.
-
-    W&B copies `on_refused` deeply, which a function survives and the bound method of a lock does not.
-    """
-    return wandb.Settings(
-        console="off",
-        program="pillsnap",
-        save_code=False,
-        disable_code=True,
-        disable_git=True,
-        disable_job_creation=True,
-        symlink=False,
-        use_dot_wandb=False,
-        init_timeout=INIT_TIMEOUT_S,
-        finish_timeout=FINISH_TIMEOUT_S,
-        finish_timeout_raises=True,
-        stop_on_fatal_error=True,
-        stop_fn=on_refused,
-        x_disable_meta=True,
-        x_disable_machine_info=True,
-        x_save_requirements=False,
-        x_transaction_log_flush_interval=5,
-    )
-
-
 class _WatchedOutput(io.TextIOWrapper):
     """Standard error that notices the one message by which W&B tells that it will not upload any more."""
 
@@ -321,27 +188,6 @@ class _WatchedOutput(io.TextIOWrapper):
         if "Fatal error" in text:
             self.on_fatal()
         return super().write(text)
-
-
-def numbered_events(run_dir: Path, stop: threading.Event) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The events of the log with their place in it, until `stop` is set and the rest is read."""
-    follower = EventFollower(run_dir)
-    index = 0
-    while True:
-        stopping = stop.is_set()
-        events = follower.poll(max_bytes=1 << 20)
-        for event in events:
-            yield index, event
-            index += 1
-        if not events:
-            if stopping:
-                return
-            stop.wait(0.5)
-
-
-def wandb_id(run: dict[str, Any], task: str) -> str:
-    """W&B refuses some characters in an id."""
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", f"{run['run_id']}-{task}")
 
 
 if __name__ == "__main__":

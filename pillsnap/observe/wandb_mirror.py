@@ -23,8 +23,8 @@ import pillsnap
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 
-# W&B's own waits for the network (30 s to begin, 60 s to finish) have passed by then.
-CLOSE_TIMEOUT_S = 100.0
+# W&B's own waits for the network (30 s to begin, 120 s to finish) have passed by then, for a task and the judgement.
+CLOSE_TIMEOUT_S = 320.0
 
 _log = logging.getLogger(__name__)
 
@@ -72,7 +72,12 @@ class WandbMirror:
                     stdout=subprocess.PIPE,
                     stderr=log,
                     text=True,
-                    env={**os.environ, "PYTHONPATH": path, "WANDB_ERROR_REPORTING": "false"},
+                    env={
+                        "WANDB_DATA_DIR": str(log_path.parent),  # what an offline folder refers to stays beside it
+                        **os.environ,
+                        "PYTHONPATH": path,
+                        "WANDB_ERROR_REPORTING": "false",
+                    },
                     start_new_session=True,  # Ctrl-C is for the driver, which then closes the mirror
                 )
         except OSError as error:

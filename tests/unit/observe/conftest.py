@@ -18,7 +18,16 @@ BLOCK_BYTES = 32768
 
 
 def read_offline_history(folder: Path) -> list[dict[str, Any]]:
-    """The history rows of an offline folder, by W&B's own record definitions.
+    """The history rows of an offline folder."""
+    return [
+        {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+        for record in read_offline_records(folder)
+        if record.WhichOneof("record_type") == "history"
+    ]
+
+
+def read_offline_records(folder: Path) -> Iterator[Any]:
+    """All records of an offline folder, by W&B's own record definitions.
 
     The file is a LevelDB log: a 7-byte header, then blocks of 32 KiB with records of (crc32, length, type, data), where
     type 1 is a whole record and 2, 3, 4 are the first, middle and last piece of one.
@@ -27,7 +36,7 @@ def read_offline_history(folder: Path) -> list[dict[str, Any]]:
 
     (path,) = folder.glob("run-*.wandb")
     data = path.read_bytes()
-    position, pieces, rows = 7, b"", []
+    position, pieces = 7, b""
     while position + 7 <= len(data):
         left = BLOCK_BYTES - position % BLOCK_BYTES
         if left < 7:
@@ -38,13 +47,8 @@ def read_offline_history(folder: Path) -> list[dict[str, Any]]:
         pieces += data[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):
-            record = wandb_internal_pb2.Record.FromString(pieces)
+            yield wandb_internal_pb2.Record.FromString(pieces)
             pieces = b""
-            if record.WhichOneof("record_type") == "history":
-                rows.append(
-                    {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
-                )
-    return rows
 
 
 class WandbServer:
@@ -130,6 +134,11 @@ class WandbServer:
 @pytest.fixture
 def offline_history() -> Callable[[Path], list[dict[str, Any]]]:
     return read_offline_history
+
+
+@pytest.fixture
+def offline_records() -> Callable[[Path], Iterator[Any]]:
+    return read_offline_records
 
 
 @pytest.fixture

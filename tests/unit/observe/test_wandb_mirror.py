@@ -39,11 +39,14 @@ def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
     yield
 
 
-def write_run(log: EventLog) -> None:
+def run_fields() -> dict[str, Any]:
     config = {"seed": 42, "detection": {"lr": 1e-3}}
-    log.write(
-        "run", run_id="run 1/a", name="demo", stage=1, config=config, manifest_hash="h", num_workers=1, versions={}
-    )
+    facts = {"run_id": "run 1/a", "name": "demo", "stage": 1, "manifest_hash": "h", "num_workers": 1, "versions": {}}
+    return facts | {"config": config}
+
+
+def write_run(log: EventLog) -> None:
+    log.write("run", **run_fields())
 
 
 def write_epochs(log: EventLog, task: str, first: int, last: int) -> None:
@@ -103,7 +106,8 @@ def test_both_tasks_go_into_offline_folders(tmp_path: Path, offline_history: His
     assert mirror.close() == lines
     assert warnings == []
     (detection,), (classification,) = (offline_folders(tmp_path, task) for task in ("detection", "classification"))
-    assert lines == [f"wandb sync {detection}", f"wandb sync {classification}"]
+    (evaluation,) = offline_folders(tmp_path, "evaluation")
+    assert lines == [f"wandb sync {folder}" for folder in (detection, classification, evaluation)]
     for folder in (detection, classification):
         assert rows_of(offline_history(folder)) == expected_rows(3)
     first, last = (offline_history(detection)[i] for i in (0, -1))
@@ -112,8 +116,68 @@ def test_both_tasks_go_into_offline_folders(tmp_path: Path, offline_history: His
     assert last["examples._type"] == "image-file" and len(list(detection.glob("files/media/images/*.png"))) == 1
     assert not any("wandb-metadata" in p.name or p.name == "requirements.txt" for p in tmp_path.rglob("*"))
     content = classification.joinpath("run-run_1_a-classification.wandb").read_bytes()
-    for text in (b"verdict/top1_target", b"best/val/map50", b"stage1", b"Targets met"):
-        assert text in content
+    assert b"best/val/map50" in content and b"stage1" in content
+    content = evaluation.joinpath("run-run_1_a-evaluation.wandb").read_bytes()
+    assert b"verdict/top1_target" in content and b"Targets met" in content
+
+
+def test_nodes_go_into_the_next_row_and_checkpoints_become_artifacts(
+    tmp_path: Path, offline_history: History, offline_records: Callable[[Path], Iterator[Any]]
+) -> None:
+    folder = tmp_path / "checkpoints" / "detection"
+    for name, step in (("best", 5), ("last", 10)):
+        path = folder / f"step-{step}"
+        path.mkdir(parents=True)
+        (path / "model.safetensors").write_bytes(bytes(step))
+        (folder / f"{name}.json").write_text(json.dumps({"checkpoint": path.name}))
+    gpu = {"index": 1, "utilization": 0.9, "memory_used_bytes": 5, "temperature_c": 61, "power_w": None}
+    with WandbMirror(tmp_path, "pillsnap", mode="offline"), EventLog(tmp_path) as log:
+        write_run(log)
+        log.write("task", task="detection", status="started", epochs=2, steps_per_epoch=STEPS)
+        write_epochs(log, "detection", 1, 1)
+        log.write("system", node="n.1", cpu_fraction=0.5, gpus=[gpu])
+        log.write("system", node="n2", cpu_fraction=0.25)
+        write_epochs(log, "detection", 2, 2)
+        log.write("task", task="detection", status="finished", epoch=2, step=10)
+    (run,) = offline_folders(tmp_path, "detection")
+    history = offline_history(run)
+    assert rows_of(history) == expected_rows(2)
+    nodes = [{name: value for name, value in row.items() if name.startswith("nodes/")} for row in history]
+    first = {"cpu_fraction": 0.5, "gpu1/utilization": 0.9, "gpu1/memory_used_bytes": 5, "gpu1/temperature_c": 61}
+    assert nodes[STEPS] == {f"nodes/n_1/{name}": value for name, value in first.items()} | {
+        "nodes/n2/cpu_fraction": 0.25
+    }
+    assert not any(row for place, row in enumerate(nodes) if place != STEPS)
+    artifacts = [r.artifact for r in offline_records(run) if r.WhichOneof("record_type") == "artifact"]
+    assert [a.name for a in artifacts] == ["run_1_a-detection-checkpoint"] * 2
+    # W&B gives each new version the alias `latest`, which so ends at the last one.
+    assert [set(a.aliases) - {"latest"} for a in artifacts] == [{"best", "step-5"}, {"step-10"}]
+    assert "latest" in artifacts[1].aliases
+    (file,) = artifacts[1].manifest.contents
+    assert (file.local_path, file.size) == (str(folder / "step-10" / "model.safetensors"), 10)  # where it lies: no copy
+
+
+def test_checkpoints_stay_here_when_told_so(tmp_path: Path, offline_records: Callable[[Path], Iterator[Any]]) -> None:
+    folder = tmp_path / "checkpoints" / "detection"
+    (folder / "step-5").mkdir(parents=True)
+    (folder / "last.json").write_text('{"checkpoint": "step-5"}')
+    with WandbMirror(tmp_path, "pillsnap", mode="offline"), EventLog(tmp_path) as log:
+        settings = {"wandb": {"upload_checkpoints": False}}
+        log.write("run", **(run_fields() | {"config": settings}))
+        write_epochs(log, "detection", 1, 1)
+    (run,) = offline_folders(tmp_path, "detection")
+    assert not [r for r in offline_records(run) if r.WhichOneof("record_type") == "artifact"]
+
+
+def test_a_failure_is_an_alert_even_before_the_first_task(
+    tmp_path: Path, offline_records: Callable[[Path], Iterator[Any]]
+) -> None:
+    with WandbMirror(tmp_path, "pillsnap", mode="offline"), EventLog(tmp_path) as log:
+        write_run(log)
+        log.write("failure", message="no photos", advice="build a manifest")
+    (run,) = offline_folders(tmp_path, "evaluation")
+    (alert,) = [r.alert for r in offline_records(run) if r.WhichOneof("record_type") == "alert"]
+    assert (alert.title, alert.text, alert.level) == ("Run failed", "no photos  build a manifest", "ERROR")
 
 
 KILLED = """
