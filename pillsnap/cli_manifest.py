@@ -58,21 +58,57 @@ def manifest_build(
 
 @manifest_app.command("import")
 def manifest_import(
-    folder: Annotated[Path, typer.Argument(help="Folder with images/ and labels/ of a YOLO-format set.")],
-    names: Annotated[str, typer.Option(help="Class names: a data.yaml, a text file, or a comma-separated list.")],
+    sources: Annotated[
+        list[Path],
+        typer.Argument(help="yolo: a folder with images/ and labels/. csv: CSV files, or a folder of them."),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the manifest.")],
-    source_format: Annotated[str, typer.Option("--format", help="Only yolo.")] = "yolo",
-    group_by: Annotated[
-        str | None, typer.Option(help="Regular expression for the part of a file name that photos of a group share.")
+    source_format: Annotated[str, typer.Option("--format", help="yolo or csv.")] = "yolo",
+    names: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="yolo: class names, as a data.yaml, a text file, or a comma-separated list."),
     ] = None,
+    group_by: Annotated[
+        str | None,
+        typer.Option(help="yolo: regular expression for the part of a file name that photos of a group share."),
+    ] = None,
+    data_root: DataRoot = None,
 ) -> None:
-    """Turn a YOLO-format folder of photographs into a manifest."""
+    """Turn a YOLO-format folder, or CSV manifests of other tools, into a manifest.
+
+    CSV paths may be absolute ones of another disk: they are taken from --data-root, which also has the boxes. Without
+    it, photos and boxes are not looked for.
+    """
+    from pillsnap.data.csv_import import import_csv
     from pillsnap.data.yolo import import_yolo
 
-    if source_format != "yolo":
-        raise UserError(f"--format {source_format!r} cannot be imported; the one format is yolo.")
-    path = import_yolo(folder, Path(names) if Path(names).is_file() else names, out.absolute(), group_by)
+    if source_format == "csv":
+        if names is not None or group_by is not None:
+            raise UserError("--names and --group-by are for --format yolo: CSV rows name their classes and groups.")
+        root = Path(checked_data_root(data_root)) if data_root else None
+        with progress_bar("importing") as progress:
+            path = import_csv(
+                sources[0] if len(sources) == 1 else sources, out.absolute(), data_root=root, progress=progress
+            )
+        _print_import_problems(path.parent)
+    elif source_format == "yolo":
+        if len(sources) != 1:
+            raise UserError(f"--format yolo takes one folder, not {len(sources)}.")
+        if names is None:
+            raise UserError("What are the classes called? Give --names: a data.yaml, a text file, or a list a,b,c.")
+        path = import_yolo(sources[0], Path(names) if Path(names).is_file() else names, out.absolute(), group_by)
+    else:
+        raise UserError(f"--format {source_format!r} cannot be imported; the formats are yolo and csv.")
     console.print(f"manifest: {path}", highlight=False, soft_wrap=True)
+
+
+def _print_import_problems(folder: Path) -> None:
+    from pillsnap.data.csv_import import REPORT_NAME
+
+    report = json.loads((folder / REPORT_NAME).read_text(encoding="utf-8"))
+    for kind, entry in report["problems"].items():
+        line = f"{kind}: {entry['count']}, the first {entry['listed'][0]} (all in {REPORT_NAME})"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @manifest_app.command("validate")

@@ -17,6 +17,7 @@ TASKS = ("detection", "classification")
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
+CameraField = Literal["state", "background", "direction", "light", "latitude", "longitude", "size"]
 
 
 class _Settings(BaseModel):
@@ -31,6 +32,10 @@ class SamplingSettings(_Settings):
     combination_fraction: Fraction = 0.05
     val_fraction: Fraction = 0.185
     min_photos_per_class: Annotated[int, Field(ge=2)] = 2
+    group_by: Annotated[tuple[CameraField, ...], Field(min_length=1)] = ("direction", "longitude")
+    """Fields of the file name that near-twins of one pill share: they stay on one side of the split."""
+    label_reader: Literal["auto", "ray", "processes"] = "auto"
+    """What reads the label files: `auto` takes Ray Data where there is a cluster to join, else processes."""
 
 
 class DataSettings(_Settings):

@@ -9,7 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from pillsnap.data.aihub import Progress
-from pillsnap.data.candidates import Candidates
+from pillsnap.data.candidates import DEFAULT_GROUP_BY, Candidates
+from pillsnap.data.label_reading import LabelReader
 from pillsnap.data.manifest import class_list, write_json, write_manifest
 from pillsnap.data.rows import Rows, read_rows
 from pillsnap.data.scan import scan as scan_tree
@@ -37,18 +38,22 @@ def build_manifest(
     val_fraction: float = 0.185,
     seed: int = 42,
     min_photos_per_class: int = 2,
+    group_by: Sequence[str] = DEFAULT_GROUP_BY,
     exclude: Path | None = None,
     num_workers: int | None = None,
+    label_reader: LabelReader = "auto",
     progress: Progress | None = None,
 ) -> BuildResult:
     """Sample an AI Hub tree into a manifest beneath `out_dir`.
 
-    Fractions are 0 to 1; None for a count takes all there are. `exclude` names an earlier manifest whose validation
-    groups are left out. The output depends on the tree, the seed and the settings alone, byte for byte; not on
-    `num_workers` (processes that read labels; None = all cores). Raises UserError when nothing can be sampled.
+    Fractions are 0 to 1; None for a count takes all there are. `group_by`: fields of the file name that near-twins of
+    one pill share: they stay on one side. `exclude` names an earlier manifest whose validation photos and their
+    near-twins are left out. The output depends on the tree, the seed and the settings alone, byte for byte; not on
+    `num_workers` (readers of labels; None = all cores) nor on `label_reader` (see label_reading.py). Raises UserError
+    when nothing can be sampled.
     """
     scan = scan_tree(data_root, progress=progress)
-    candidates = Candidates(scan)
+    candidates = Candidates(scan, group_by)
     allowed = candidates.outside(exclude)
     sample = candidates.sample(
         allowed,
@@ -65,7 +70,7 @@ def build_manifest(
             f"{data_root}: none of {len(scan)} photos is left after sampling: {len(sample.too_few_photos)} classes "
             f"have fewer than {min_photos_per_class} photos, {num_excluded} photos are excluded; loosen the settings"
         )
-    rows = read_rows(candidates, sample, Path(data_root), num_workers, progress)
+    rows = read_rows(candidates, sample, Path(data_root), num_workers, label_reader, progress)
     classes = class_list(rows.table, rows.names, rows.edi_codes)
     report = {
         "schema_version": 1,
@@ -75,6 +80,7 @@ def build_manifest(
             "combination_fraction": combination_fraction,
             "val_fraction": val_fraction,
             "min_photos_per_class": min_photos_per_class,
+            "group_by": list(group_by),
             "seed": seed,
             "exclude": None if exclude is None else Path(exclude).name,
         },

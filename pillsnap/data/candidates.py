@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 
 from pillsnap.data import sampling, split
 from pillsnap.data.aihub import split_codes
-from pillsnap.data.manifest import read_manifest
+from pillsnap.data.manifest import CAMERA_FIELDS, read_manifest
 from pillsnap.data.scan import Scan
+
+DEFAULT_GROUP_BY = ("direction", "longitude")
+_GROUP_FORMAT = {"longitude": "03d"}
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,8 @@ class Sample:
 class Candidates:
     """Distinct photos of a scan. A *prefix* is the codes part of a file name, so one drug or one combination."""
 
-    def __init__(self, scan: Scan) -> None:
+    def __init__(self, scan: Scan, group_by: Sequence[str] = DEFAULT_GROUP_BY) -> None:
+        """`group_by`: the fields (of manifest.CAMERA_FIELDS) that photos of one pill and one group have in common."""
         prefix_names, prefix_of_set = np.unique(np.array(scan.prefixes), return_inverse=True)
         self.scan = scan
         self.prefixes = [str(name) for name in prefix_names]
@@ -50,7 +56,8 @@ class Candidates:
         self.view = scan.view_index[self.positions]
 
         # Combinations stay whole; one pill's photos from one side and longitude differ only in light and height.
-        labels = [f"_{direction}_{longitude:03d}" for direction, longitude in scan.view_fields[:, [2, 5]]]
+        self._group_by = tuple(group_by)
+        labels = [self._group_label(fields) for fields in scan.view_fields.tolist()]
         self._group_labels = sorted(set(labels))
         label_id = {label: i for i, label in enumerate(self._group_labels)}
         self._label_of_view = np.array([label_id[label] for label in labels], dtype=np.int64)
@@ -67,6 +74,9 @@ class Candidates:
             return self.prefixes[prefix]
         return self.prefixes[prefix] + self._group_labels[self._label_of_view[self.view[photo]]]
 
+    def _group_label(self, fields: Sequence[int]) -> str:
+        return "".join(f"_{fields[CAMERA_FIELDS.index(name)]:{_GROUP_FORMAT.get(name, '')}}" for name in self._group_by)
+
     def found_twice(self, limit: int) -> list[str]:
         """Paths of the first photos that another of the same name stands for."""
         twice = np.ones(len(self.scan), dtype=bool)
@@ -74,12 +84,21 @@ class Candidates:
         return [self.scan.path(position) for position in np.flatnonzero(twice)[:limit]]
 
     def outside(self, exclude: Path | None) -> np.ndarray:
-        """True for photos whose group is not in validation in the manifest `exclude`. bool, shape (candidates,)."""
+        """True for photos that are no near-twin of a validation photo of the manifest `exclude`. bool, shape
+        (candidates,).
+
+        The earlier photos are put into the groups of now, which may be others than they were then.
+        """
         if exclude is None or not len(self):
             return np.ones(len(self), dtype=bool)
         earlier = read_manifest(exclude)
-        columns = (earlier["group"].to_pylist(), earlier["split"].to_pylist())
-        groups = {group for group, side in zip(*columns, strict=True) if side == "val"}
+        groups: set[str] = set()
+        for row in earlier.filter(pc.equal(earlier["split"], "val")).to_pylist():
+            fields = [row[name] for name in CAMERA_FIELDS]
+            prefix = "K-" + "-".join(code.removeprefix("K-") for code in row["codes"])
+            if None in fields:  # not an AI Hub photo: it can be no candidate of this tree
+                continue
+            groups.add(prefix if len(row["codes"]) > 1 else prefix + self._group_label(fields))
         _, first, inverse = np.unique(self.group, return_index=True, return_inverse=True)
         return np.array([self.group_name(photo) not in groups for photo in first])[inverse]
 

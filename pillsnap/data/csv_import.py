@@ -18,6 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from pillsnap.data.aihub import Progress, label_paths, parse_name, split_codes
+from pillsnap.data.label_reading import read_all_labels
 from pillsnap.data.manifest import (
     CAMERA_FIELDS,
     CODE_SEPARATOR,
@@ -30,7 +31,7 @@ from pillsnap.data.manifest import (
     write_manifest,
 )  # fmt: skip
 from pillsnap.data.photos import check_relative
-from pillsnap.data.rows import boxes_and_sizes, read_all_labels
+from pillsnap.data.rows import boxes_and_sizes
 from pillsnap.errors import UserError
 
 REPORT_NAME = "import_report.json"

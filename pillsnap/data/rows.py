@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,12 +13,9 @@ import pyarrow as pa
 from pillsnap.data.aihub import Progress, split_codes
 from pillsnap.data.archive_rows import archive_columns, label_jobs
 from pillsnap.data.candidates import Candidates, Sample
-from pillsnap.data.labels import Label, read_labels
+from pillsnap.data.label_reading import LabelReader, read_all_labels
+from pillsnap.data.labels import Label
 from pillsnap.data.manifest import CAMERA_FIELDS, SCHEMA
-
-_CHUNK = 500
-_PROCESSES_FROM = 20_000
-"""Label files from which worker processes pay for their start: one process reads this many in about 1.5 s."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +30,12 @@ class Rows:
 
 
 def read_rows(
-    candidates: Candidates, sample: Sample, data_root: Path, num_workers: int | None, progress: Progress | None
+    candidates: Candidates,
+    sample: Sample,
+    data_root: Path,
+    num_workers: int | None,
+    label_reader: LabelReader,
+    progress: Progress | None,
 ) -> Rows:
     """Rows sorted by sample id: the order must not depend on the folder or archive that a photo lies in.
 
@@ -51,7 +51,7 @@ def read_rows(
     sets = scan.set_index[positions].tolist()
     codes = [split_codes(scan.prefixes[index]) for index in sets]
     label_paths, jobs = label_jobs(scan, positions, os.fspath(data_root))
-    labels = read_all_labels(data_root, jobs, num_workers, progress)
+    labels = read_all_labels(data_root, jobs, num_workers, progress, label_reader)
 
     names: dict[str, Counter[str]] = {}
     edi_codes: dict[str, set[str]] = {}
@@ -101,28 +101,3 @@ def boxes_and_sizes(
         said = Counter((label.width, label.height) for label in found if label.width and label.height)
         sizes.append(min(said, key=lambda size: (-said[size], size)) if said else (0, 0))
     return boxes, sizes
-
-
-def read_all_labels(
-    data_root: Path, jobs: list[tuple[str, str]], num_workers: int | None, progress: Progress | None
-) -> list[Label]:
-    root = os.fspath(data_root)
-    chunks = [jobs[start : start + _CHUNK] for start in range(0, len(jobs), _CHUNK)]
-    workers = num_workers or os.cpu_count() or 1
-    labels: list[Label] = []
-    if workers == 1 or len(jobs) < _PROCESSES_FROM:
-        for chunk in chunks:
-            labels += read_labels(root, chunk)
-            _tell(progress, len(labels), len(jobs))
-        return labels
-    # A fork would copy Arrow's threads in an unknown state; the fork server's children load the label module alone.
-    with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
-        for part in pool.map(read_labels, [root] * len(chunks), chunks):
-            labels += part
-            _tell(progress, len(labels), len(jobs))
-    return labels
-
-
-def _tell(progress: Progress | None, done: int, total: int) -> None:
-    if progress is not None:
-        progress("labels", done, total)

@@ -47,6 +47,12 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "WIDTHxHEIGHT" in fails(
         "synth", "--out", empty, "--classes", "2", "--singles", "2", "--combinations", "0", "--frame", "big"
     )
+    importing = ("manifest", "import", empty, "--out", str(tmp_path / "out"))
+    assert "--names" in fails(*importing)
+    assert "yolo and csv" in fails(*importing, "--format", "coco")
+    assert "takes one folder" in fails(*importing, empty, "--names", "a")
+    assert "--names and --group-by" in fails(*importing, "--format", "csv", "--names", "a")
+    assert "no .csv file" in fails(*importing, "--format", "csv")
     assert not (tmp_path / "run").exists()
 
 

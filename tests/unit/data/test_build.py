@@ -62,12 +62,18 @@ def test_bad_labels_are_null_boxes_counted_and_listed(tree, tmp_path: Path) -> N
     assert json.loads((tmp_path / "out/sampling_report.json").read_text(encoding="utf-8")) == result.report
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_bytes_depend_on_tree_and_seed_alone(tree, tmp_path: Path, num_workers: int, monkeypatch) -> None:
-    monkeypatch.setattr("pillsnap.data.rows._PROCESSES_FROM", 10)
+@pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize(
+    ("label_reader", "num_workers"), [("auto", 1), ("auto", 2), ("processes", 2), ("processes", 3), ("ray", 2)]
+)
+def test_bytes_depend_on_tree_and_seed_alone(
+    tree, tmp_path: Path, label_reader: str, num_workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pillsnap.data.label_reading._CHUNK", 7)
+    monkeypatch.setattr("pillsnap.data.label_reading._RAY_CHUNK", 7)
     tree.many(6)
     first = build(tree, tmp_path / "a", num_photos=60, num_workers=1)
-    second = build(tree, tmp_path / "b", num_photos=60, num_workers=num_workers)
+    second = build(tree, tmp_path / "b", num_photos=60, num_workers=num_workers, label_reader=label_reader)
     other = build(tree, tmp_path / "c", num_photos=60, seed=7, num_workers=1)
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert names == [
@@ -161,6 +167,30 @@ def test_excluded_validation_groups_never_train(tree, tmp_path: Path) -> None:
     assert earlier_val
     assert not earlier_val & {row["group"] for row in rows(later) if row["split"] == "train"}
     assert later.report["left_out"]["photos_of_excluded_groups"] >= len(earlier_val)
+
+
+def test_excluded_photos_are_those_of_the_groups_of_now(tree, tmp_path: Path) -> None:
+    """The earlier stage was split by latitude, this one by side and longitude: no twin of its validation trains."""
+    for latitude in (60, 70, 75, 90):
+        for longitude in range(0, 100, 20):
+            for direction in (0, 1):
+                tree.single("K-000001", latitude=latitude, longitude=longitude, direction=direction)
+    earlier = rows(build(tree, tmp_path / "a", num_photos=8, group_by=("latitude", "longitude"), val_fraction=0.3))
+    held_out = {(row["direction"], row["longitude"]) for row in earlier if row["split"] == "val"}
+    later = rows(build(tree, tmp_path / "b", exclude=tmp_path / "a"))
+    assert held_out
+    assert later
+    assert not held_out & {(row["direction"], row["longitude"]) for row in later}
+
+
+def test_photos_are_grouped_by_the_stated_fields(tree, tmp_path: Path) -> None:
+    for latitude in (60, 70, 75, 90):
+        for longitude in range(0, 100, 20):
+            tree.single("K-000001", latitude=latitude, longitude=longitude)
+    result = build(tree, tmp_path / "out", group_by=("latitude",), val_fraction=0.25)
+    assert {row["group"] for row in rows(result)} == {f"K-000001_{latitude}" for latitude in (60, 70, 75, 90)}
+    assert len({row["latitude"] for row in rows(result) if row["split"] == "val"}) == 1
+    assert result.report["asked"]["group_by"] == ["latitude"]
 
 
 def test_sample_does_not_depend_on_the_folder_a_photo_lies_in(tree, tmp_path: Path) -> None:
