@@ -153,6 +153,9 @@ class EvaluationSettings(_Settings):
     """Detections below this score are not named in the two-stage pipeline."""
     nms_iou: Fraction = 0.7
     batch_size: Count = 16
+    price_per_hour: Positive | None = None
+    """What an hour of all the hardware costs, for the report."""
+    currency: str = "USD"
 
 
 class TargetSettings(_Settings):
@@ -259,7 +262,9 @@ def settings_from_dict(values: Mapping[str, Any]) -> Settings:
 
 
 def _parse_scalar(raw: str) -> Any:
-    # YAML 1.1 reads 1e-4 as text; a user who types it means a number.
+    # YAML 1.1 reads 1e-4 as text and off as false; a user who types them means a number and a word.
+    if raw.strip().lower() in ("on", "off", "yes", "no"):
+        return raw.strip().lower()
     try:
         return float(raw) if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", raw.strip()) else yaml.safe_load(raw)
     except yaml.YAMLError:

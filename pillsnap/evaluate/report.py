@@ -16,7 +16,7 @@ import pyarrow as pa
 from pillsnap.data.batches import PhotoReader
 from pillsnap.data.images import DEFAULT_MAX_PIXELS
 from pillsnap.data.manifest import ClassInfo, write_atomically
-from pillsnap.evaluate import gallery, report_classes, report_curves, report_results, report_run
+from pillsnap.evaluate import gallery, report_classes, report_cost, report_curves, report_results, report_run
 from pillsnap.evaluate.boxes import read_photos
 from pillsnap.evaluate.markup import Content, Markup, join, section, tag
 
@@ -62,6 +62,7 @@ def write_report(
         report_classes.class_table(tables.get("classification"), codes, names),
         report_run.data_quality(metrics, manifest, events, unread or {}),
         report_run.time_breakdown(metrics, events),
+        report_cost.cost(events),
         report_run.environment(events),
     ]
     path = Path(run_dir) / REPORT_NAME

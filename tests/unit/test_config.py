@@ -65,3 +65,8 @@ def test_settings_are_frozen() -> None:
     settings = load_settings("demo")
     with pytest.raises(ValueError, match="frozen"):
         settings.train.seed = 1  # type: ignore[misc]
+
+
+def test_words_that_yaml_takes_for_booleans_stay_words() -> None:
+    settings = load_settings("demo", assignments=("train.amp=off", "train.compile=on"))
+    assert (settings.train.amp, settings.train.compile) == ("off", "on")

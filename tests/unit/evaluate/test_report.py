@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import html5lib
 import numpy as np
 import pytest
 
 from pillsnap.data.manifest import ClassInfo
 from pillsnap.evaluate.judge import judge
 from pillsnap.evaluate.report import write_report
+from pillsnap.evaluate.report_cost import energy_kwh
 from pillsnap.evaluate.report_run import split_sentence
 
 EVIL = '<script>alert("x")</script>'
@@ -249,3 +251,49 @@ def test_split_sentence_owns_up_to_what_training_has_seen():
         "combinations was trained on. Training has also seen 2 of its 5 photo groups. Not trained at all: 1 of its "
         "classes."
     )
+
+
+def test_the_page_is_valid_html(run):
+    """By html5lib's strict parser, which stops at the first fault of the HTML standard's parsing rules."""
+    kept = run(70, 20)
+    path = write_report(**kept, compare={**kept["metrics"], "run": EVIL}, unread={EVIL: EVIL})
+    document = html5lib.HTMLParser(strict=True, namespaceHTMLElements=False).parse(path.read_bytes())
+    assert document.find("head/title").text.endswith("targets missed")
+    assert len(document.findall(".//section")) >= 11
+    with pytest.raises(html5lib.html5parser.ParseError):
+        html5lib.HTMLParser(strict=True).parse(path.read_bytes().replace(b"</section>", b"</sectoin>", 1))
+
+
+def test_what_a_run_used_up(run):
+    kept = run(6, 9)
+    gpu = {"index": 0, "name": "H", "utilization": 0.5, "memory_used_bytes": 2**31, "memory_total_bytes": 2**33}
+    for task, first in (("detection", 0), ("classification", 600)):
+        at = {"task": task, "epoch": 1, "step": 1, "loss": 1.0}
+        kept["events"] = [e for e in kept["events"] if e.get("task") != task or e["kind"] in ("epoch", "quarantine")]
+        kept["events"].append({"kind": "task", "task": task, "status": "started", "time": 1.7e9 + first})
+        kept["events"].append({"kind": "step", "gpu_memory_bytes": 5, "time": 1.7e9 + first, **at})
+        for second in range(0, 301, 15):
+            reading = {"kind": "system", "node": EVIL, "cpu_fraction": 0.25, "time": 1.7e9 + first + second}
+            kept["events"].append({**reading, "gpus": [{**gpu, "power_w": 200.0 + second}]})
+        finished = {"status": "finished", "duration_s": 360.0, "time": 1.7e9 + first + 300}
+        kept["events"].append({"kind": "task", "task": task, **finished})
+    _, _, text = read(write_report(**kept))
+    # 300 s at 200 to 500 W are 105,000 J; 2 workers for 360 s.
+    assert "Detection 6 min 00 s 0.20 0.20 0.029 kWh" in text
+    assert "Both 12 min 00 s 0.40 0.40 0.058 kWh" in text
+    assert "set what an hour of the hardware costs" in text and "Cost, USD" not in text
+    assert f"{EVIL}: GPU 0 H 50 % 2.0 of 8.0 GiB" in text and f"{EVIL}: processors 25 %" in text
+
+    kept["events"][0]["config"] = {"evaluation": {"price_per_hour": 2.5, "currency": "EUR"}}
+    _, _, text = read(write_report(**kept))
+    assert "Both 12 min 00 s 0.40 0.40 0.058 kWh 0.50" in text and "Cost, EUR" in text
+
+
+def test_energy_leaves_out_what_lies_between_two_starts():
+    readings = [(0, 100.0), (15, 100.0), (3600, 100.0), (3615, 100.0), (3630, None)]
+    found = [
+        {"kind": "system", "node": "n", "time": time, "gpus": [{"index": 0, "power_w": power}]}
+        for time, power in readings
+    ]
+    assert energy_kwh(found, 0, 1e4) == pytest.approx(3000 / 3.6e6)
+    assert energy_kwh(found, 10, 20) == 0.0
