@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import struct
 import time
 import tracemalloc
-import zlib
 
 import cv2
 import numpy as np
@@ -14,6 +12,7 @@ import pytest
 from PIL import Image
 
 from pillsnap.data.images import BadImage, decode_image, read_header
+from pillsnap.data.synthetic.faults import encode, png_header
 
 
 @pytest.fixture
@@ -21,18 +20,6 @@ def picture() -> np.ndarray:
     rng = np.random.default_rng(5)
     smooth = cv2.resize(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8), (80, 60), interpolation=cv2.INTER_CUBIC)
     return np.ascontiguousarray(smooth)
-
-
-def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def png_header(width: int, height: int) -> bytes:
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunk = b"IHDR" + header
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + b"\0" * 64
 
 
 def test_plain_png_is_exact(picture: np.ndarray) -> None:
@@ -100,11 +87,13 @@ def test_what_cannot_be_read_says_why(picture: np.ndarray) -> None:
     jpeg = encode(Image.fromarray(picture), "JPEG")
     flipped = bytearray(png)
     flipped[len(png) // 2] ^= 0xFF
+    taller = png_header(80, 61)[:33] + png[33:]
+    narrower = png_header(40, 60)[:33] + png[33:]
     cases = {
         "empty": [b""],
         "not_an_image": [b"just text", b"GIF89a" + b"\0" * 50],
         "truncated": [png[: len(png) // 2], png[:20], jpeg[: len(jpeg) // 2], jpeg[:4], png[:-12]],
-        "corrupt": [bytes(flipped), png_header(0, 10)],
+        "corrupt": [bytes(flipped), png_header(0, 10), taller, narrower],
         "too_large": [png_header(30_000, 30_000)],
     }
     for reason, files in cases.items():

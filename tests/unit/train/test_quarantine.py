@@ -1,0 +1,70 @@
+"""More than one photo in a hundred that cannot be read stops a run, once two hundred were seen; not before."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from pillsnap.config import DataSettings
+from pillsnap.errors import UserError
+from pillsnap.train.loop import _Log
+from pillsnap.train.peers import Peers
+
+
+class Events:
+    """Keeps what is written."""
+
+    def __init__(self) -> None:
+        self.written: list[dict[str, Any]] = []
+
+    def write(self, kind: str, **fields: Any) -> None:
+        self.written.append({"kind": kind, **fields})
+
+
+@pytest.fixture
+def log() -> _Log:
+    job: Any = SimpleNamespace(
+        task=SimpleNamespace(name="classification"), events=Events(), data=DataSettings(),
+        plan=SimpleNamespace(num_train=900, num_val=100),
+    )  # fmt: skip
+    return _Log(job, Peers(torch.device("cpu")))
+
+
+def see(log: _Log, num_samples: int, bad: list[str]) -> None:
+    """A batch of `num_samples`, of which `bad` could not be read, and a few empty rows."""
+    index = torch.tensor([*range(num_samples), -1, -1])
+    batch: Any = SimpleNamespace(index=index, quarantine=[(name, f"truncated: {name} is cut") for name in bad])
+    log.seen(batch)
+    log.flush_quarantine()
+
+
+def test_few_samples_do_not_stop_a_run(log: _Log) -> None:
+    see(log, 199, ["a", "b", "c"])
+
+
+def test_one_in_a_hundred_is_allowed_and_more_is_not(log: _Log) -> None:
+    see(log, 200, ["a", "b"])
+    see(log, 99, [])
+    with pytest.raises(UserError) as error:
+        see(log, 0, ["c", "d"])
+    text = str(error.value)
+    assert text.startswith("4 of 299 classification samples cannot be read, more than the 1.0%")
+    for name in "abcd":
+        assert f"{name} (truncated: {name} is cut)" in text
+    assert "pillsnap manifest validate --deep" in text
+    assert "\n" not in text
+
+
+def test_a_photo_counts_once_and_is_written_once(log: _Log) -> None:
+    for _ in range(30):  # epochs of a run that is within its limit
+        see(log, 1000, [f"p{number}" for number in range(10)])
+    written = log._job.events.written
+    assert [entry["sample_id"] for entry in written] == [f"p{number}" for number in range(10)]
+    assert written[0] == {
+        "kind": "quarantine", "task": "classification", "sample_id": "p0", "reason": "truncated: p0 is cut",
+    }  # fmt: skip
+    with pytest.raises(UserError, match="11 of 1000"):
+        see(log, 1000, ["another"])
