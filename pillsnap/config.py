@@ -117,7 +117,7 @@ class TrainSettings(_Settings):
 
     task: Literal["both", "detection", "classification"] = "both"
     num_workers: str | int = "auto"
-    """`auto` (one per GPU, one without), or a number."""
+    """`auto` (one per GPU, one without), a number, or MIN:MAX: as many as there is room for, anew at every start."""
     cpus_per_worker: Positive = 0.5
     """CPUs a train worker reserves; the rest decodes."""
     amp: Literal["auto", "bfloat16", "off"] = "auto"
@@ -133,6 +133,9 @@ class TrainSettings(_Settings):
     """Longest time between two checkpoints within an epoch."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Times a dead worker is replaced before the run fails."""
+    hang_timeout_s: Annotated[float, Field(ge=10.0)] = 90.0
+    """Longest time that a worker waits for another, and that Ray waits for a worker's answer, before the workers are
+    started again."""
     log_every_steps: Count = 10
     seed: Annotated[int, Field(ge=0)] = 42
 
@@ -141,9 +144,10 @@ class TrainSettings(_Settings):
     def _workers(cls, value: str | int) -> str | int:
         if value == "auto":
             return value
-        if not re.fullmatch(r"[1-9]\d*", str(value)):
-            raise ValueError("must be 'auto' or a number from 1")
-        return int(value)
+        least, _, most = str(value).partition(":")
+        if not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", str(value)) or (most and int(most) < int(least)):
+            raise ValueError("must be 'auto', a number from 1, or MIN:MAX such as 1:4")
+        return str(value) if most else int(value)
 
 
 class EvaluationSettings(_Settings):

@@ -35,12 +35,10 @@ class StreamPlan:
     """Samples a step over all workers."""
     num_workers: int
 
-    def __post_init__(self) -> None:
-        assert self.batch_size % self.num_workers == 0, (self.batch_size, self.num_workers)
-
     @property
     def worker_batch_size(self) -> int:
-        return self.batch_size // self.num_workers
+        """Most samples of a step that one worker gets; where they cannot be shared evenly, the last gets fewer."""
+        return -(-self.batch_size // self.num_workers)
 
     @property
     def train_steps(self) -> int:

@@ -254,16 +254,23 @@ def read_events(run_dir: Path | str) -> list[dict[str, Any]]:
 
 
 def drop_superseded(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Leave out what a restart repeats: for each `task started` at step s, that task's earlier events beyond step s."""
+    """Leave out what a restart repeats: for each `task started` at step s with e epochs done, the task's earlier events
+    beyond step s, and its epochs and validations beyond e.
+    """
     restart_step: dict[str, float] = {}
+    restart_epoch: dict[str, float] = {}
     seen_examples: set[tuple[str, str]] = set()
     kept = []
     for event in reversed(events):
         kind, task = event["kind"], event.get("task", "")
         if kind in _REPEATED_KINDS and event["step"] > restart_step.get(task, math.inf):
             continue
+        # A checkpoint after an epoch's last step stands before its end, which then comes again at the same step.
+        if kind in ("epoch", "validation") and event["epoch"] > restart_epoch.get(task, math.inf):
+            continue
         if kind == "task" and event["status"] == "started":
             restart_step[task] = min(event["step"], restart_step.get(task, math.inf))
+            restart_epoch[task] = min(event["epoch"], restart_epoch.get(task, math.inf))
         if kind == "examples":
             if (task, event["path"]) in seen_examples:
                 continue

@@ -237,7 +237,7 @@ class RunState:
             task.started_time = task.started_time or event["time"]
             task.epoch, task.step = event["epoch"], event["step"]
             self.failure = None
-            task.validations = [v for v in task.validations if v["step"] <= event["step"]]
+            task.validations = [v for v in task.validations if v["epoch"] <= event["epoch"]]
             for series in task.curves.values():
                 series.cut(event["step"])
         if event["status"] == "finished":

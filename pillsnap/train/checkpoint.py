@@ -16,11 +16,14 @@ pointer never names a checkpoint that is not whole, whatever dies when.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +71,25 @@ class Checkpoint:
         return torch.load(self.path / "trainer.pt", map_location="cpu", weights_only=True)
 
 
+def copy_weights(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict of its own on the host, each tensor contiguous, as safetensors wants them."""
+    return {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in weights.items()
+    }
+
+
+def copy_state(state: Any) -> Any:
+    """Nested dictionaries and lists with every tensor copied to the host, in its own memory layout."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: copy_state(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(copy_state(value) for value in state)
+    return state
+
+
 def save_checkpoint(
     folder: Path,
     position: Position,
@@ -80,7 +102,7 @@ def save_checkpoint(
     keep: int,
 ) -> Path:
     """Write and commit one checkpoint, move the pointers, and prune all but the last `keep` and the best. Returns its
-    path.
+    path. `model` and `ema` are as `copy_weights` gives them.
     """
     from safetensors.torch import save_file
 
@@ -90,21 +112,20 @@ def save_checkpoint(
         final = folder / f"step-{position.global_step:08d}-epoch-{position.epoch:04d}"
     partial = folder / f".{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    save_file(
-        {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.items()},
-        partial / "model.safetensors",
-    )
-    save_file(
-        {name: tensor.detach().cpu().contiguous().clone() for name, tensor in ema.items()}, partial / "ema.safetensors"
-    )
-    torch.save(trainer, partial / "trainer.pt")
-    hashes = {name: _hash(partial / name) for name in _FILES}
-    for name in _FILES:
-        _sync(partial / name)
-    contents = {"format": FORMAT, "position": asdict(position), **meta, "files": hashes}
-    _write_synced(partial / "meta.json", _dump(contents | {"sha256": _hash_of_meta(contents)}))
-    _sync(partial)
+    try:
+        partial.mkdir()
+        save_file(dict(model), partial / "model.safetensors")
+        save_file(dict(ema), partial / "ema.safetensors")
+        torch.save(trainer, partial / "trainer.pt")
+        hashes = {name: _hash(partial / name) for name in _FILES}
+        for name in _FILES:
+            _sync(partial / name)
+        contents = {"format": FORMAT, "position": asdict(position), **meta, "files": hashes}
+        _write_synced(partial / "meta.json", _dump(contents | {"sha256": _hash_of_meta(contents)}))
+        _sync(partial)
+    except Exception:
+        shutil.rmtree(partial, ignore_errors=True)  # on a full disk, its bytes are needed
+        raise
     if final.exists():
         shutil.rmtree(final)
     os.rename(partial, final)
@@ -114,6 +135,28 @@ def save_checkpoint(
     _point(folder, "last", final.name)
     _prune(folder, keep)
     return final
+
+
+@contextmanager
+def only_writer(folder: Path, patience_s: float = 60.0) -> Iterator[None]:
+    """Be the only process that writes checkpoints there; a killed worker may take a moment to be gone.
+
+    Raises UserError when another process goes on writing for `patience_s`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".writer.lock", "w") as lock:
+        give_up_s = time.monotonic() + patience_s
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > give_up_s:
+                    raise UserError(
+                        f"Another process writes checkpoints to {folder}: end it, or train with another --run."
+                    ) from None
+                time.sleep(0.1)
+        yield
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

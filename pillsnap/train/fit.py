@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import threading
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pillsnap.data.batches import PhotoReader
 from pillsnap.data.plan import StreamPlan
 from pillsnap.data.samples import TaskSamples
-from pillsnap.data.stream import Recipe, Stream, execution_options, share_samples
-from pillsnap.errors import UserError
+from pillsnap.data.stream import Recipe, Stream, share_samples
 from pillsnap.observe.logs import current_level
 from pillsnap.observe.versions import versions
-from pillsnap.train.checkpoint import find_checkpoint
+from pillsnap.observe.wandb_task import wandb_id
+from pillsnap.train.clock import TaskClock
 from pillsnap.train.run_directory import STOP_FILE, Run
+from pillsnap.train.session import Workers
 from pillsnap.train.worker import STREAM, WorkerConfig, run_worker
 
 if TYPE_CHECKING:
-    import ray
     from ray.train.torch import TorchTrainer
 
 
@@ -33,57 +33,64 @@ if TYPE_CHECKING:
 _KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_TOP_PAD_": str(2**28)}
 
 
-def make_trainer(
-    run: Run, name: str, stream: Stream, num_workers: int, use_gpu: bool, started_at_s: float
-) -> TorchTrainer:
-    """Ray Train's trainer for one task; `started_at_s` is the unix time at which the task began."""
-    from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+def make_trainer(run: Run, name: str, stream: Stream, workers: Workers, clock: TaskClock) -> TorchTrainer:
+    """Ray Train's trainer for one task."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from pillsnap.train.stream_start import StreamFromCheckpoint, placeholder
 
     train = run.settings.train
+    # Ray Train takes this from the driver's environment alone.
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(train.hang_timeout_s)
     meta = {
         "task": name,
         "config": run.settings.model_dump(mode="json"),
         "codes": run.codes,
         "manifest_hash": run.manifest_hash,
         "run_id": run.run_id,
+        "wandb_id": wandb_id({"run_id": run.run_id}, name),
         "versions": versions(),
     }
-    worker = WorkerConfig(name, run.settings, run.codes, str(run.run_dir), meta, stream, started_at_s, current_level())
-    resources = {"CPU": train.cpus_per_worker} | ({"GPU": 1} if use_gpu else {})
+    worker = WorkerConfig(
+        name,
+        run.settings,
+        run.codes,
+        str(run.run_dir),
+        meta,
+        stream,
+        clock.started_at_s,
+        clock.before_s,
+        current_level(),
+    )
+    resources = {"CPU": train.cpus_per_worker} | ({"GPU": 1} if workers.use_gpu else {})
+    fixed = workers.least == workers.most
     return TorchTrainer(
         run_worker,
         train_loop_config=worker,
-        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=resources),
+        torch_config=TorchConfig(timeout_s=round(train.hang_timeout_s)),
+        scaling_config=ScalingConfig(
+            num_workers=workers.most if fixed else (workers.least, workers.most),
+            use_gpu=workers.use_gpu,
+            resources_per_worker=resources,
+        ),
         run_config=RunConfig(
             # Ray Train takes up an earlier run of the same name; the checkpoints that count are ours, so each start
             # has its own.
             name=f"{name}-{uuid.uuid4().hex[:8]}",
             storage_path=str(run.run_dir / "ray"),
             failure_config=FailureConfig(max_failures=train.max_failures),
-            worker_runtime_env={} if use_gpu else {"env_vars": _KEEP_FREED_MEMORY},
+            worker_runtime_env={} if workers.use_gpu else {"env_vars": _KEEP_FREED_MEMORY},
         ),
-        datasets={STREAM: StreamFromCheckpoint(stream, run.checkpoint_dir(name))},
-        dataset_config=DataConfig(execution_options=execution_options()),
+        datasets={STREAM: placeholder},
+        dataset_config=StreamFromCheckpoint(stream, run.checkpoint_dir(name)),
     )
 
 
-@dataclass(frozen=True)
-class StreamFromCheckpoint:
-    """Called at every start of the workers: the stream from where the last checkpoint stands."""
-
-    stream: Stream
-    folder: Path
-
-    def __call__(self) -> ray.data.Dataset:
-        last, _ = find_checkpoint(self.folder)
-        if last is None:
-            return self.stream.dataset()
-        return self.stream.dataset(self.stream.plan.first_slot(last.position.epoch, last.position.epoch_step))
-
-
-def make_stream(run: Run, name: str, samples: TaskSamples, recipe: Recipe, num_workers: int) -> Stream:
-    """The stream of one task, its samples shared with every Ray Data task."""
+def make_stream(run: Run, name: str, samples: TaskSamples, recipe: Recipe) -> Stream:
+    """The stream of one task, its samples shared with every Ray Data task. Its plan is for one worker; each start of
+    the workers makes it one for their number.
+    """
     settings = getattr(run.settings, name)
     return Stream(
         plan=StreamPlan(
@@ -92,7 +99,7 @@ def make_stream(run: Run, name: str, samples: TaskSamples, recipe: Recipe, num_w
             num_train=len(samples.train),
             num_val=len(samples.val),
             batch_size=settings.batch_size,
-            num_workers=num_workers,
+            num_workers=1,
         ),
         recipe=recipe,
         reader=PhotoReader(run.data_root, run.settings.data.max_pixels),
@@ -103,7 +110,7 @@ def make_stream(run: Run, name: str, samples: TaskSamples, recipe: Recipe, num_w
     )
 
 
-def fit(trainer: TorchTrainer, run_dir: Path) -> None:
+def fit(trainer: TorchTrainer, run_dir: Path, clock: TaskClock) -> None:
     """Train in a thread of its own, so that this one hears signals: the first asks for a checkpoint and an end, a
     second insists.
     """
@@ -127,15 +134,10 @@ def fit(trainer: TorchTrainer, run_dir: Path) -> None:
         thread.start()
         while thread.is_alive():
             thread.join(timeout=0.2)
+            clock.tick()
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
         shutil.rmtree(run_dir / "ray", ignore_errors=True)
     if failure:
-        raise _as_user_error(failure[0]) from failure[0]
-
-
-def _as_user_error(error: BaseException) -> Exception:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    last: Any = lines[-1] if lines else type(error).__name__
-    return UserError(f"Training failed: {last}")
+        raise failure[0]

@@ -2,7 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Mapping
+
+
+class RunningMean:
+    """The mean of an epoch's losses so far, which a checkpoint within the epoch takes along."""
+
+    def __init__(self, remembered: Mapping[str, float] | None = None) -> None:
+        remembered = remembered or {}
+        self._sum, self._count = remembered.get("loss_sum", 0.0), remembered.get("loss_count", 0)
+
+    def add(self, value: float) -> None:
+        """Count one value; what is not finite is left out."""
+        if math.isfinite(value):
+            self._sum, self._count = self._sum + value, self._count + 1
+
+    @property
+    def mean(self) -> float:
+        return self._sum / max(self._count, 1)
+
+    @property
+    def remembered(self) -> dict[str, float]:
+        """From which another continues."""
+        return {"loss_sum": self._sum, "loss_count": self._count}
 
 
 class Throughput:

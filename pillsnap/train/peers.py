@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
@@ -36,3 +37,31 @@ class Peers:
         everyone: list[Any] = [None] * self.count
         dist.all_gather_object(everyone, items)
         return list(chain.from_iterable(everyone))
+
+
+def average_gradients(parameters: Iterable[torch.nn.Parameter], num_workers: int) -> None:
+    """What DistributedDataParallel does during a backward pass, after it: the workers' mean gradient on all of them."""
+    for same in by_dtype([parameter.grad for parameter in parameters if parameter.grad is not None]):
+        flat = torch.cat([gradient.flatten() for gradient in same]).div_(num_workers)
+        dist.all_reduce(flat)
+        _scatter(flat, same)
+
+
+def copy_from_first(tensors: list[torch.Tensor]) -> None:
+    """Give every worker rank 0's values of tensors of one dtype."""
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.broadcast(flat, 0)
+    _scatter(flat, tensors)
+
+
+def by_dtype(tensors: list[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """The tensors in groups that can travel, or be copied, in one piece."""
+    groups: dict[torch.dtype, list[torch.Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault(tensor.dtype, []).append(tensor)
+    return list(groups.values())
+
+
+def _scatter(flat: torch.Tensor, tensors: list[torch.Tensor]) -> None:
+    for part, tensor in zip(flat.split([tensor.numel() for tensor in tensors]), tensors, strict=True):
+        tensor.copy_(part.view(tensor.shape))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-import time
 from typing import Any
 
 from rich.console import Console
@@ -19,10 +19,12 @@ from pillsnap.observe.progress import ProgressView
 from pillsnap.observe.versions import versions
 from pillsnap.observe.wandb_mirror import WandbMirror
 from pillsnap.train.boxes import find_boxes, photos_without_boxes
+from pillsnap.train.clock import TaskClock
+from pillsnap.train.diagnosis import diagnose
 from pillsnap.train.fit import fit, make_stream, make_trainer
 from pillsnap.train.preflight import disk_check, gpu_checks
-from pillsnap.train.run_directory import STOP_FILE, Run
-from pillsnap.train.session import count_workers, ray_session
+from pillsnap.train.run_directory import STOP_FILE, Run, only_driver
+from pillsnap.train.session import Workers, count_workers, ray_session
 
 _log = logging.getLogger(__name__)
 FOUND_BOXES_FILE = "found_boxes.json"
@@ -35,14 +37,15 @@ class RunStopped(Exception):
 def train_and_judge(run: Run, console: Console) -> dict[str, Any]:
     """Train what is not trained yet, judge it, and return the metrics.
 
-    Raises RunStopped when a stop was asked for, and UserError when the run failed; both leave the last checkpoint.
+    Raises RunStopped when a stop was asked for, and UserError, which says why, when the run failed; both leave the last
+    checkpoint.
     """
     wandb = run.settings.wandb
 
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    with ray_session(), EventLog(run.run_dir) as events:
+    with only_driver(run.run_dir), ray_session(), EventLog(run.run_dir) as events:
         mirror = WandbMirror(
             run.run_dir,
             wandb.project,
@@ -59,27 +62,20 @@ def train_and_judge(run: Run, console: Console) -> dict[str, Any]:
                 return evaluate_run(run)
             except RunStopped:
                 raise
-            except Exception as error:
-                _record_failure(run, events, error)
-                raise
+            except Exception as error:  # the last place where it can be told what it means
+                raise _explained(run, error) from error
 
 
-def _record_failure(run: Run, events: EventLog, error: Exception) -> None:
-    """Tell those who watch why the run ends, unless a worker has told them."""
-    for event in reversed(read_events(run.run_dir)):
-        if event["kind"] == "failure":
-            return
-        if event["kind"] in ("run", "task"):
-            break
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    events.write(
-        "failure",
-        message=lines[-1] if lines else type(error).__name__,
-        cause="" if isinstance(error, UserError) else type(error).__name__,
-        advice="Details are in train.log. The same command continues from the last checkpoint.",
-    )
+def _explained(run: Run, error: Exception) -> UserError:
+    """What happened, the likely cause and what to do; the event log says so too, unless a worker has told it."""
+    diagnosis = diagnose(error)
+    latest = next((e for e in reversed(read_events(run.run_dir)) if e["kind"] in ("failure", "run", "task")), None)
+    if latest is None or latest["kind"] != "failure":
+        with contextlib.suppress(OSError), EventLog(run.run_dir) as events:  # the disk may be what failed
+            events.write("failure", message=diagnosis.message, cause=diagnosis.cause, advice=diagnosis.advice)
     if not isinstance(error, UserError):
-        _log.exception("the run ends")
+        _log.error("the run ends", exc_info=error)
+    return UserError(str(diagnosis))
 
 
 def train_run(run: Run) -> None:
@@ -87,7 +83,7 @@ def train_run(run: Run) -> None:
     failed.
     """
     (run.run_dir / STOP_FILE).unlink(missing_ok=True)
-    num_workers, use_gpu = count_workers(run.settings)
+    workers = count_workers(run.settings)
     with EventLog(run.run_dir) as events:
         events.write(
             "run",
@@ -96,35 +92,38 @@ def train_run(run: Run) -> None:
             stage=run.settings.stage,
             config=run.settings.model_dump(mode="json"),
             manifest_hash=run.manifest_hash,
-            num_workers=num_workers,
+            num_workers=workers.most if workers.least == workers.most else str(workers),
             versions=versions(),
         )
         for check in (*gpu_checks(), disk_check(run.run_dir)):
             if check.ok is False:
                 events.write("warning", message=f"{check.name}: {check.found}: {check.advice}")
         for name in run.settings.tasks:
-            _train_task(run, name, num_workers, use_gpu, events)
+            _train_task(run, name, workers, events)
 
 
-def _train_task(run: Run, name: str, num_workers: int, use_gpu: bool, events: EventLog) -> None:
+def _train_task(run: Run, name: str, workers: Workers, events: EventLog) -> None:
     from pillsnap.train.best import load_best
     from pillsnap.train.checkpoint import find_checkpoint
     from pillsnap.train.tasks import make_task
 
-    started_at_s = time.time()
     task = make_task(name, run.settings, run.codes)
     folder = run.checkpoint_dir(name)
     last, _ = find_checkpoint(folder)
+    clock = TaskClock(folder, last.meta["elapsed_s"] if last else 0.0)
     if last is None or last.position.epoch < task.settings.epochs:
         found_boxes = _boxes_for_unlabelled(run, events) if name == "classification" else None
         samples = task.samples(run.manifest, found_boxes)
         _check_samples(name, samples, events)
-        stream = make_stream(run, name, samples, task.recipe(samples), num_workers)
-        fit(make_trainer(run, name, stream, num_workers, use_gpu, started_at_s), run.run_dir)
+        stream = make_stream(run, name, samples, task.recipe(samples))
+        try:
+            fit(make_trainer(run, name, stream, workers, clock), run.run_dir, clock)
+        except Exception as error:  # Ray raises whatever its parts raise
+            raise _explained(run, error) from error
         last, _ = find_checkpoint(folder)
         if last is None or last.position.epoch < task.settings.epochs:
-            raise _why_unfinished(run, name, last.position.epoch if last else 0, started_at_s)
-    elif run.export_path(name).exists():
+            raise _why_unfinished(run, name, last.position.epoch if last else 0, clock.started_at_s)
+    elif run.export_path(name).exists() and _is_finished(run, name):
         events.write("task", task=name, status="skipped")
         return
     assert last is not None
@@ -138,6 +137,13 @@ def _train_task(run: Run, name: str, num_workers: int, use_gpu: bool, events: Ev
         duration_s=last.meta["elapsed_s"],
         epoch=last.position.epoch,
         step=last.position.global_step,
+    )
+
+
+def _is_finished(run: Run, name: str) -> bool:
+    """Whether the log says so, and how long it took: a driver may have died between the export and that."""
+    return any(
+        e["kind"] == "task" and e["task"] == name and e["status"] == "finished" for e in read_events(run.run_dir)
     )
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,7 @@ STOP_FILE = "stop-requested"
 """Its presence asks the training loop to write a checkpoint and end."""
 # What may change when a run is taken up again: none of it decides what is learned up to the change.
 _MAY_CHANGE = ("train.num_workers", "train.cpus_per_worker", "train.keep_checkpoints", "train.checkpoint_minutes",
-               "train.max_failures",
+               "train.max_failures", "train.hang_timeout_s",
                "train.log_every_steps", "train.task", "train.compile", "train.amp", "detection.lr", "classification.lr",
                "detection.weights", "classification.weights")  # fmt: skip
 _MAY_CHANGE_GROUPS = ("data.", "evaluation.", "targets.", "wandb.", "sampling.")
@@ -51,6 +55,25 @@ class Run:
         return self.run_dir / "checkpoints" / f"{self.settings.name}_{task}_best.pt"
 
 
+@contextmanager
+def only_driver(run_dir: Path) -> Iterator[None]:
+    """Be the only process that trains or judges in this directory. Raises UserError while another one is at it."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with open(run_dir / ".driver.lock", "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise UserError(
+                f"Process {lock.read().strip() or 'unknown'} is training in {run_dir}: wait for it, end it, or use "
+                "another --run."
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
 def open_run(
     run_dir: Path, settings: Settings, manifest_path: Path, data_root: str | Path, *, resume: bool = False
 ) -> tuple[Run, list[str]]:
@@ -69,20 +92,20 @@ def open_run(
         "classes": [asdict(entry) for entry in classes],
         "settings": settings.model_dump(mode="json"),
     }
-    path = run_dir / CONFIG_FILE
-    notes: list[str] = []
-    if path.exists():
-        before = _read_config(run_dir)
-        notes = _compare(run_dir, before, config)
-        config["run_id"] = before["run_id"]
-        if (run_dir / "metrics.json").exists() and not resume and not notes:
-            raise UserError(
-                f"{run_dir} holds a finished run: judge it with `pillsnap evaluate --run {run_dir}`, "
-                "continue what is left with --resume, or train into another directory with --run."
-            )
-        notes.insert(0, f"continuing the run {before['run_id']} in {run_dir}")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    write_json(path, config)
+    with only_driver(run_dir):
+        path = run_dir / CONFIG_FILE
+        notes: list[str] = []
+        if path.exists():
+            before = _read_config(run_dir)
+            notes = _compare(run_dir, before, config)
+            config["run_id"] = before["run_id"]
+            if (run_dir / "metrics.json").exists() and not resume and not notes:
+                raise UserError(
+                    f"{run_dir} holds a finished run: judge it with `pillsnap evaluate --run {run_dir}`, "
+                    "continue what is left with --resume, or train into another directory with --run."
+                )
+            notes.insert(0, f"continuing the run {before['run_id']} in {run_dir}")
+        write_json(path, config)
     return _as_run(run_dir, config, manifest), notes
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from pillsnap.config import Settings
 from pillsnap.errors import UserError
@@ -40,7 +41,19 @@ def ray_session() -> Iterator[None]:
         ray.shutdown()
 
 
-def count_workers(settings: Settings) -> tuple[int, bool]:
+@dataclass(frozen=True)
+class Workers:
+    """How many train workers to start: as many as there is room for, from `least` to `most`."""
+
+    least: int
+    most: int
+    use_gpu: bool
+
+    def __str__(self) -> str:
+        return str(self.most) if self.least == self.most else f"{self.least}:{self.most}"
+
+
+def count_workers(settings: Settings) -> Workers:
     """How many train workers to start, and whether each gets a GPU. Raises UserError when the cluster cannot hold
     them.
     """
@@ -48,25 +61,27 @@ def count_workers(settings: Settings) -> tuple[int, bool]:
 
     resources = ray.cluster_resources()
     num_gpus, num_cpus = int(resources.get("GPU", 0)), resources.get("CPU", 0.0)
-    workers = settings.train.num_workers
-    count = max(1, num_gpus) if workers == "auto" else int(workers)
-    use_gpu = num_gpus > 0
-    if use_gpu and count > num_gpus:
+    asked = str(settings.train.num_workers)
+    if asked == "auto":
+        asked = str(max(1, num_gpus))
+    least, _, most = asked.partition(":")
+    workers = Workers(int(least), int(most or least), num_gpus > 0)
+    if workers.use_gpu and workers.least > num_gpus:
         raise UserError(
-            f"{count} workers were asked for, but Ray has {num_gpus} GPUs: set --num-workers to {num_gpus} or 'auto'."
+            f"{workers} workers were asked for, but Ray has {num_gpus} GPUs: set --num-workers to {num_gpus} or 'auto'."
         )
-    left = num_cpus - count * settings.train.cpus_per_worker
+    left = num_cpus - workers.least * settings.train.cpus_per_worker
     if left < settings.data.decoding_cpus:
         raise UserError(
-            f"{count} workers with {settings.train.cpus_per_worker} CPUs each leave {left:.2f} of {num_cpus:.0f} CPUs, "
-            f"and one decoding task needs {settings.data.decoding_cpus}: "
+            f"{workers.least} workers with {settings.train.cpus_per_worker} CPUs each leave {left:.2f} of "
+            f"{num_cpus:.0f} CPUs, and one decoding task needs {settings.data.decoding_cpus}: "
             "lower --num-workers, train.cpus_per_worker or data.decoding_cpus."
         )
-    for task in settings.tasks:
+    for task in settings.tasks if workers.least == workers.most else ():
         batch_size = getattr(settings, task).batch_size
-        if batch_size % count:
+        if batch_size % workers.most:
             raise UserError(
-                f"{task}.batch_size {batch_size} cannot be shared by {count} workers evenly: "
-                f"choose a multiple of {count}."
+                f"{task}.batch_size {batch_size} cannot be shared by {workers.most} workers evenly: "
+                f"choose a multiple of {workers.most}."
             )
-    return count, use_gpu
+    return workers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from pillsnap.config import TrainSettings
 from pillsnap.data.loader import DeviceBatch
 from pillsnap.train.checkpoint import Checkpoint
+from pillsnap.train.memory import MicroBatches
+from pillsnap.train.peers import Peers, average_gradients, by_dtype, copy_from_first
 from pillsnap.train.tasks import Task
 
 _EMA_WARMUP_POWER = 0.75
@@ -25,10 +27,16 @@ class TrainingState:
     """Model, moving average and optimizer of one task on one worker."""
 
     def __init__(
-        self, task: Task, train: TrainSettings, device: torch.device, num_workers: int, resume: Checkpoint | None
+        self,
+        task: Task,
+        train: TrainSettings,
+        device: torch.device,
+        peers: Peers,
+        memory: MicroBatches,
+        resume: Checkpoint | None,
     ) -> None:
         _seed_everything(train.seed)
-        self._task, self._train, self._num_workers = task, train, num_workers
+        self._task, self._train, self._peers, self._memory = task, train, peers, memory
         model = task.build()
         if resume is not None:
             model.load_state_dict(resume.weights("model"))
@@ -47,9 +55,11 @@ class TrainingState:
         self.best = float("-inf")
         if train.compile == "on" or (train.compile == "auto" and device.type == "cuda"):
             self.model.compile(dynamic=False)
-        self._losses: nn.Module = _Losses(task, self.model)
-        if num_workers > 1:
-            self._losses = DistributedDataParallel(self._losses, device_ids=[device] if device.type == "cuda" else None)
+        self._buffers = _Buffers(self.model)
+        self._losses = _Losses(task, self.model)
+        self._synced: DistributedDataParallel | None = None
+        if peers.count > 1:
+            self._synced = DistributedDataParallel(self._losses, device_ids=[device] if device.type == "cuda" else None)
         self._autocast = autocast(train.amp, device)
         if resume is not None:
             self._restore(resume)
@@ -59,22 +69,46 @@ class TrainingState:
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """One optimizer step. Returns this worker's share of the mean losses, and the gradient's norm before clipping.
 
-        A gradient that is not finite changes nothing.
+        A loss or gradient that is not finite changes nothing.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        with self._autocast():
-            losses = self._losses(batch)
-        shares = {name: loss / samples_in_step for name, loss in losses.items()}
-        # DistributedDataParallel averages over workers; times their number, the gradient is that of the mean over all
-        # samples.
-        (torch.stack(list(shares.values())).sum() * self._num_workers).backward()
+        # While it is open whether the batch fits, no worker may wait for another in the middle of a pass: gradients are
+        # then averaged after it instead of during it.
+        synced = None if self._memory.careful else self._synced
+        if self._peers.count > 1 and synced is None:
+            self._buffers.copy_from_first()
+        self._buffers.keep()
+        random_state = _random_state()
+
+        def compute(part: DeviceBatch, last: bool) -> dict[str, torch.Tensor]:
+            with nullcontext() if synced is None or last else synced.no_sync():
+                with self._autocast():
+                    losses = (synced or self._losses)(part)
+                shares = {name: loss / samples_in_step for name, loss in losses.items()}
+                total = torch.stack(list(shares.values())).sum()
+                # DistributedDataParallel averages over workers; times their number, the gradient is that of the mean
+                # over all samples. The second factor is 1, or NaN where the loss is not finite: so its gradient is
+                # not finite either, on every worker.
+                (total * self._peers.count * (1 + 0 * total.detach())).backward()
+            return {name: share.detach() for name, share in shares.items()}
+
+        def undo() -> None:
+            self.optimizer.zero_grad(set_to_none=True)
+            self._buffers.put_back()
+            _set_random_state(random_state)
+
+        shares = self._memory.run(batch, compute, undo)
+        if self._peers.count > 1 and synced is None:
+            average_gradients(self.model.parameters(), self._peers.count)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self._train.grad_clip_norm)
         if torch.isfinite(norm):
             self.optimizer.step()
             self.ema.update(self.model, global_step + 1)
+        else:
+            self._buffers.put_back()  # the running statistics have seen what the weights must not
         self.optimizer.zero_grad(set_to_none=True)
-        return {name: share.detach() for name, share in shares.items()}, norm.detach()
+        return shares, norm.detach()
 
     def evaluating(self) -> AbstractContextManager[Any]:
         """The precision that validation runs in."""
@@ -82,10 +116,7 @@ class TrainingState:
 
     def trainer_state(self) -> dict[str, Any]:
         """What a checkpoint holds beside the weights; loads with weights_only=True."""
-        state = {"optimizer": self.optimizer.state_dict(), "torch_rng": torch.get_rng_state(), "best": self.best}
-        if torch.cuda.is_available():
-            state["cuda_rng"] = torch.cuda.get_rng_state()
-        return state
+        return {"optimizer": self.optimizer.state_dict(), "best": self.best} | _random_state()
 
     def is_best(self, value: float) -> bool:
         """Whether this is the best validation figure so far; remembers it."""
@@ -98,9 +129,27 @@ class TrainingState:
         state = resume.trainer_state()
         self.optimizer.load_state_dict(state["optimizer"])
         self.best = state["best"]
-        torch.set_rng_state(state["torch_rng"])
-        if "cuda_rng" in state and torch.cuda.is_available():
-            torch.cuda.set_rng_state(state["cuda_rng"])
+        _set_random_state(state)
+
+
+class _Buffers:
+    """A model's running statistics, and what they were before the step."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._live = by_dtype([buffer for buffer in model.buffers() if buffer.numel()])
+        self._kept = [[buffer.clone() for buffer in same] for same in self._live]
+
+    def keep(self) -> None:
+        for kept, live in zip(self._kept, self._live, strict=True):
+            torch._foreach_copy_(kept, live)
+
+    def put_back(self) -> None:
+        for kept, live in zip(self._kept, self._live, strict=True):
+            torch._foreach_copy_(live, kept)
+
+    def copy_from_first(self) -> None:
+        for live in self._live:
+            copy_from_first(live)
 
 
 class _Losses(nn.Module):
@@ -133,6 +182,19 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, A
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},  # biases and norms
     ]
+
+
+def _random_state() -> dict[str, Any]:
+    state = {"torch_rng": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda_rng"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch_rng"])
+    if "cuda_rng" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda_rng"])
 
 
 def _seed_everything(seed: int) -> None:

@@ -6,7 +6,8 @@ import logging
 import os
 import socket
 import time
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ class WorkerConfig:
     meta: dict[str, Any]
     stream: Stream
     started_at_s: float
-    """Unix time at which the driver began this task."""
+    """Unix time at which this driver began the task."""
+    elapsed_before_s: float
+    """Seconds that the task took under earlier drivers."""
     log_level: str = "INFO"
 
 
@@ -41,7 +44,7 @@ def run_worker(config: WorkerConfig) -> None:
     from pillsnap.data.loader import Loader
     from pillsnap.observe.events import EventLog
     from pillsnap.observe.logs import setup_logging
-    from pillsnap.train.checkpoint import find_checkpoint
+    from pillsnap.train.checkpoint import find_checkpoint, only_writer
     from pillsnap.train.loop import Job, train
     from pillsnap.train.run_directory import STOP_FILE
     from pillsnap.train.tasks import make_task
@@ -58,53 +61,55 @@ def run_worker(config: WorkerConfig) -> None:
     setup_logging(run_dir, config.log_level, rank=context.get_world_rank())
     log = logging.getLogger(__name__)
     log.info("%s on %s, process %d, %s", config.task, socket.gethostname(), os.getpid(), device)
-    resume, damaged = find_checkpoint(run_dir / "checkpoints" / config.task)
-    events = EventLog(run_dir) if context.get_world_rank() == 0 else None
-    plan = config.stream.plan
-    if events is not None:
-        for message in damaged:
-            events.write("warning", message=message)
-        position = resume.position if resume else None
-        events.write(
-            "task",
-            task=config.task,
-            status="started",
-            epochs=plan.epochs,
-            steps_per_epoch=plan.train_steps,
-            batch_size=plan.batch_size,
-            num_train=plan.num_train,
-            num_val=plan.num_val,
-            epoch=position.epoch if position else 0,
-            step=position.global_step if position else 0,
+    folder = run_dir / "checkpoints" / config.task
+    first = context.get_world_rank() == 0
+    # In this order: once the lock is held no worker of an earlier start can add a checkpoint, then the stream is placed
+    # at the last one (StreamFromCheckpoint, which the first worker's call sets off), and then all workers read it.
+    with only_writer(folder) if first else nullcontext(), EventLog(run_dir) if first else nullcontext() as events:
+        shard = ray_train.get_dataset_shard(STREAM)
+        resume, damaged = find_checkpoint(folder)
+        plan = replace(config.stream.plan, num_workers=context.get_world_size())
+        if events is not None:
+            for message in damaged:
+                events.write("warning", message=f"{message} The newest sound checkpoint is used instead.")
+            position = resume.position if resume else None
+            events.write(
+                "task",
+                task=config.task,
+                status="started",
+                epochs=plan.epochs,
+                steps_per_epoch=plan.train_steps,
+                batch_size=plan.batch_size,
+                num_train=plan.num_train,
+                num_val=plan.num_val,
+                epoch=position.epoch if position else 0,
+                step=position.global_step if position else 0,
+            )
+        stop_file = run_dir / STOP_FILE
+        job = Job(
+            task=make_task(config.task, config.settings, config.codes),
+            plan=plan,
+            train=config.settings.train,
+            data=config.settings.data,
+            device=device,
+            run_dir=run_dir,
+            meta=config.meta | {"num_workers": plan.num_workers},
+            resume=resume,
+            elapsed_before_s=config.elapsed_before_s + time.time() - config.started_at_s,
+            events=events,
+            sample_ids=lambda numbers: ray.get(config.stream.train_samples)["sample_id"].take(numbers).to_pylist(),
+            stop_requested=stop_file.exists,
+            preempted=lambda: ray_train.get_preemption_info() is not None,
+            report=ray_train.report,
         )
-    stop_file = run_dir / STOP_FILE
-    job = Job(
-        task=make_task(config.task, config.settings, config.codes),
-        plan=plan,
-        train=config.settings.train,
-        data=config.settings.data,
-        device=device,
-        run_dir=run_dir,
-        meta=config.meta,
-        resume=resume,
-        elapsed_before_s=resume.meta["elapsed_s"] if resume else time.time() - config.started_at_s,
-        events=events,
-        sample_ids=lambda numbers: ray.get(config.stream.train_samples)["sample_id"].take(numbers).to_pylist(),
-        stop_requested=stop_file.exists,
-        report=ray_train.report,
-    )
-    shard = ray_train.get_dataset_shard(STREAM)
-    rows = shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
-    try:
-        train(job, Loader(rows, device))
-    except UserError as error:
-        # A fault that another try would only repeat: the driver reads it from the log instead of restarting this
-        # worker.
-        if events is not None:
-            events.write("failure", message=str(error))
-    except Exception:
-        log.exception("this worker stops")  # Ray tells the driver; the log keeps the traceback and the rank
-        raise
-    finally:
-        if events is not None:
-            events.close()
+        rows = shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
+        try:
+            train(job, Loader(rows, device))
+        except UserError as error:
+            # A fault that another try would only repeat: the driver reads it from the log instead of restarting this
+            # worker.
+            if events is not None:
+                events.write("failure", message=str(error))
+        except Exception:
+            log.exception("this worker stops")  # Ray tells the driver; the log keeps the traceback and the rank
+            raise

@@ -59,6 +59,11 @@ def test_samples_in_step_counts_the_short_last_step() -> None:
     assert [plan.samples_in_step(False, step) for step in range(plan.val_steps)] == [4, 1]
 
 
-def test_uneven_batch_is_a_bug() -> None:
-    with pytest.raises(AssertionError):
-        StreamPlan(0, 1, 10, 0, 5, 2)
+@pytest.mark.parametrize("workers", [2, 3, 5, 7])
+def test_any_number_of_workers_shares_a_step(workers: int) -> None:
+    """Elastic workers: where the batch cannot be shared evenly, the last workers get fewer samples, or none."""
+    alone, shared = StreamPlan(3, 2, 23, 7, 4, 1), StreamPlan(3, 2, 23, 7, 4, workers)
+    assert steps_of(shared) == steps_of(alone)
+    most = shared.worker_batch_size
+    assert most == -(-4 // workers)
+    assert max(len(shared.slot(number).members) for number in range(shared.num_slots)) == most
