@@ -110,8 +110,9 @@ def train(
     task: Annotated[Optional[str], typer.Option(help="detection, classification or both.")] = None,  # noqa: UP045
     epochs: Annotated[Optional[int], typer.Option(help="Epochs of the trained tasks.")] = None,  # noqa: UP045
     batch_size: Annotated[Optional[int], typer.Option(help="Samples a step, over all workers.")] = None,  # noqa: UP045
-    num_workers: Annotated[Optional[str], typer.Option(help="auto (one a GPU) or a number.")] = None,  # noqa: UP045
-    resume: Annotated[bool, typer.Option(help="Take up a finished run again.")] = False,
+    num_workers: Annotated[Optional[str], typer.Option(help="auto (one a GPU), a number, or MIN:MAX.")] = None,  # noqa: UP045
+    resume: Annotated[bool, typer.Option(help="Go on from the run's last checkpoint, also of a finished run.")] = False,
+    checkpoint: Annotated[Path | None, typer.Option(help="Begin a new run at this checkpoint of another.")] = None,
     log_level: Annotated[str, typer.Option(help="Level of train.log.")] = "INFO",
     assignments: Assignments = None,
 ) -> None:
@@ -125,11 +126,18 @@ def train(
         overrides |= {f"{name}.epochs": epochs, f"{name}.batch_size": batch_size}
     settings = chosen_settings(stage, preset, overrides, assignments)
     directory = run_directory(settings, run_dir)
-    run, notes = open_run(directory, settings, manifest or directory, checked_data_root(data_root), resume=resume)
-    from pillsnap.train.run import (
-        RunStopped,
-        train_and_judge,
-    )  # late: torch takes seconds, and mistakes should not wait for it
+    root = checked_data_root(data_root)
+    # Late imports: torch takes seconds, and mistakes should not wait for it.
+    if checkpoint is None:
+        run, notes = open_run(directory, settings, manifest or directory, root, resume=resume)
+    else:
+        from pillsnap.train.adopt import adopt_checkpoint, as_config, named_checkpoint
+
+        start = named_checkpoint(checkpoint)
+        like = (str(start.path), as_config(start))
+        run, notes = open_run(directory, settings, manifest or directory, root, resume=resume, like=like)
+        notes.append(adopt_checkpoint(run, start))
+    from pillsnap.train.run import RunStopped, train_and_judge
 
     setup_logging(directory, log_level)
     for note in notes:

@@ -104,6 +104,8 @@ def _header(state: RunState) -> RenderableType:
     facts = [f"stage {run['stage']}" if isinstance(run.get("stage"), int) else ""]
     if isinstance(run.get("num_workers"), int):
         facts.append(_count(run["num_workers"], "worker"))
+    elif run.get("num_workers"):
+        facts.append(f"{run['num_workers']} workers")
     if state.first_time is not None and state.last_time is not None:
         facts.append(f"{format_duration(state.last_time - state.first_time)} long")
         ago_s = max(0.0, time.time() - state.last_time)

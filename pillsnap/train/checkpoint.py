@@ -131,8 +131,8 @@ def save_checkpoint(
     os.rename(partial, final)
     _sync(folder)
     if best:
-        _point(folder, "best", final.name)
-    _point(folder, "last", final.name)
+        point_to(folder, "best", final.name)
+    point_to(folder, "last", final.name)
     _prune(folder, keep)
     return final
 
@@ -207,7 +207,8 @@ def _age(path: Path) -> tuple[int, int]:
     return int(parts[1]), int(parts[3]) if len(parts) > 3 else -1
 
 
-def _point(folder: Path, pointer: str, name: str) -> None:
+def point_to(folder: Path, pointer: str, name: str) -> None:
+    """Let `last` or `best` name the checkpoint `name`, at once or not at all."""
     partial = folder / f".{pointer}.json.partial"
     _write_synced(partial, json.dumps({"checkpoint": name}))
     os.replace(partial, folder / f"{pointer}.json")

@@ -75,12 +75,19 @@ def only_driver(run_dir: Path) -> Iterator[None]:
 
 
 def open_run(
-    run_dir: Path, settings: Settings, manifest_path: Path, data_root: str | Path, *, resume: bool = False
+    run_dir: Path,
+    settings: Settings,
+    manifest_path: Path,
+    data_root: str | Path,
+    *,
+    resume: bool = False,
+    like: tuple[str, dict[str, Any]] | None = None,
 ) -> tuple[Run, list[str]]:
     """Create the run in `run_dir`, or take up the unfinished one there. Second, what has changed since, one line each.
 
     Raises UserError when the manifest, the classes or a setting that decides the training is another, or when the run
-    is finished and `resume` does not ask to look at it again: nothing that exists is overwritten.
+    is finished and `resume` does not ask to look at it again: nothing that exists is overwritten. `like` is the name
+    and the configuration of something else, a checkpoint, that the run must fit in the same way.
     """
     manifest = read_manifest(manifest_path)
     classes = read_classes(manifest_path if manifest_path.is_dir() else manifest_path.parent)
@@ -94,10 +101,12 @@ def open_run(
     }
     with only_driver(run_dir):
         path = run_dir / CONFIG_FILE
-        notes: list[str] = []
+        notes = _compare(*like, config) if like else []
+        if resume and not path.exists():
+            raise UserError(f"{run_dir} holds no run that --resume could take up: name one with --run.")
         if path.exists():
             before = _read_config(run_dir)
-            notes = _compare(run_dir, before, config)
+            notes = _compare(str(run_dir), before, config)
             config["run_id"] = before["run_id"]
             if (run_dir / "metrics.json").exists() and not resume and not notes:
                 raise UserError(
@@ -145,26 +154,27 @@ def _read_config(run_dir: Path) -> dict[str, Any]:
     return config
 
 
-def _compare(run_dir: Path, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def _compare(name: str, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What changed from `before`, which `name` was trained with, one line each. Raises UserError when it must not."""
     if before["manifest_hash"] != now["manifest_hash"]:
+        where = f"{before['manifest']}, " if "manifest" in before else ""
         raise UserError(
-            f"{run_dir} was trained on another manifest ({before['manifest']}, "
-            f"sha256 {before['manifest_hash'][:12]}, not {now['manifest_hash'][:12]}): "
+            f"{name} was trained on another manifest ({where}"
+            f"sha256 {before['manifest_hash'][:12]}, not {now['manifest_hash'][:12]} as {now['manifest']}): "
             "give that one, or train into another directory with --run."
         )
     if _codes(before) != _codes(now):
+        lacking = sorted({*_codes(before)} ^ {*_codes(now)})[:5]
         raise UserError(
-            f"{run_dir} knows {len(before['classes'])} classes that are not those of {now['manifest']}: "
-            "use another --run."
+            f"{name} knows {len(before['classes'])} classes that are not the {len(now['classes'])} of "
+            f"{now['manifest']} (only one of them has {', '.join(lacking) or 'this order'}): use another --run."
         )
     old, new = _flat(before["settings"]), _flat(now["settings"])
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     fatal = [key for key in changed if key not in _MAY_CHANGE and not key.startswith(_MAY_CHANGE_GROUPS)]
     if fatal:
         listed = ", ".join(f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in fatal[:5])
-        raise UserError(
-            f"{run_dir} holds a run with other settings ({listed}): give the same ones, or use another --run."
-        )
+        raise UserError(f"{name} was trained with other settings ({listed}): give the same ones, or use another --run.")
     return [f"{key} is now {new.get(key)!r} (it was {old.get(key)!r})" for key in changed]
 
 

@@ -1,0 +1,69 @@
+"""Start a run from a checkpoint that the user names."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pillsnap.errors import UserError
+from pillsnap.train.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, point_to
+from pillsnap.train.run_directory import Run
+
+
+def named_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint that a user names by its folder or a file in it. Raises UserError when it is none or damaged."""
+    folder = path.parent if path.is_file() else path
+    if not (folder / "meta.json").is_file():
+        raise UserError(
+            f"--checkpoint {path} is no checkpoint: name a folder such as RUN/checkpoints/detection/step-00000120."
+        )
+    return load_checkpoint(folder.absolute())
+
+
+def as_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What it was trained on and with, in the form that a run directory keeps."""
+    meta = checkpoint.meta
+    return {
+        "manifest_hash": meta["manifest_hash"],
+        "classes": [{"code": code} for code in meta["codes"]],
+        "settings": meta["config"],
+    }
+
+
+def adopt_checkpoint(run: Run, checkpoint: Checkpoint) -> str:
+    """Make it the last checkpoint of a run that has none of its task yet, with the best one beside it. Returns what was
+    done, in one line. Raises UserError when the run has one already, or does not train that task.
+    """
+    task = str(checkpoint.meta["task"])
+    if task not in run.settings.tasks:
+        raise UserError(f"{checkpoint.path} is a checkpoint of {task}, which --task leaves out.")
+    folder = run.checkpoint_dir(task)
+    last, _ = find_checkpoint(folder)
+    place = f"{task} goes on from {checkpoint.path}, step {checkpoint.position.global_step}"
+    if last is not None:
+        if last.path.resolve() == checkpoint.path.resolve():
+            return place
+        raise UserError(
+            f"{run.run_dir} already holds {last.path.name} of {task}, and nothing that exists is overwritten: "
+            f"continue there with --resume, or start from {checkpoint.path.name} in another --run."
+        )
+    best = checkpoint
+    if (checkpoint.path.parent / "best.json").exists():
+        found, _ = find_checkpoint(checkpoint.path.parent, "best")
+        if found is not None and found.position.global_step <= checkpoint.position.global_step:
+            best = found
+    for source in {best.path, checkpoint.path}:
+        _copy(source, folder / source.name)
+    point_to(folder, "best", best.path.name)
+    point_to(folder, "last", checkpoint.path.name)
+    return place
+
+
+def _copy(source: Path, target: Path) -> None:
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial)
+    load_checkpoint(partial)
+    os.rename(partial, target)
