@@ -64,7 +64,13 @@ def main() -> None:
 def measure(folder: Path, pairs: int, window_s: float) -> dict[str, Any]:
     """Train, watched by turns; kill the watchers; train again unwatched."""
     prepare(folder)
+    with contextlib.ExitStack() as ended:
+        return _measure(folder, pairs, window_s, ended)
+
+
+def _measure(folder: Path, pairs: int, window_s: float, ended: contextlib.ExitStack) -> dict[str, Any]:
     watched = Training(folder, "watched")
+    ended.callback(watched.stop)
     log = StepLog(watched.run_dir)
     log.wait_for_steps(60, watched)  # everything is warm
     server = WandbServer()
@@ -72,6 +78,7 @@ def measure(folder: Path, pairs: int, window_s: float) -> dict[str, Any]:
     os.environ.update(WANDB_BASE_URL=server.url, WANDB_API_KEY="k" * 40, WANDB__FILE_STREAM_TRANSMIT_INTERVAL="2")
     warnings: list[str] = []
     watchers = Watchers(watched.run_dir, warnings)
+    ended.callback(watchers.kill)
     windows: list[Window] = []
     for number in range(pairs):
         if number == pairs // 4:
@@ -92,6 +99,7 @@ def measure(folder: Path, pairs: int, window_s: float) -> dict[str, Any]:
     events = read_events(watched.run_dir)
     disturbed = [event["message"] for event in events if event["kind"] in ("warning", "failure")]
     alone = Training(folder, "alone")
+    ended.callback(alone.stop)
     num_compared = min(120, log.poll())
     StepLog(alone.run_dir).wait_for_steps(num_compared, alone)
     alone.stop()
@@ -138,7 +146,13 @@ class Training:
 
     def __init__(self, folder: Path, name: str) -> None:
         self.run_dir = folder / name
-        settings = ("detection.epochs=1000", "train.log_every_steps=1", "wandb.mode=disabled", "train.amp=off")
+        settings = (
+            "detection.epochs=1000",
+            "detection.image_size_px=128",
+            "train.log_every_steps=1",
+            "wandb.mode=disabled",
+            "train.amp=off",
+        )
         arguments = ["--preset", "demo", "--task", "detection", "--data-root", folder / "photos"]
         arguments += ["--manifest", folder, "--run", self.run_dir]
         for setting in settings:
@@ -150,7 +164,8 @@ class Training:
 
     def stop(self) -> None:
         """A checkpoint, and an end."""
-        self.process.send_signal(signal.SIGTERM)
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
         assert self.process.wait(180) == 130, (self.run_dir / "console.log").read_text()[-2000:]
 
 
@@ -174,7 +189,7 @@ class StepLog:
         return len(self.steps)
 
     def wait_for_steps(self, count: int, training: Training) -> None:
-        end_s = time.monotonic() + 300
+        end_s = time.monotonic() + 900
         while self.poll() < count:
             assert training.process.poll() is None, (training.run_dir / "console.log").read_text()[-2000:]
             assert time.monotonic() < end_s, f"only {len(self.steps)} steps"

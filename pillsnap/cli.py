@@ -297,6 +297,8 @@ def _show_verdict(run_dir: Path, metrics: dict[str, Any]) -> None:
     from pillsnap.evaluate.targets import verdict_lines
 
     console.print(verdict_lines(metrics))
+    for miss in metrics["misses"]:
+        console.print(miss, style="red", markup=False, highlight=False, soft_wrap=True)
     console.print(f"report: {run_dir / 'report.html'}", highlight=False, soft_wrap=True)
 
 

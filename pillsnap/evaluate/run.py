@@ -8,11 +8,12 @@ from typing import Any
 import pyarrow.compute as pc
 
 from pillsnap.errors import UserError
-from pillsnap.evaluate.inference import TABLES, predict_manifest
+from pillsnap.evaluate.inference import TABLES, Predictions, predict_manifest
 from pillsnap.evaluate.judge import judge, write_metrics
 from pillsnap.evaluate.report import write_report
-from pillsnap.evaluate.verify import exported_model_problem
+from pillsnap.evaluate.verify import model_problems
 from pillsnap.observe.events import EventLog, read_events
+from pillsnap.train.checkpoint import find_checkpoint
 from pillsnap.train.run_directory import Run
 
 SPLIT = "val"
@@ -25,10 +26,14 @@ def evaluate_run(run: Run, *, compare: dict[str, Any] | None = None) -> dict[str
         raise UserError(
             "The manifest has no validation photos to judge on: build it again with sampling.val_fraction above 0."
         )
-    predictions = predict_manifest(photos, run.run_dir, run.settings, run.codes, run.data_root)
+    problems = model_problems(run)
+    predictions = Predictions(None, None, None, {})
+    if any(find_checkpoint(run.checkpoint_dir(task), "best")[0] for task in run.settings.tasks):
+        predictions = predict_manifest(photos, run.run_dir, run.settings, run.codes, run.data_root)
     predictions.write(run.run_dir)
-    found = (exported_model_problem(run.export_path(name), name) for name in run.settings.tasks)
-    problems = [f"The best model cannot be used: {problem}." for problem in found if problem]
+    for name in TABLES:  # of an earlier judgement, when the run had more models
+        if getattr(predictions, name) is None:
+            (run.run_dir / "predictions" / f"{name}.parquet").unlink(missing_ok=True)
     if predictions.errors:
         first = next(iter(predictions.errors.items()))
         problems.append(

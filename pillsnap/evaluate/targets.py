@@ -68,7 +68,7 @@ def _miss(name: str, kind: Kind, value: float | None, target: float, metrics: Ma
 
 
 def verdict_lines(metrics: Mapping[str, Any]) -> Table:
-    """The verdict as a rich table: targets first, then the figures without one."""
+    """The verdict as a rich table: targets first, then the figures without one. `misses` are not in it."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -79,8 +79,6 @@ def verdict_lines(metrics: Mapping[str, Any]) -> Table:
     table = Table(
         title=f"{result} ({metrics['split']} split)",
         title_style="bold green" if metrics["met"] else "bold red",
-        caption="\n".join(metrics["misses"]) or None,
-        caption_justify="left",
         box=box.SIMPLE_HEAD,
     )
     for heading, justify in (("", "left"), ("value", "right"), ("target", "right"), ("met", "left")):

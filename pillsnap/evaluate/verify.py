@@ -9,6 +9,7 @@ from typing import Any
 from pillsnap.checklist import Check
 from pillsnap.data.manifest import read_manifest
 from pillsnap.errors import UserError
+from pillsnap.evaluate.targets import duration
 from pillsnap.observe.events import read_events
 from pillsnap.train.checkpoint import find_checkpoint
 from pillsnap.train.run_directory import Run
@@ -20,6 +21,20 @@ def verify_run(run: Run) -> list[Check]:
     """Checkpoint integrity, targets, restarts, and the next stage's manifest; reads only."""
     checks = [check for task in run.settings.tasks for check in _checkpoint_checks(run, task)]
     return [*checks, *_target_checks(run.run_dir), _restart_check(run.run_dir), *_next_stage_checks(run)]
+
+
+def model_problems(run: Run) -> list[str]:
+    """One line for each best model or checkpoint of the run that is missing or damaged, saying which."""
+    problems = []
+    for task in run.settings.tasks:
+        problem = exported_model_problem(run.export_path(task), task)
+        problems += [f"The best {task} model cannot be used: {problem}."] if problem else []
+        checkpoint, damaged = find_checkpoint(run.checkpoint_dir(task), "best")
+        if checkpoint is None and not damaged:
+            problems.append(f"The {task} task has no checkpoint in {run.checkpoint_dir(task)}.")
+        instead = f" Judged with {checkpoint.path.name} instead." if checkpoint is not None else ""
+        problems += [f"The best {task} checkpoint cannot be used: {text}{instead}" for text in damaged[:1]]
+    return problems
 
 
 def exported_model_problem(path: Path, task: str) -> str:
@@ -57,10 +72,13 @@ def _target_checks(run_dir: Path) -> list[Check]:
         metrics: dict[str, Any] = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return [Check("targets", False, "not judged yet", f"run `pillsnap evaluate --run {run_dir}`")]
-    missed = metrics["misses"]
-    checks = [Check("targets", not missed, "all met" if not missed else " ".join(missed), "see the report")]
-    checks.append(Check("total time", None, f"{metrics['total_time_s'] or 0:.0f} s"))
-    return checks
+    missed, total_s = metrics["misses"], metrics["total_time_s"]
+    target = metrics["targets"].get("total_time_s")
+    found = duration(total_s) + (f", the target is {duration(target['target'])}" if target else ", without a target")
+    return [
+        Check("targets", not missed, "all met" if not missed else " ".join(missed), "see the report"),
+        Check("total time", target["met"] if target else None, found, "look at Time in the report"),
+    ]
 
 
 def _restart_check(run_dir: Path) -> Check:

@@ -271,7 +271,7 @@ function figuresOf(task) {
   const [last, best] = [task.last_validation, task.best_validation];
   for (const [name, value] of Object.entries(last?.metrics ?? {})) {
     const better = best && best.epoch !== last.epoch ? `, ${words.best} ${number(best.metrics[name], 3)}` : "";
-    figures.push([name, nameOf(name, words), number(value), "", `${words.epoch} ${last.epoch}${better}`]);
+    figures.push([name === "loss" ? "val_loss" : name, name === "loss" ? words.val_loss : nameOf(name, words), number(value), "", `${words.epoch} ${last.epoch}${better}`]);
   }
   if (task.checkpoint) {
     const { epoch, time } = task.checkpoint;
@@ -291,9 +291,10 @@ function figureElement(task, field, label, text, unit, note) {
 }
 
 function showCharts(parent, charts, name, task) {
-  const metrics = Object.keys(task.last_validation?.metrics ?? {}).slice(0, 4);
+  const found = Object.keys(task.last_validation?.metrics ?? {});
+  const metrics = found.filter((metric) => metric !== "loss").slice(0, 4); // a loss has another scale
   const wanted = [
-    ["loss", ["loss"], {}],
+    ["loss", found.includes("loss") ? ["loss", "val/loss"] : ["loss"], {}],
     ["validation", metrics.map((metric) => `val/${metric}`), { low: 0 }],
     ["images_per_s", ["images_per_s"], { low: 0 }],
     ["data_wait_fraction", ["data_wait_fraction"], { low: 0, write: (value) => percent(value, value < 0.1 ? 1 : 0) }],
@@ -301,7 +302,7 @@ function showCharts(parent, charts, name, task) {
   for (const [kind, series, options] of wanted) {
     const key = `${language} ${series}`;
     if (charts[kind]?.key !== key) {
-      const titles = series.map((each) => nameOf(each.replace("val/", ""), words));
+      const titles = series.map((each) => (each === "val/loss" ? words.val_loss : nameOf(each.replace("val/", ""), words)));
       const unit = task.steps_per_epoch ? words.epoch : words.step;
       const chart = series.length ? new Chart(parent, titles, unit, options) : null;
       if (charts[kind]?.chart && chart) charts[kind].chart.box.replaceWith(chart.box);

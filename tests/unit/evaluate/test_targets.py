@@ -54,7 +54,7 @@ def shown(metrics: dict) -> str:
     return console.export_text()
 
 
-def test_verdict_table_names_split_targets_and_misses():
+def test_verdict_table_names_split_and_targets():
     judged, misses = check_targets(FIGURES, {"top1": 0.85, "map50": 0.6})
     text = shown({**FIGURES, "targets": judged, "met": not misses, "misses": misses})
     assert "targets missed (val split)" in text
@@ -62,7 +62,7 @@ def test_verdict_table_names_split_targets_and_misses():
     assert ["Classification", "top-1", "90.00", "%", "≥", "85.00", "%", "yes"] in rows
     assert ["Detection", "mAP@0.5", "50.00", "%", "≥", "60.00", "%", "no"] in rows
     assert ["End", "to", "end,", "pills", "right", "80.00", "%"] in rows
-    assert "below the target of 60.00 %" in text
+    assert misses == ["Detection mAP@0.5 is 50.00 %, below the target of 60.00 %."]
 
 
 @pytest.mark.parametrize(

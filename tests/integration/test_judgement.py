@@ -1,0 +1,119 @@
+"""`pillsnap evaluate` and `pillsnap verify` on a trained run: missed targets, a missing and a torn checkpoint."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from pillsnap import cli, cli_options
+from pillsnap.config import load_settings
+from pillsnap.observe.events import read_events
+from pillsnap.train.run import train_run
+from pillsnap.train.run_directory import open_run
+
+TINY = {
+    "detection.image_size_px": 64,
+    "detection.epochs": 1,
+    "detection.mosaic_off_epochs": 0,
+    "detection.batch_size": 8,
+    "classification.image_size_px": 32,
+    "classification.epochs": 1,
+    "classification.batch_size": 16,
+    "train.cpus_per_worker": 0.25,
+    "data.decoding_cpus": 0.5,
+    "wandb.mode": "disabled",
+    "targets.top1": 1.0,
+    "targets.map50": 1.0,
+    "targets.total_time_s": 3600.0,
+}
+
+
+@pytest.fixture(scope="module")
+def trained(
+    ray_local: None, toy_manifest: Path, toy_tree: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    run, _ = open_run(tmp_path_factory.mktemp("judged") / "toy", load_settings("demo", TINY), toy_manifest, toy_tree)
+    train_run(run)
+    yield run.run_dir
+
+
+@pytest.fixture
+def run_dir(trained: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(trained, tmp_path / "toy"))
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> tuple[int, list[str]]:
+    """Exit code and lines of the command, on a console so wide that no line is broken for its width."""
+    for module in (cli, cli_options):
+        monkeypatch.setattr(module, "console", Console(width=80), raising=False)
+    result = CliRunner().invoke(cli.app, [str(word) for word in words])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, [line.strip() for line in result.output.splitlines() if line.strip()]
+
+
+def test_missed_targets_are_a_line_each(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, lines = call(monkeypatch, "evaluate", "--run", run_dir)
+    top1 = json.loads((run_dir / "metrics.json").read_text())["classification"]["top1"]
+    assert top1 < 1.0, "the toy classifier became too good for this test"
+    assert code == 1
+    missed = [line for line in lines if "the target of" in line or "cannot be used" in line]
+    assert missed[0] == f"Classification top-1 is {100 * top1:.2f} %, below the target of 100.00 %."
+    assert len(missed) == 2 and missed[1].startswith("Detection mAP@0.5 is ")
+    assert read_events(run_dir)[-1]["kind"] == "verdict"
+    assert "pillsnap.events: verdict met=False" in (run_dir / "train.log").read_text()
+
+    code, lines = call(monkeypatch, "verify", "--run", run_dir)
+    assert code == 1
+    text = " ".join(lines)
+    for item in (r"no\s+targets", r"ok\s+detection: best model", r"ok\s+total time", r"ok\s+restarts"):
+        assert re.search(item, text), item
+
+
+def test_a_missing_checkpoint_is_named(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = run_dir / "checkpoints"
+    shutil.rmtree(folder / "classification")
+    (folder / "demo_classification_best.pt").unlink()
+    code, lines = call(monkeypatch, "evaluate", "--run", run_dir)
+    assert code == 1
+    assert f"The best classification model cannot be used: {folder}/demo_classification_best.pt is missing." in lines
+    assert f"The classification task has no checkpoint in {folder}/classification." in lines
+    assert "Classification top-1 has no value: the classification task was not judged in this run." in lines
+    assert not any(line.startswith("The best detection") for line in lines)
+    code, lines = call(monkeypatch, "verify", "--run", run_dir)
+    assert code == 1 and any("classification: best model" in line for line in lines)
+
+
+def test_a_torn_checkpoint_is_named(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (best,) = (run_dir / "checkpoints" / "detection").glob("step-*")
+    weights = best / "ema.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    exported = run_dir / "checkpoints" / "demo_classification_best.pt"
+    exported.write_bytes(exported.read_bytes()[: exported.stat().st_size // 2])
+    code, lines = call(monkeypatch, "evaluate", "--run", run_dir)
+    assert code == 1
+    torn = f"{weights} is damaged: its sha256 is not the one that was recorded."
+    torn = f"The best detection checkpoint cannot be used: {torn}"
+    assert [line for line in lines if line.startswith("The best detection")] == [torn]
+    (line,) = (line for line in lines if line.startswith("The best classification model cannot be used"))
+    assert f"{exported} is damaged" in line
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    assert metrics["detection"] is None and metrics["met"] is False
+    report = (run_dir / "report.html").read_text()
+    assert "is damaged: its sha256 is not the one that was recorded." in report
+    assert not (run_dir / "predictions" / "detections.parquet").exists()
+
+
+def test_without_any_checkpoint_it_says_so_and_ends(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for task in ("detection", "classification"):
+        shutil.rmtree(run_dir / "checkpoints" / task)
+    code, lines = call(monkeypatch, "evaluate", "--run", run_dir)
+    assert code == 1
+    assert len([line for line in lines if "has no checkpoint in" in line]) == 2
