@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from pillsnap.checklist import Check
 from pillsnap.config import Settings
@@ -24,6 +26,7 @@ def preflight(settings: Settings, run_dir: Path, manifest_path: Path, data_root:
     """Every check that needs no training; reads only."""
     return [
         *gpu_checks(),
+        *_computing_checks(),
         _packages_check(),
         *_manifest_checks(settings, manifest_path, data_root),
         disk_check(run_dir),
@@ -44,13 +47,42 @@ def gpu_checks() -> list[Check]:
         ]
     names = Counter(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
     checks = [Check("GPU", True, ", ".join(f"{count} x {name}" for name, count in names.items()))]
-    for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
-        used = 1 - free / total
-        found = f"{used:.0%} of {total / 2**30:.1f} GiB used"
+    # By NVML: asking CUDA would take half a gigabyte of that memory for as long as this process lives.
+    for gpu in _visible(gpus):
+        if gpu["memory_used_bytes"] is None or not gpu["memory_total_bytes"]:
+            continue
+        used = gpu["memory_used_bytes"] / gpu["memory_total_bytes"]
+        found = f"{used:.0%} of {gpu['memory_total_bytes'] / 2**30:.1f} GiB used"
         advice = f"end what else uses it: more than {MAX_GPU_MEMORY_USED:.0%} is taken"
-        checks.append(Check(f"GPU {index} memory", used < MAX_GPU_MEMORY_USED, found, advice))
+        checks.append(Check(f"GPU {gpu['index']} memory", used < MAX_GPU_MEMORY_USED, found, advice))
     return checks
+
+
+def _visible(gpus: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that CUDA_VISIBLE_DEVICES leaves; all where it does not list numbers."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(" ", "").split(",")
+    if not all(number.isdecimal() for number in chosen):
+        return gpus
+    return [gpu for gpu in gpus if str(gpu["index"]) in chosen]
+
+
+def _computing_checks() -> list[Check]:
+    """A small product on each GPU: a torch built for other GPUs sees them and cannot compute on them."""
+    import torch
+
+    failures = {}
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        try:
+            ones = torch.ones(64, 64, device=f"cuda:{index}")
+            if float((ones @ ones).sum()) != 64**3:
+                failures[index] = "a product came out wrong"
+        except RuntimeError as error:
+            failures[index] = str(error).strip().splitlines()[0]
+    advice = "install the torch build that fits GPU and driver: https://pytorch.org/get-started/locally"
+    if not torch.cuda.is_available():
+        return []
+    found = "; ".join(f"GPU {index}: {reason}" for index, reason in failures.items())
+    return [Check("GPU computes", not failures, found or f"yes, with torch {torch.__version__}", advice)]
 
 
 def _packages_check() -> Check:
@@ -94,6 +126,8 @@ def _manifest_checks(settings: Settings, manifest_path: Path, data_root: str) ->
     ]
     if not splits["train"] or not splits["val"]:
         checks[0] = Check("manifest", False, found, "both splits need photos")
+    folder = manifest_path if manifest_path.is_dir() else manifest_path.parent
+    checks.append(_csv_check(folder, splits))
     step = max(1, len(manifest) // _PHOTOS_TRIED)
     paths = with_locations(manifest)["image_path"].to_pylist()[::step][:_PHOTOS_TRIED]
     lacking = [path for path in paths if not _readable(PhotoStore(data_root), path)]
@@ -103,6 +137,21 @@ def _manifest_checks(settings: Settings, manifest_path: Path, data_root: str) ->
         Check("photos", not lacking, f"{len(paths) - len(lacking)} of {len(paths)} tried can be read{first}", advice)
     )
     return checks
+
+
+def _csv_check(folder: Path, splits: Counter[str]) -> Check:
+    """The CSV files are for people and other tools; training reads the Parquet file alone."""
+    counts = {}
+    for split in ("train", "val"):
+        path = folder / f"manifest_{split}.csv"
+        if path.exists():
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                counts[split] = sum(1 for _ in csv.reader(file)) - 1
+    found = ", ".join(f"manifest_{split}.csv {counts.get(split, 'is missing')}" for split in ("train", "val"))
+    same = all(counts.get(split) == splits[split] for split in ("train", "val"))
+    return Check(
+        "manifest CSV", True if same else None, found, "" if same else "they are not what manifest.parquet holds"
+    )
 
 
 def _readable(store: PhotoStore, path: str) -> bool:
