@@ -6,6 +6,7 @@ Exit codes: 0 fine, 1 a negative answer (targets missed, not fit), 2 wrong usage
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -268,8 +269,10 @@ def monitor(
         pid = background.start(run_dir, port or DEFAULT_PORT, host, token)
         console.print(f"process {pid} serves http://{host}:{port or DEFAULT_PORT}", highlight=False, soft_wrap=True)
     elif port:
+        os.nice(19)  # Ray's workers run at 15: training comes first
         serve(run_dir, host, port, token)
     else:
+        os.nice(19)
         raise typer.Exit(watch(run_dir, console))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import compress, pairwise
 from typing import Any
 
 from pillsnap.evaluate.markup import Content, Markup, grid, section, tag
@@ -32,13 +32,14 @@ def cost(events: Events) -> Markup | None:
         rows.append([tag("b", cell) for cell in _row("Both", totals, price)])
     headings = ["", "Time", "Worker-hours", "GPU-hours", "GPU energy", f"Cost, {currency}"]
     notes: list[Content] = ["Over all starts of the run; judging is not in it."]
+    known = [True, True, True, totals["gpu_hours"] > 0, totals["gpu_hours"] > 0, price is not None]
+    headings = list(compress(headings, known))
+    rows = [list(compress(row, known)) for row in rows]
     if price is None:
-        headings.pop()
-        rows = [row[:-1] for row in rows]
         notes.append(" For a cost, set what an hour of the hardware costs: evaluation.price_per_hour.")
     else:
         notes.append(f" At {price:g} {currency} an hour for all of the hardware (evaluation.price_per_hour).")
-    if not totals["kwh"]:
+    if totals["gpu_hours"] and not totals["kwh"]:
         notes.append(" No GPU told its power, so its energy is not known.")
     return section("cost", "Cost", tag("p", notes), grid(headings, rows, tuple(range(1, len(headings)))), _busy(events))
 

@@ -107,6 +107,7 @@ def _last_line(path: Path) -> str:
 def main() -> None:
     """The background process: the run's directory, the address and the port are its arguments."""
     run_dir, host, port = sys.argv[1:4]
+    os.nice(19)  # Ray's workers run at 15: training comes first
     try:
         serve(Path(run_dir), host, int(port), os.environ.pop(TOKEN_VARIABLE, None))
     except UserError as error:

@@ -42,6 +42,7 @@ CURSOR_FILE = "mirrored.json"
 def main() -> None:
     """Follow the run that the JSON object in the first argument names: run_dir, project, group (or null), mode."""
     arguments = json.loads(sys.argv[1])
+    os.nice(19)  # Ray's workers run at 15: training comes first
     # Whatever W&B prints goes to the log that standard error is, not into the conversation with the driver.
     driver = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

@@ -250,7 +250,7 @@ def numbered_events(run_dir: Path, stop: threading.Event) -> Iterator[tuple[int,
         if not events:
             if stopping:
                 return
-            stop.wait(0.5)
+            stop.wait(1.0)
 
 
 def wandb_id(run: dict[str, Any], task: str) -> str:

@@ -264,10 +264,10 @@ def test_online_resume_sends_only_what_the_server_lacks(
         assert not path.is_file() or b"k" * 40 not in path.read_bytes(), path
 
 
-def mirror_processes(*, recursive: bool = True) -> list[psutil.Process]:
+def mirror_processes() -> list[psutil.Process]:
     """Children of this process that belong to a mirror: other tests' Ray runs beside them."""
     found = []
-    for child in psutil.Process().children(recursive=recursive):
+    for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             if "wandb" in " ".join(child.cmdline()):
                 found.append(child)
@@ -287,7 +287,8 @@ def test_failure_is_one_warning_and_goes_no_further(
     wandb_server.refuse_uploads = failure == "upload"
     warnings: list[str] = []
     mirror = WandbMirror(tmp_path / "run", "pillsnap", mode="online", on_warning=warnings.append).start()
-    (process,) = mirror_processes(recursive=False)
+    assert mirror._process is not None
+    process = psutil.Process(mirror._process.pid)
     with EventLog(tmp_path / "run") as log:
         write_run(log)
         write_epochs(log, "detection", 1, 2)
