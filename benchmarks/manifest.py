@@ -1,10 +1,11 @@
-"""How long do scan, build and validate of an AI Hub tree take, and how does that grow?
+"""How long do scan, build and validate of an AI Hub tree take, how much memory, and how does that grow?
 
     python -m benchmarks.manifest [--quick] [--json FILE] [--folder DIR]
 
 Writes a tree of 500,000 photos (50,000 with --quick) beneath a temporary folder and removes it at the end. Photos
 are PNG headers with bytes of their own; the label files of one drug are hard links. Controls, in the same run:
-a bare loop that opens and parses the same labels, and a bare loop that opens the same photos.
+`find`, a bare loop that opens and parses the same labels, and a bare loop that opens the same photos. The model of
+growth is a line through the figures of two smaller trees; how far it misses the largest tree is printed with it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ VIEWS = [
 ]
 PHOTOS_PER_CLASS = 400
 ALL_PHOTOS = 2_630_000
+SIZES = (0.1, 0.4, 1.0)
 _MEASURED = """
 import json, sys, time
 from pathlib import Path
@@ -39,7 +41,7 @@ if __name__ == "__main__":
     from pillsnap.data import rows
     from pillsnap.data.build import build_manifest
 
-    root, out, photos, classes, workers = sys.argv[1:]
+    root, out, photos, classes, workers, reader = sys.argv[1:]
     spent = []
 
     def timed(*args, read=rows.read_all_labels):
@@ -50,7 +52,8 @@ if __name__ == "__main__":
 
     rows.read_all_labels = timed
     start = time.perf_counter()
-    asked = {"num_photos": int(photos), "num_classes": int(classes), "num_workers": int(workers) or None}
+    asked = {"num_photos": int(photos), "num_classes": int(classes), "num_workers": int(workers) or None,
+             "label_reader": reader}
     report = build_manifest(Path(root), Path(out), **asked).report
     print(json.dumps({"total_s": time.perf_counter() - start, "labels_s": spent[0], "got": report["got"],
                       "label_files": report["labels"]["files"]}))
@@ -77,23 +80,50 @@ def measure(folder: Path, num_drugs: int, num_combinations: int, num_classes: in
     """Print and return every figure. `num_classes` and `num_samples` are what the build asks for (stage 3)."""
     root = folder / "tree"
     figures: dict = {"cores": os.cpu_count(), "sizes": []}
-    for part in (0.2, 1.0):  # the small tree grows into the large one
+    for part in SIZES:  # the small tree grows into the large one
         grow_tree(root, int(num_drugs * part), int(num_combinations * part))
-        figures["sizes"].append(measure_scan(root))
-    small, large = figures["sizes"]
-    predicted_s = small["scan_s"] * large["photos"] / small["photos"]
-    per_photo_s = large["scan_s"] / large["photos"]
-    figures["scan_model"] = {"error": large["scan_s"] / predicted_s - 1, "all_photos_s": per_photo_s * ALL_PHOTOS}
-    print(
-        f"growth, linear in photos: {small['photos']:,} predict {predicted_s:.2f} s, measured {large['scan_s']:.2f} s; "
-        f"{ALL_PHOTOS:,} photos: {per_photo_s * ALL_PHOTOS:.1f} s"
-    )
-    figures["builds"] = [measure_build(root, folder / f"build{n}", num_samples, num_classes, n) for n in (0, 1)]
-    hashes = {tree_hash(folder / f"build{n}") for n in (0, 1)}
+        figures["sizes"].append(measure_scan(root) | measure_growth(root, folder / "growth", num_samples // 5))
+    stage = [
+        measure_build(root, folder / f"build-{reader}-{workers}", num_samples, num_classes, workers, reader)
+        for reader, workers in (("processes", 0), ("processes", 1), ("processes", 3), ("ray", 0))
+    ]
+    figures["builds"] = stage
+    figures["model"] = {
+        name: model_growth(name, figures["sizes"], stage[0].get(name)) for name in ("scan_s", "rest_s", "peak_bytes")
+    }
+    hashes = {tree_hash(path) for path in folder.glob("build-*") if path.is_dir()}
     figures["byte_identical"] = len(hashes) == 1
-    print(f"byte-identical with all cores and with one: {figures['byte_identical']}")
-    figures["validate"] = measure_validate(root, folder / "build0")
+    print(f"byte-identical with 1, 3 and all cores, and with Ray Data: {figures['byte_identical']}")
+    figures["validate"] = measure_validate(root, folder / "build-processes-0")
     return figures
+
+
+def measure_growth(root: Path, out: Path, num_samples: int) -> dict:
+    """Builds that sample as many photos and classes from every tree, so that only the tree differs; the best of three,
+    since other work on the machine only ever adds.
+    """
+    builds = [measure_build(root, out, num_samples, num_samples // 200, 0, "processes", quiet=True) for _ in range(3)]
+    return {name: min(build[name] for build in builds) for name in ("rest_s", "peak_bytes")}
+
+
+def model_growth(name: str, sizes: list[dict], at_stage_3: float | None) -> dict:
+    """A line through the two smaller trees, checked against the largest; what it says of the whole set.
+
+    `at_stage_3`: the figure of the stage 3 build from the largest tree, which a build from the whole set starts from.
+    """
+    first, second, last = sizes
+    slope = (second[name] - first[name]) / (second["photos"] - first["photos"])
+    predicted = second[name] + slope * (last["photos"] - second["photos"])
+    per_photo = (last[name] - first[name]) / (last["photos"] - first["photos"])
+    start = last[name] if at_stage_3 is None else at_stage_3
+    whole = start + per_photo * (ALL_PHOTOS - last["photos"])
+    scale, unit = (2**30, "GiB") if name == "peak_bytes" else (1, "s")
+    print(
+        f"growth of {name}: trees of {first['photos']:,} and {second['photos']:,} photos predict "
+        f"{predicted / scale:.2f} {unit} for {last['photos']:,}, measured {last[name] / scale:.2f} "
+        f"({last[name] / predicted - 1:+.0%}); stage 3 from {ALL_PHOTOS:,}: {whole / scale:.2f} {unit}"
+    )
+    return {"predicted": predicted, "measured": last[name], "per_photo": per_photo, "all_photos": whole}
 
 
 def measure_scan(root: Path) -> dict:
@@ -111,30 +141,35 @@ def measure_scan(root: Path) -> dict:
         times["scan"].append(seconds)
         photos = len(found)
         assert photos == int(output.stdout), (photos, output.stdout)
-    scan_s, find_s = (sorted(times[name][1:])[1] for name in ("scan", "find"))
+    scan_s, find_s = (sorted(times[name][1:])[1] for name in ("scan", "find"))  # medians
     print(f"scan of {photos:,} photos: {scan_s:.2f} s; find: {find_s:.2f} s; ratio {scan_s / find_s:.2f} (limit 2)")
     return {"photos": photos, "scan_s": scan_s, "find_s": find_s, "ratio": scan_s / find_s}
 
 
-def measure_build(root: Path, out: Path, num_samples: int, num_classes: int, num_workers: int) -> dict:
+def measure_build(
+    root: Path, out: Path, num_samples: int, num_classes: int, num_workers: int, reader: str, *, quiet: bool = False
+) -> dict:
     """Build in a process of its own, so that the peak memory is its own."""
     script = out.with_suffix(".py")
     script.write_text(_MEASURED)
-    arguments = [str(root), str(out), str(num_samples), str(num_classes), str(num_workers)]
+    arguments = [str(root), str(out), str(num_samples), str(num_classes), str(num_workers), reader]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, str(script), *arguments]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         peak = peak_memory(process)
         output = process.stdout.read() if process.stdout else ""
-    figures = json.loads(output) | {"workers": num_workers or os.cpu_count(), "peak_bytes": peak}
-    figures["bare_labels_s"] = bare_label_loop(root, out)
-    rest_s = figures["total_s"] - figures["labels_s"]
-    print(
-        f"build of {figures['got']['num_photos']:,} photos, {figures['got']['num_classes']:,} classes, "
-        f"{figures['workers']} processes: {figures['total_s']:.1f} s, of which {figures['label_files']:,} labels "
-        f"{figures['labels_s']:.1f} s (bare loop {figures['bare_labels_s']:.1f} s), the rest {rest_s:.1f} s "
-        f"(limit 60 s); peak memory {figures['peak_bytes'] / 2**30:.2f} GiB over all processes (limit 2)"
-    )
+    assert process.returncode == 0, command
+    figures = json.loads(output.splitlines()[-1]) | {"workers": num_workers or os.cpu_count(), "peak_bytes": peak}
+    figures |= {"reader": reader, "rest_s": figures["total_s"] - figures["labels_s"]}
+    if not quiet:
+        figures["bare_labels_s"] = bare_label_loop(root, out)
+        print(
+            f"build of {figures['got']['num_photos']:,} photos ({figures['got']['num_combination']:,} combinations, "
+            f"{figures['got']['val_fraction']:.1%} val), {figures['got']['num_classes']:,} classes: "
+            f"{figures['total_s']:.1f} s, of which {figures['label_files']:,} labels {figures['labels_s']:.1f} s with "
+            f"{figures['workers']} {reader} (bare loop {figures['bare_labels_s']:.1f} s), the rest "
+            f"{figures['rest_s']:.1f} s (limit 60 s); peak memory {peak / 2**30:.2f} GiB, all processes (limit 2)"
+        )
     return figures
 
 
@@ -187,9 +222,10 @@ def measure_validate(root: Path, out: Path) -> dict:
     bare_s, _ = timed(loop)
     seconds, report = timed(lambda: audit(out, root))
     errors = [found.kind for found in report.findings if found.severity == "error"]
+    shared = {"group_overlap", "duplicate_across_split"} & set(errors)
     print(
         f"validate of {len(paths):,} rows: {seconds:.1f} s (limit 60 s); bare loop {bare_s:.1f} s; "
-        f"errors: {errors or 'none'}"
+        f"errors: {errors or 'none'}; groups or content hashes on both sides of the split: {sorted(shared) or 'none'}"
     )
     return {"rows": len(paths), "validate_s": seconds, "bare_s": bare_s, "errors": errors}
 
