@@ -160,6 +160,8 @@ class EvaluationSettings(_Settings):
     price_per_hour: Positive | None = None
     """What an hour of all the hardware costs, for the report."""
     currency: str = "USD"
+    rotations: Literal[1, 2, 4] = 1
+    """Turns of each crop, by equal parts of a circle, over which the classifier's answers are averaged."""
 
 
 class TargetSettings(_Settings):

@@ -12,6 +12,8 @@ import pyarrow.compute as pc
 from pillsnap.data.archives import with_locations
 
 MATCH_IOU = 0.5
+MIN_SCORE = 0.001
+"""Detections below this score add nothing to average precision."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +19,12 @@ from pillsnap.config import Settings
 from pillsnap.data.archives import with_locations
 from pillsnap.data.batches import PhotoReader
 from pillsnap.data.images import BadImage
+from pillsnap.evaluate.boxes import MIN_SCORE
+
+if TYPE_CHECKING:
+    from pillsnap.evaluate.two_stage import Names
 
 TABLES = ("detections", "classification", "pipeline")
-_TOP = 5
 _FLOATS, _INTS = pa.list_(pa.float32()), pa.list_(pa.int64())
 _RESULT = pa.schema(
     {
@@ -32,10 +35,13 @@ _RESULT = pa.schema(
         "scores": _FLOATS,
         "named_top": pa.list_(_INTS),
         "named_probs": pa.list_(_FLOATS),
+        "named_raw": _FLOATS,
         "box_index": _INTS,
         "label": _INTS,
         "top_indices": pa.list_(_INTS),
         "top_probs": pa.list_(_FLOATS),
+        "raw": _FLOATS,
+        "temperature": pa.float64(),
     }
 )
 
@@ -50,6 +56,8 @@ class Predictions:
     classification: pa.Table | None
     pipeline: pa.Table | None
     errors: dict[str, str]
+    temperature: float = 1.0
+    """What the classifier's logits were divided by."""
 
     def write(self, run_dir: Path) -> None:
         """Write `predictions/<table>.parquet`."""
@@ -77,10 +85,10 @@ def predict_manifest(
     ]
     crops = [
         {"sample_id": row["sample_id"], "image_type": row["image_type"], "box_index": box_index, "label": label,
-         "top_indices": indices, "top_probs": probs}
+         "top_indices": indices, "top_probs": probs, "raw_confidence": raw}
         for row in rows
-        for box_index, label, indices, probs in zip(
-            row["box_index"] or [], row["label"] or [], row["top_indices"] or [], row["top_probs"] or [], strict=True
+        for box_index, label, indices, probs, raw in zip(
+            *(row[name] or [] for name in ("box_index", "label", "top_indices", "top_probs", "raw")), strict=True
         )
     ]  # fmt: skip
     named = []
@@ -98,6 +106,7 @@ def predict_manifest(
         ("label", pa.int64()),
         ("top_indices", _INTS),
         ("top_probs", _FLOATS),
+        ("raw_confidence", pa.float32()),
     ]
     return Predictions(
         detections=pa.Table.from_pylist(detections, pa.schema(found)) if has_detector else None,
@@ -106,13 +115,24 @@ def predict_manifest(
         if has_detector and has_classifier
         else None,
         errors=errors,
+        temperature=next((row["temperature"] for row in rows if row["temperature"] is not None), 1.0),
     )
 
 
 def infer(
-    photos: pa.Table, run_dir: Path, settings: Settings, codes: list[str], data_root: str, *, classify: bool = True
+    photos: pa.Table,
+    run_dir: Path,
+    settings: Settings,
+    codes: list[str],
+    data_root: str,
+    *,
+    classify: bool = True,
+    min_score: float = MIN_SCORE,
 ) -> list[dict[str, Any]]:
-    """One row a photo with everything that both models say of it; `photos` has manifest columns. Ray must be up."""
+    """One row a photo with everything that both models say of it; `photos` has manifest columns. Ray must be up.
+
+    Detections below `min_score` are left out: figures need nearly all of them, use does not.
+    """
     import ray
     from ray.data import DataContext
 
@@ -136,7 +156,7 @@ def infer(
         warnings.simplefilter("ignore", DeprecationWarning)
         inferred = decoded.map_batches(
             _Model,
-            fn_constructor_args=(run_dir, settings, codes, classify),
+            fn_constructor_args=(run_dir, settings, codes, classify, min_score),
             batch_size=None,
             batch_format="pyarrow",
             num_gpus=1 if num_gpus else 0,
@@ -173,7 +193,7 @@ def _decode(batch: pa.Table, *, reader: PhotoReader) -> pa.Table:
 class _Model:
     """An actor that holds both models."""
 
-    def __init__(self, run_dir: Path, settings: Settings, codes: list[str], classify: bool) -> None:
+    def __init__(self, run_dir: Path, settings: Settings, codes: list[str], classify: bool, min_score: float) -> None:
         import os
 
         import torch
@@ -183,6 +203,7 @@ class _Model:
         if not torch.cuda.is_available():
             torch.set_num_threads(os.cpu_count() or 1)
         self._settings = settings
+        self._min_score = min_score
         self._labels = {code: index for index, code in enumerate(codes)}
         self._models = TwoStage(run_dir, settings, codes, classify=classify)
 
@@ -202,7 +223,7 @@ class _Model:
         return pa.Table.from_pylist(results, _RESULT)
 
     def _detect(self, photos: list[np.ndarray], results: list[dict[str, Any]]) -> None:
-        for result, found in zip(results, self._models.detect(photos), strict=True):
+        for result, found in zip(results, self._models.detect(photos, self._min_score), strict=True):
             result["boxes"], result["scores"] = found.boxes.tolist(), found.scores.tolist()
 
     def _classify(self, photos: list[np.ndarray], rows: list[dict[str, Any]], results: list[dict[str, Any]]) -> None:
@@ -211,25 +232,25 @@ class _Model:
              if box is not None and code in self._labels]
             for row in rows
         ]  # fmt: skip
-        boxes = [np.array([box for _, _, box in pills], np.float32).reshape(-1, 4) for pills in labelled]
-        for result, pills, probabilities in zip(results, labelled, self._models.classify(photos, boxes), strict=True):
+        found = [self._sure_boxes(result) for result in results]
+        boxes = [
+            np.array([*(box for _, _, box in pills), *sure], np.float32).reshape(-1, 4)
+            for pills, sure in zip(labelled, found, strict=True)
+        ]
+        for result, pills, names in zip(results, labelled, self._models.classify(photos, boxes), strict=True):
+            given, named = names.rows(slice(0, len(pills))), names.rows(slice(len(pills), None))
+            result["temperature"] = self._models.temperature
             result["box_index"] = [i for i, _, _ in pills]
             result["label"] = [label for _, label, _ in pills]
-            result["top_indices"], result["top_probs"] = _top(probabilities)
-        if self._models.detector is None:
-            return
-        threshold = self._settings.evaluation.confidence
-        boxes = [
-            np.array(
-                [box for box, score in zip(result["boxes"], result["scores"], strict=True) if score >= threshold],
-                np.float32,
-            ).reshape(-1, 4)
-            for result in results
-        ]
-        for result, probabilities in zip(results, self._models.classify(photos, boxes), strict=True):
-            result["named_top"], result["named_probs"] = _top(probabilities)
+            result["top_indices"], result["top_probs"], result["raw"] = _lists(given)
+            if self._models.detector is not None:
+                result["named_top"], result["named_probs"], result["named_raw"] = _lists(named)
+
+    def _sure_boxes(self, result: dict[str, Any]) -> list[list[float]]:
+        """Boxes that are named: a prefix of all that were found, which come best first."""
+        scored = zip(result["boxes"] or [], result["scores"] or [], strict=True)
+        return [box for box, score in scored if score >= self._settings.evaluation.confidence]
 
 
-def _top(probabilities: np.ndarray) -> tuple[list[list[int]], list[list[float]]]:
-    top = np.argsort(-probabilities, axis=1, kind="stable")[:, :_TOP]
-    return top.tolist(), np.take_along_axis(probabilities, top, axis=1).tolist()
+def _lists(names: Names) -> tuple[list[list[int]], list[list[float]], list[float]]:
+    return names.top.tolist(), names.probs.tolist(), names.raw.tolist()

@@ -92,6 +92,8 @@ class Crops:
     labels: np.ndarray
     top: np.ndarray
     probs: np.ndarray
+    raw: np.ndarray
+    """Confidence in the best class before calibration, (n,)."""
 
     @property
     def predicted(self) -> np.ndarray:
@@ -101,24 +103,29 @@ class Crops:
 def read_crops(table: pa.Table) -> Crops:
     """Arrays of a classification table. A label outside the class list (-1) belongs to a class that was not trained."""
     if not table.num_rows:
-        return Crops(np.zeros(0, str), np.zeros(0, int), np.zeros((0, 1), int), np.zeros((0, 1)))
+        return Crops(np.zeros(0, str), np.zeros(0, int), np.zeros((0, 1), int), np.zeros((0, 1)), np.zeros(0))
     return Crops(
         np.array(table["image_type"].to_pylist()),
         np.array(table["label"].to_pylist(), dtype=np.int64),
         np.stack(list_arrays(table["top_indices"])).astype(np.int64),
         np.stack(list_arrays(table["top_probs"])).astype(np.float64),
+        table["raw_confidence"].to_numpy().astype(np.float64),
     )
 
 
 def classification_metrics(table: pa.Table, classes: Sequence[str], num_pairs: int = 30) -> dict[str, Any]:
-    """Top-1, top-5 and macro-F1, overall and by image type, with calibration and the most confused pairs."""
+    """Top-1, top-5 and macro-F1, overall and by image type, with calibration and the most confused pairs.
+
+    `calibration` is of the confidences as given to users; `ece_before` is their error before the temperature.
+    """
     crops = read_crops(table)
     return {
         **_accuracy(crops, np.ones(len(crops.labels), dtype=bool), len(classes)),
         **{name: _accuracy(crops, crops.image_types == name, len(classes)) for name in IMAGE_TYPES},
         "num_classes": len(classes),
         "num_unknown_class": int((_known(crops.labels, len(classes)) == len(classes)).sum()),
-        "calibration": calibration(crops.probs[:, 0], crops.predicted == crops.labels),
+        "calibration": calibration(crops.probs[:, 0], crops.predicted == crops.labels)
+        | {"ece_before": calibration(crops.raw, crops.predicted == crops.labels)["ece"]},
         "confused_pairs": confused_pairs(crops.labels, crops.predicted, classes, limit=num_pairs),
     }
 

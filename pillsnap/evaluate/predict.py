@@ -53,7 +53,9 @@ def predict_photos(run: Run, photos: Sequence[Path], *, single: bool = False) ->
             "boxes": pa.array([[] for _ in paths], pa.list_(pa.list_(pa.float32()))),
         }
     )
-    rows = {row["sample_id"]: row for row in infer(table, run.run_dir, run.settings, run.codes, root)}
+    sure = run.settings.evaluation.confidence
+    found = infer(table, run.run_dir, run.settings, run.codes, root, min_score=sure)
+    rows = {row["sample_id"]: row for row in found}
     return [_entry(run, rows[str(photo)], single) for photo in photos]
 
 

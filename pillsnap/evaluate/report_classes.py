@@ -37,7 +37,10 @@ def classification(figures: Mapping[str, Any] | None, table: pa.Table | None, cl
     right: Content = None
     if figures["num_samples"]:
         diagram = charts.reliability_diagram(calibration["confidence"], calibration["accuracy"], calibration["count"])
-        text = f"Expected calibration error {percent(calibration['ece'])} (15 bins)."
+        text = (
+            f"Expected calibration error {percent(calibration['ece'])} (15 bins), "
+            f"{percent(calibration['ece_before'])} before the temperature."
+        )
         right = tag("div", diagram, tag("p", text, class_="soft"))
     pairs = [
         [tag("code", pair["true"]), tag("code", pair["predicted"]), f"{pair['count']:,} of {pair['n']:,}"]

@@ -53,6 +53,8 @@ def evaluate_run(run: Run, *, compare: dict[str, Any] | None = None) -> dict[str
         SPLIT,
         problems,
     )
+    if metrics["classification"]:
+        metrics["classification"]["calibration"]["temperature"] = predictions.temperature
     metrics_path = write_metrics(run.run_dir, metrics)
     events = read_events(run.run_dir)
     report_path = write_report(

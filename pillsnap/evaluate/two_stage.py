@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from pillsnap.config import Settings
 from pillsnap.data import augment
 from pillsnap.data.batches import NO_CROP_JITTER
 from pillsnap.errors import UserError
-from pillsnap.train.best import load_best
+from pillsnap.evaluate.boxes import MIN_SCORE
+from pillsnap.train.best import Best, load_best
 from pillsnap.train.state import autocast
+
+TOP = 5
+_STRIDE = 32
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,21 @@ class Detections:
     scores: np.ndarray
 
 
+@dataclass(frozen=True)
+class Names:
+    """What the classifier makes of k crops: the `top` five class indices (k, 5), best first, their calibrated
+    probabilities `probs` (k, 5), and the best one's probability before calibration, `raw` (k,).
+    """
+
+    top: np.ndarray
+    probs: np.ndarray
+    raw: np.ndarray
+
+    def rows(self, chosen: slice) -> Names:
+        """Some of the crops."""
+        return Names(self.top[chosen], self.probs[chosen], self.raw[chosen])
+
+
 class TwoStage:
     """The best detector and classifier of a run, on one device. Either may be missing."""
 
@@ -34,44 +54,61 @@ class TwoStage:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._autocast = autocast(settings.train.amp, self._device)
         self._rng = np.random.default_rng(0)
-        self._num_classes = len(codes)
-        self.detector = self._load(run_dir, "detection", codes)
-        self.classifier = self._load(run_dir, "classification", codes) if classify else None
-        if self.detector is None and self.classifier is None:
+        detection = load_best(run_dir, "detection", settings, codes)
+        classification = load_best(run_dir, "classification", settings, codes) if classify else None
+        if detection is None and classification is None:
             raise UserError(
                 f"{run_dir} has no complete checkpoint: train it first, with `pillsnap train --run {run_dir}`."
             )
+        self.detector = None if detection is None else self._ready(detection).fuse(verbose=False)
+        self.classifier = None if classification is None else self._ready(classification)
+        self.temperature = 1.0 if classification is None else classification.metrics.get("temperature", 1.0)
 
     @torch.inference_mode()
-    def detect(self, photos: Sequence[np.ndarray]) -> list[Detections]:
-        """Boxes of photos of any size, (height, width, 3) uint8 RGB each."""
+    def detect(self, photos: Sequence[np.ndarray], min_score: float = MIN_SCORE) -> list[Detections]:
+        """Boxes of photos of any size, (height, width, 3) uint8 RGB each, that score at least `min_score`."""
         from pillsnap.models.detector import detect
 
         assert self.detector is not None
         size_px = self._settings.detection.image_size_px
         frames = np.stack([augment.letterbox(photo, size_px) for photo in photos])
+        left, top, right, bottom = _window(photos, size_px)
+        frames = np.ascontiguousarray(frames[:, top:bottom, left:right])
         images = torch.from_numpy(frames).to(self._device).permute(0, 3, 1, 2).float() / 255
         with self._autocast():
-            found = detect(self.detector, images, nms_iou=self._settings.evaluation.nms_iou)
+            found = detect(self.detector, images, nms_iou=self._settings.evaluation.nms_iou, min_score=min_score)
+        for rows in found:
+            rows[:, :2] += (left, top)
         return [_in_photo(rows, photo, size_px) for rows, photo in zip(found, photos, strict=True)]
 
     @torch.inference_mode()
-    def classify(self, photos: Sequence[np.ndarray], boxes: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Class probabilities, (k, classes) for the k boxes (k, 4) of each photo; the crops come from the photo's own
-        pixels.
-        """
-        from pillsnap.models.classifier import input_statistics, normalise
-
+    def classify(self, photos: Sequence[np.ndarray], boxes: Sequence[np.ndarray]) -> list[Names]:
+        """The names of the k boxes (k, 4) of each photo; the crops come from the photo's own pixels."""
         assert self.classifier is not None
         settings = self._settings.classification
         crops = [self._crop(photo, box) for photo, rows in zip(photos, boxes, strict=True) for box in rows]
-        probabilities = [np.zeros((0, self._num_classes), np.float32)]
+        parts = [Names(np.zeros((0, TOP), np.int64), np.zeros((0, TOP), np.float32), np.zeros(0, np.float32))]
         for start in range(0, len(crops), settings.batch_size):
             images = torch.from_numpy(np.stack(crops[start : start + settings.batch_size])).to(self._device)
-            with self._autocast():
-                logits = self.classifier(normalise(images, *input_statistics(self.classifier)))
-            probabilities.append(logits.float().softmax(1).cpu().numpy())
-        return np.split(np.concatenate(probabilities), np.cumsum([len(rows) for rows in boxes])[:-1])
+            logits = self._logits(images)
+            probs, top = (logits / self.temperature).softmax(1).topk(min(TOP, logits.shape[1]))
+            raw = logits.softmax(1).amax(1)
+            parts.append(Names(top.cpu().numpy(), probs.cpu().numpy(), raw.cpu().numpy()))
+        parts = parts if len(parts) == 1 else parts[1:]
+        names = Names(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("top", "probs", "raw")))
+        ends = np.cumsum([len(rows) for rows in boxes]).tolist()
+        return [names.rows(slice(end - len(rows), end)) for end, rows in zip(ends, boxes, strict=True)]
+
+    def _logits(self, images: torch.Tensor) -> torch.Tensor:
+        from pillsnap.models.classifier import input_statistics, normalise
+
+        classifier = self.classifier
+        assert classifier is not None
+        inputs = normalise(images, *input_statistics(classifier))
+        turns = self._settings.evaluation.rotations
+        with self._autocast():
+            logits = [classifier(inputs.rot90(turn * 4 // turns, (2, 3))) for turn in range(turns)]
+        return torch.stack(logits).float().mean(0)
 
     def _crop(self, photo: np.ndarray, box: np.ndarray) -> np.ndarray:
         settings = self._settings.classification
@@ -86,9 +123,18 @@ class TwoStage:
             )
         return augment.crop(photo, box, settings.image_size_px, settings.crop_margin, NO_CROP_JITTER, self._rng)
 
-    def _load(self, run_dir: Path, name: str, codes: list[str]) -> nn.Module | None:
-        best = load_best(run_dir, name, self._settings, codes)
-        return None if best is None else best[1].to(self._device).to(memory_format=torch.channels_last)
+    def _ready(self, best: Best) -> Any:
+        return best.model.to(self._device).to(memory_format=torch.channels_last)
+
+
+def _window(photos: Sequence[np.ndarray], size_px: int) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of what the letterboxed photos cover, in whole strides of the detector: the padding of
+    photos that are all portrait or all landscape need not be computed on.
+    """
+    shares = np.array([photo.shape[:2] for photo in photos]) / np.max([photo.shape[:2] for photo in photos], 1)[:, None]
+    height, width = (min(size_px, math.ceil(share * size_px / _STRIDE) * _STRIDE) for share in shares.max(0))
+    left, top = (size_px - width) // 2, (size_px - height) // 2
+    return left, top, left + width, top + height
 
 
 def _in_photo(rows: np.ndarray, photo: np.ndarray, size_px: int) -> Detections:

@@ -66,10 +66,17 @@ def classification_loss(
 
 
 def export_for_timm(
-    classifier: nn.Module, path: Path, *, model: str, codes: list[str], image_size_px: int, crop_margin: float
+    classifier: nn.Module,
+    path: Path,
+    *,
+    model: str,
+    codes: list[str],
+    image_size_px: int,
+    crop_margin: float,
+    temperature: float = 1.0,
 ) -> None:
     """Write a file that `torch.load(path, weights_only=True)` reads: `state_dict` fits `timm.create_model(model,
-    num_classes)`.
+    num_classes)`; the softmax of its logits divided by `temperature` is the calibrated confidence.
     """
     mean, std = input_statistics(classifier)
     contents = {
@@ -78,6 +85,7 @@ def export_for_timm(
         "codes": list(codes),
         "image_size_px": image_size_px,
         "crop_margin": crop_margin,
+        "temperature": temperature,
         "mean": list(mean),
         "std": list(std),
         "state_dict": {name: tensor.detach().cpu() for name, tensor in classifier.state_dict().items()},

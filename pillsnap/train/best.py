@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
@@ -11,10 +12,17 @@ from pillsnap.train.checkpoint import find_checkpoint
 from pillsnap.train.tasks import Task, make_task
 
 
-def load_best(run_dir: Path, name: str, settings: Settings, codes: list[str]) -> tuple[Task, nn.Module] | None:
-    """A task and its best model (the moving average, in eval mode, on the CPU); None when there is no complete
-    checkpoint.
-    """
+@dataclass(frozen=True)
+class Best:
+    """A task, its best model (the moving average, in eval mode, on the CPU), and that model's validation figures."""
+
+    task: Task
+    model: nn.Module
+    metrics: dict[str, float]
+
+
+def load_best(run_dir: Path, name: str, settings: Settings, codes: list[str]) -> Best | None:
+    """What a task's best checkpoint holds; None when there is no complete checkpoint."""
     checkpoint, _ = find_checkpoint(run_dir / "checkpoints" / name, "best")
     if checkpoint is None:
         return None
@@ -23,4 +31,4 @@ def load_best(run_dir: Path, name: str, settings: Settings, codes: list[str]) ->
     task = make_task(name, settings.model_copy(update={name: unweighted}), codes)
     model = task.build()
     model.load_state_dict(checkpoint.weights("ema"))
-    return task, model.eval()
+    return Best(task, model.eval(), checkpoint.meta.get("metrics", {}))

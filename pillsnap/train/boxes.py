@@ -28,7 +28,9 @@ def find_boxes(photos: pa.Table, run_dir: Path, settings: Settings, data_root: s
 
     known = {row["sample_id"]: row["boxes"] for row in photos.select(["sample_id", "boxes"]).to_pylist()}
     found: dict[str, list[Box | None]] = {}
-    for row in infer(photos, run_dir, settings, [], data_root, classify=False):
+    for row in infer(
+        photos, run_dir, settings, [], data_root, classify=False, min_score=settings.evaluation.confidence
+    ):
         if row["error"] is None:
             sure = [
                 box

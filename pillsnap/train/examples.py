@@ -34,7 +34,7 @@ def draw_examples(task: Task, batch: DeviceBatch, facts: list[Any], run_dir: Pat
 
 def _draw(task_name: str, image: np.ndarray, fact: Any) -> np.ndarray:
     if task_name == "classification":
-        rank, _ = fact
+        rank = fact[0]
         thickness = max(2, len(image) // 32)
         return cv2.rectangle(image, (0, 0), (len(image) - 1, len(image) - 1), _GREEN if rank == 0 else _RED, thickness)
     found, labels = fact

@@ -129,7 +129,7 @@ def _train_task(run: Run, name: str, workers: Workers, events: EventLog) -> None
     assert last is not None
     best = load_best(run.run_dir, name, run.settings, run.codes)
     assert best is not None
-    best[0].export(best[1], run.export_path(name))
+    best.task.export(best.model, run.export_path(name), best.metrics)
     events.write(
         "task",
         task=name,

@@ -45,7 +45,9 @@ class Task(Protocol):
 
     def score(self, facts: list[Any]) -> dict[str, float]: ...
 
-    def export(self, model: nn.Module, path: Path) -> None: ...
+    def export(self, model: nn.Module, path: Path, metrics: dict[str, float]) -> None:
+        """Write the model for its own framework; `metrics` are what `score` gave for it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class DetectionTask:
         figures = average_precision(hits, [found[:, 4] for found, _ in facts], sum(len(labels) for _, labels in facts))
         return {name: figures[name] or 0.0 for name in ("map50", "map50_95", "precision", "recall")}
 
-    def export(self, model: nn.Module, path: Path) -> None:
+    def export(self, model: nn.Module, path: Path, metrics: dict[str, float]) -> None:
         from pillsnap.models.detector import export_for_ultralytics
 
         export_for_ultralytics(model, path, self.settings.model_dump())
@@ -155,31 +157,42 @@ class ClassificationTask:
             )
         }
 
-    def validate(self, model: nn.Module, batch: DeviceBatch) -> list[tuple[int, float]]:
-        """Per crop: (rank of the right class, from 0; its negative log-likelihood)."""
-        logits = self._logits(model, batch.images).float()
-        labels = batch.targets["label"][:, None]
-        ranks = (logits > logits.gather(1, labels)).sum(1)
-        losses = -logits.log_softmax(1).gather(1, labels)[:, 0]
-        valid = batch.targets["valid"]
-        return list(zip(ranks[valid].tolist(), losses[valid].tolist(), strict=True))
+    def validate(self, model: nn.Module, batch: DeviceBatch) -> list[tuple[int, float, np.ndarray]]:
+        """Per crop: rank of the right class, from 0; its negative log-likelihood; the same at every temperature."""
+        from pillsnap.evaluate.calibration import losses_by_temperature
 
-    def score(self, facts: list[tuple[int, float]]) -> dict[str, float]:
-        ranks = np.array([rank for rank, _ in facts])
+        valid = batch.targets["valid"]
+        logits, labels = self._logits(model, batch.images).float()[valid], batch.targets["label"][valid]
+        ranks = (logits > logits.gather(1, labels[:, None])).sum(1)
+        losses = -logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
+        by_temperature = losses_by_temperature(logits, labels).cpu().numpy()
+        return list(zip(ranks.tolist(), losses.tolist(), by_temperature, strict=True))
+
+    def score(self, facts: list[tuple[int, float, np.ndarray]]) -> dict[str, float]:
+        from pillsnap.evaluate.calibration import best_temperature
+
+        ranks = np.array([rank for rank, _, _ in facts])
         if not len(ranks):
-            return {"top1": 0.0, "top5": 0.0, "loss": 0.0}
+            return {"top1": 0.0, "top5": 0.0, "loss": 0.0, "temperature": 1.0}
         return {
             "top1": float((ranks == 0).mean()),
             "top5": float((ranks < 5).mean()),
-            "loss": float(np.mean([loss for _, loss in facts])),
+            "loss": float(np.mean([loss for _, loss, _ in facts])),
+            "temperature": best_temperature(np.mean([losses for _, _, losses in facts], axis=0)),
         }
 
-    def export(self, model: nn.Module, path: Path) -> None:
+    def export(self, model: nn.Module, path: Path, metrics: dict[str, float]) -> None:
         from pillsnap.models.classifier import export_for_timm
 
         s = self.settings
         export_for_timm(
-            model, path, model=s.model, codes=list(self.codes), image_size_px=s.image_size_px, crop_margin=s.crop_margin
+            model,
+            path,
+            model=s.model,
+            codes=list(self.codes),
+            image_size_px=s.image_size_px,
+            crop_margin=s.crop_margin,
+            temperature=metrics.get("temperature", 1.0),
         )
 
     def _logits(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:

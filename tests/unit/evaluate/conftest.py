@@ -87,5 +87,6 @@ def build_crops(
             "label": pa.array(list(labels), pa.int64()),
             "top_indices": pa.array([list(row) for row in top], INTS),
             "top_probs": pa.array([list(row) for row in probs], FLOATS),
+            "raw_confidence": pa.array([row[0] for row in probs], pa.float32()),
         }
     )

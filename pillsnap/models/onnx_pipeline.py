@@ -1,0 +1,139 @@
+"""Name the pills of photos with exported models: needs onnxruntime, numpy and OpenCV, and nothing of PillSnap.
+
+    python pipeline.py photo.png [photo.png ...]
+
+`pillsnap export` puts this file beside the models, as pipeline.py; pipeline.json holds what else is to know of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnxruntime
+
+PADDING_GREY = 114
+
+
+class Pipeline:
+    """Both exported models of a folder."""
+
+    def __init__(self, folder: str | Path, providers: list[str] | None = None) -> None:
+        self.facts: dict[str, Any] = json.loads((Path(folder) / "pipeline.json").read_text(encoding="utf-8"))
+        providers = providers or onnxruntime.get_available_providers()
+        self._detector, self._classifier = (
+            onnxruntime.InferenceSession(str(Path(folder) / f"{name}.onnx"), providers=providers)
+            for name in ("detector", "classifier")
+        )
+
+    def predict(self, photo: np.ndarray) -> list[dict[str, Any]]:
+        """The pills of one photo (height, width, 3) uint8 RGB, best box first: `box` (x, y, w, h in pixels), `score`,
+        `code`, `name`, `edi_codes`, `confidence` and `top5`.
+        """
+        boxes, scores = self.detect(photo)
+        pills = []
+        for box, score, probabilities in zip(boxes, scores, self.classify(photo, boxes), strict=True):
+            top = np.argsort(-probabilities, kind="stable")[:5]
+            named = [self.facts["classes"][i] for i in top]
+            pills.append({
+                "box": [round(float(value), 1) for value in box],
+                "score": round(float(score), 4),
+                **named[0],
+                "confidence": round(float(probabilities[top[0]]), 4),
+                "top5": [
+                    {"code": entry["code"], "confidence": round(float(probabilities[i]), 4)}
+                    for entry, i in zip(named, top, strict=True)
+                ],
+            })  # fmt: skip
+        return pills
+
+    def detect(self, photo: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes (k, 4) x, y, w, h in pixels of the photo and scores (k,), best first."""
+        facts, (height, width) = self.facts["detection"], photo.shape[:2]
+        size_px = facts["image_size_px"]
+        scale = size_px / max(width, height)
+        offset = np.array([size_px - width * scale, size_px - height * scale]) / 2
+        place = np.array([[scale, 0, offset[0]], [0, scale, offset[1]], [0, 0, 1]])
+        frame = _warp(photo, _shift(-0.5) @ place @ _shift(0.5), size_px, cv2.BORDER_CONSTANT)
+        images = np.ascontiguousarray(frame.transpose(2, 0, 1)[None], np.float32) / 255
+        corners, scores = (output[0] for output in self._detector.run(None, {"images": images}))
+        sure = np.flatnonzero(scores >= facts["confidence"])
+        sure = sure[np.argsort(-scores[sure], kind="stable")]
+        if facts["suppress_overlaps"]:
+            sure = sure[_distinct(corners[sure], facts["nms_iou"])]
+        corners = (corners[sure].reshape(-1, 2, 2) - offset) / scale
+        low, high = np.clip(corners, 0, (width, height)).transpose(1, 0, 2)
+        return np.concatenate([low, high - low], axis=1), scores[sure]
+
+    def classify(self, photo: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+        """Calibrated probabilities (k, classes) of the pills in the boxes (k, 4)."""
+        facts = self.facts["classification"]
+        if not len(boxes):
+            return np.zeros((0, len(self.facts["classes"])))
+        crops = np.stack([_crop(photo, box, facts["image_size_px"], facts["crop_margin"]) for box in boxes])
+        images = (crops.astype(np.float32) / 255 - np.float32(facts["mean"])) / np.float32(facts["std"])
+        (logits,) = self._classifier.run(None, {"images": np.ascontiguousarray(images.transpose(0, 3, 1, 2))})
+        logits = logits.astype(np.float64) / facts["temperature"]
+        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return shares / shares.sum(axis=1, keepdims=True)
+
+
+def _crop(photo: np.ndarray, box: np.ndarray, size_px: int, margin: float | None) -> np.ndarray:
+    """A square around the box and `margin` of its longer side; without a margin, around the whole photo."""
+    x, y, width, height = (0, 0, photo.shape[1], photo.shape[0]) if margin is None else map(float, box)
+    side = max(width, height, 1.0) * (1 + 2 * (margin or 0.0))
+    scale, half = size_px / side, (size_px - 1) / 2
+    x, y = 0.5 - (x + width / 2), 0.5 - (y + height / 2)
+    matrix = np.array([[scale, 0, half + scale * x], [0, scale, half + scale * y], [0, 0, 1]])
+    return _warp(photo, matrix, size_px, cv2.BORDER_REPLICATE)
+
+
+def _warp(image: np.ndarray, matrix: np.ndarray, size_px: int, border: int) -> np.ndarray:
+    scale = float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
+    while scale <= 0.5 and min(image.shape[:2]) >= 2:  # halved by area first, so that small prints survive
+        height, width = image.shape[0] // 2, image.shape[1] // 2
+        image = cv2.resize(image[: 2 * height, : 2 * width], (width, height), interpolation=cv2.INTER_AREA)
+        matrix = matrix @ _shift(-0.5) @ np.diag([2.0, 2.0, 1.0]) @ _shift(0.5)
+        scale *= 2
+    grey = (PADDING_GREY,) * 3
+    return cv2.warpAffine(
+        image, matrix[:2], (size_px, size_px), flags=cv2.INTER_LINEAR, borderMode=border, borderValue=grey
+    )
+
+
+def _shift(by: float) -> np.ndarray:
+    return np.array([[1, 0, by], [0, 1, by], [0, 0, 1]])
+
+
+def _distinct(corners: np.ndarray, max_iou: float) -> list[int]:
+    """Places of boxes, best first, that overlap no better one by more than `max_iou`."""
+    area = (corners[:, 2:] - corners[:, :2]).prod(axis=1)
+    kept: list[int] = []
+    for place in range(len(corners)):
+        low = np.maximum(corners[place, :2], corners[kept, :2])
+        high = np.minimum(corners[place, 2:], corners[kept, 2:])
+        shared = np.clip(high - low, 0, None).prod(axis=1)
+        if (shared <= max_iou * (area[place] + area[kept] - shared)).all():
+            kept.append(place)
+    return kept
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", nargs="+", type=Path)
+    options = parser.parse_args()
+    pipeline = Pipeline(Path(__file__).resolve().parent)
+    for path in options.photos:
+        photo = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+        found = {"path": str(path), "error": None, "pills": pipeline.predict(photo)} if photo is not None else None
+        print(
+            json.dumps(found or {"path": str(path), "error": "not a readable image", "pills": []}, ensure_ascii=False)
+        )
+
+
+if __name__ == "__main__":
+    main()

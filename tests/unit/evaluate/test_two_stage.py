@@ -1,0 +1,108 @@
+"""Both models chained, from checkpoints of random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pillsnap.config import Settings, load_settings
+from pillsnap.evaluate.two_stage import TwoStage, _window
+from pillsnap.train.checkpoint import Position, save_checkpoint
+from pillsnap.train.tasks import make_task
+
+CODES = [f"K-{number:06}" for number in range(8)]
+TEMPERATURE = 2.5
+SMALL = {"detection.image_size_px": 96, "classification.image_size_px": 64, "train.amp": "off"}
+
+
+def settings_with(**changes: int) -> Settings:
+    return load_settings("demo", SMALL | {name.replace("__", "."): value for name, value in changes.items()})
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never trained: one checkpoint a task."""
+    path = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    for name in ("detection", "classification"):
+        weights = make_task(name, settings_with(), CODES).build().state_dict()
+        save_checkpoint(
+            path / "checkpoints" / name, Position(1, 0, 1), model=weights, ema=weights, trainer={},
+            meta={"metrics": {"temperature": TEMPERATURE}}, best=True, keep=1,
+        )  # fmt: skip
+    return path
+
+
+def photo(seed: int = 0, height: int = 128, width: int = 98) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_confidence_is_divided_by_the_temperature(run_dir: Path) -> None:
+    models = TwoStage(run_dir, settings_with(), CODES)
+    boxes = np.array([[10, 10, 40, 30], [30, 40, 50, 60], [0, 0, 98, 128]], np.float32)
+    with torch.no_grad():
+        models.classifier.fc.weight *= 40
+    names = models.classify([photo()], [boxes])[0]
+    assert names.top.shape == names.probs.shape == (3, 5)
+    # With p the softmax of z, that of z / T is p ** (1 / T) over its sum: ratios of the raw ones are known.
+    models.temperature = 1.0
+    raw = models.classify([photo()], [boxes])[0]
+    np.testing.assert_allclose(names.raw, raw.probs[:, 0], rtol=1e-4)
+    assert (names.top == raw.top).all()
+    ratio, raw_ratio = names.probs[:, 0] / names.probs[:, 1], raw.probs[:, 0] / raw.probs[:, 1]
+    np.testing.assert_allclose(ratio, raw_ratio ** (1 / TEMPERATURE), rtol=1e-3)
+    assert (raw_ratio > 1.1).all()
+
+
+def test_crops_of_several_photos_keep_their_places(run_dir: Path) -> None:
+    models = TwoStage(run_dir, settings_with(classification__batch_size=2), CODES)
+    box = np.array([[5, 5, 60, 60]], np.float32)
+    none = np.zeros((0, 4), np.float32)
+    together = models.classify([photo(1), photo(2), photo(3), photo(4)], [box, none, np.repeat(box, 2, 0), none])
+    assert [len(names.top) for names in together] == [1, 0, 2, 0]
+    alone = models.classify([photo(3)], [box])[0]
+    np.testing.assert_allclose(together[2].probs, np.repeat(alone.probs, 2, 0), rtol=1e-4)
+
+
+def test_the_average_over_rotations_does_not_depend_on_how_the_pill_lies(run_dir: Path) -> None:
+    square = photo(5, 100, 100)
+    box = np.array([[0, 0, 100, 100]], np.float32)
+    for rotations, differ in ((1, True), (4, False)):
+        models = TwoStage(run_dir, settings_with(evaluation__rotations=rotations), CODES)
+        with torch.no_grad():
+            models.classifier.fc.weight *= 40
+        first, turned = (
+            models.classify([np.ascontiguousarray(view)], [box])[0].raw for view in (square, np.rot90(square))
+        )
+        assert (abs(first - turned) > 1e-3).all() == differ
+
+
+def test_padding_is_left_out_in_whole_strides() -> None:
+    portrait, landscape = np.zeros((1280, 976, 3)), np.zeros((976, 1280, 3))
+    assert _window([portrait], 640) == (64, 0, 576, 640)
+    assert _window([landscape, landscape], 640) == (0, 64, 640, 576)
+    assert _window([portrait, landscape], 640) == (0, 0, 640, 640)
+    for width in range(300, 1281, 7):  # whatever the shape, no pixel of the photo is lost
+        left, top, right, bottom = _window([np.zeros((1280, width, 3))], 640)
+        assert left <= 320 - width / 4 and right >= 320 + width / 4
+        assert (top, bottom) == (0, 640) and (right - left) % 32 == 0
+
+
+def test_boxes_come_back_in_pixels_of_the_photo(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The detector is asked for a 96-pixel frame, cut to its strides; what it finds there is found in the photo."""
+    import pillsnap.models.detector as detector
+
+    def find(_: object, images: torch.Tensor, **__: float) -> list[np.ndarray]:
+        assert tuple(images.shape) == (1, 3, 96, 64)
+        dark = (images[0].mean(0) < 0.1).nonzero()
+        (top, left), (bottom, right) = dark.min(0).values.tolist(), (dark.max(0).values + 1).tolist()
+        return [np.array([[left, top, right - left, bottom - top, 0.9]], np.float32)]
+
+    monkeypatch.setattr(detector, "detect", find)
+    image = np.full((1280, 640, 3), 200, np.uint8)
+    image[400:800, 200:440] = 0
+    found = TwoStage(run_dir, settings_with(), CODES).detect([image])[0]
+    np.testing.assert_allclose(found.boxes[0], (200, 400, 240, 400), atol=15)
