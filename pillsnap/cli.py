@@ -16,6 +16,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from pillsnap.cli_manifest import manifest_app
+from pillsnap.cli_models import export, predict
 from pillsnap.cli_options import (
     Assignments,
     DataRoot,
@@ -55,6 +56,8 @@ app = typer.Typer(
     help="Train, judge and run a two-stage pill recogniser.",
 )
 app.add_typer(manifest_app, name="manifest")
+for command in (predict, export):
+    app.command()(command)
 
 
 @app.command()
@@ -176,36 +179,6 @@ def evaluate(
         json_file.write_text(json.dumps(metrics, ensure_ascii=False, indent=2), encoding="utf-8")
     _show_verdict(run.run_dir, metrics)
     raise typer.Exit(0 if metrics["met"] else 1)
-
-
-@app.command()
-def predict(
-    paths: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.")],
-    run_dir: Annotated[Path, typer.Option("--run", help="Run directory.")],
-    mode: Annotated[
-        str, typer.Option(help="single: the best pill of a photo; combination or auto: every pill.")
-    ] = "auto",
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the result here instead of the terminal.")
-    ] = None,
-) -> None:
-    """Find and name the pills of photos: JSON with box, code, EDI codes, name, confidence and the five best codes."""
-    from pillsnap.evaluate.predict import list_photos, predict_photos
-    from pillsnap.train.run_directory import load_run
-    from pillsnap.train.session import ray_session
-
-    if mode not in ("auto", "single", "combination"):
-        raise UserError(f"--mode {mode!r} is none of auto, single, combination.")
-    photos = list_photos(paths)
-    run = load_run(run_dir.absolute())
-    with ray_session():
-        results = predict_photos(run, photos, single=mode == "single")
-    text = json.dumps(results, ensure_ascii=False, indent=2)
-    if json_file:
-        json_file.write_text(text + "\n", encoding="utf-8")
-    else:
-        typer.echo(text)
-    raise typer.Exit(1 if any(result["error"] for result in results) else 0)
 
 
 @app.command()

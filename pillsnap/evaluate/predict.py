@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from pillsnap.data.manifest import read_manifest
 from pillsnap.errors import UserError
 from pillsnap.evaluate.inference import infer
 from pillsnap.train.run_directory import Run
@@ -39,14 +41,34 @@ def predict_photos(run: Run, photos: Sequence[Path], *, single: bool = False) ->
     """One entry a photo, in order: `path`, `error` (None when it could be read) and `pills`, best first. Ray must be
     up.
 
-    A pill has `box` (x, y, w, h in pixels), `score` of the detector, `code`, `name`, `edi_codes`, `confidence` and
-    `top5`. With `single` only the pill of the highest score is named.
+    A pill has `box` (x, y, w, h in pixels), `score` of the detector, `code`, `name`, `edi_codes`, `confidence` (as
+    calibrated on validation) and `top5`. With `single` only the pill of the highest score is named.
     """
     root = os.path.commonpath([photo.parent for photo in photos])
     paths = [os.path.relpath(photo, root) for photo in photos]
+    return _predict(run, [str(photo) for photo in photos], paths, root, single)
+
+
+def predict_manifest_photos(
+    run: Run, manifest_path: Path, data_root: str | None, split: str | None, *, single: bool = False
+) -> list[dict[str, Any]]:
+    """As `predict_photos`, over a manifest's photos (of one split, if named) beneath `data_root` (or else the run's).
+
+    Raises UserError when the manifest has no such photo.
+    """
+    manifest = read_manifest(manifest_path)
+    if split is not None:
+        manifest = manifest.filter(pc.equal(manifest["split"], split))
+    if not len(manifest):
+        raise UserError(f"{manifest_path} has no photo" + (f" of the split {split!r}." if split else "."))
+    paths = manifest["image_path"].to_pylist()
+    return _predict(run, paths, paths, data_root or run.data_root, single)
+
+
+def _predict(run: Run, names: list[str], paths: list[str], root: str, single: bool) -> list[dict[str, Any]]:
     table = pa.table(
         {
-            "sample_id": [str(photo) for photo in photos],
+            "sample_id": names,
             "image_path": paths,
             "image_type": ["combination"] * len(paths),
             "codes": pa.array([[] for _ in paths], pa.list_(pa.string())),
@@ -56,7 +78,7 @@ def predict_photos(run: Run, photos: Sequence[Path], *, single: bool = False) ->
     sure = run.settings.evaluation.confidence
     found = infer(table, run.run_dir, run.settings, run.codes, root, min_score=sure)
     rows = {row["sample_id"]: row for row in found}
-    return [_entry(run, rows[str(photo)], single) for photo in photos]
+    return [_entry(run, rows[name], single) for name in names]
 
 
 def _entry(run: Run, row: dict[str, Any], single: bool) -> dict[str, Any]:

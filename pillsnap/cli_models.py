@@ -1,0 +1,71 @@
+"""`pillsnap predict`, `export`: what is done with trained models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from pillsnap.cli_options import console
+from pillsnap.errors import UserError
+
+
+def predict(
+    paths: Annotated[list[Path], typer.Argument(help="Photos, folders of photos, or one manifest (.parquet).")],
+    run_dir: Annotated[Path, typer.Option("--run", help="Run directory.")],
+    mode: Annotated[
+        str, typer.Option(help="single: the best pill of a photo; combination or auto: every pill.")
+    ] = "auto",
+    split: Annotated[Optional[str], typer.Option(help="Only this split of a manifest.")] = None,  # noqa: UP045
+    data_root: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Folder that a manifest's paths start from [default: the run's]."),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the result here instead of the terminal.")
+    ] = None,
+) -> None:
+    """Find and name the pills of photos: JSON with box, code, EDI codes, name, confidence and the five best codes."""
+    from pillsnap.evaluate.predict import list_photos, predict_manifest_photos, predict_photos
+    from pillsnap.train.run_directory import load_run
+    from pillsnap.train.session import ray_session
+
+    if mode not in ("auto", "single", "combination"):
+        raise UserError(f"--mode {mode!r} is none of auto, single, combination.")
+    single = mode == "single"
+    whole = len(paths) == 1 and paths[0].suffix == ".parquet"
+    photos = [] if whole else list_photos(paths)
+    run = load_run(run_dir.absolute())
+    with ray_session():
+        if whole:
+            results = predict_manifest_photos(run, paths[0], data_root, split, single=single)
+        else:
+            results = predict_photos(run, photos, single=single)
+    text = json.dumps(results, ensure_ascii=False, indent=2)
+    if json_file:
+        json_file.write_text(text + "\n", encoding="utf-8")
+    else:
+        typer.echo(text)
+    raise typer.Exit(1 if any(result["error"] for result in results) else 0)
+
+
+def export(
+    run_dir: Annotated[Path, typer.Option("--run", help="Run directory.")],
+    file_format: Annotated[str, typer.Option("--format", help="onnx is the one there is.")] = "onnx",
+    out: Annotated[Optional[Path], typer.Option(help="Folder for the files [default: RUN/onnx].")] = None,  # noqa: UP045
+) -> None:
+    """Write both models as ONNX, checked against torch, with a pipeline.py that needs only onnxruntime and OpenCV."""
+    if file_format != "onnx":
+        raise UserError(f"--format {file_format!r} is unknown: onnx is the one there is.")
+    from pillsnap.models.export_onnx import export_run
+    from pillsnap.train.run_directory import load_run
+
+    folder = out or run_dir / "onnx"
+    run = load_run(run_dir.absolute())
+    with console.status("exporting both models"):
+        differences = export_run(run, folder)
+    for name, difference in differences.items():
+        console.print(f"{folder / name}.onnx: differs from torch by at most {difference:.1e}", soft_wrap=True)
+    console.print(f"python {folder / 'pipeline.py'} PHOTO names pills with them", highlight=False, soft_wrap=True)
