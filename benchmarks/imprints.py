@@ -30,7 +30,7 @@ RECIPE: dict[str, Any] = {
     "name": "imprints",
     "detection.model": "yolo11n",
     "detection.image_size_px": 192,
-    "detection.epochs": 2,
+    "detection.epochs": 1,
     "detection.batch_size": 16,
     "detection.lr": 2e-3,
     "detection.warmup_epochs": 0.25,
