@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import unicodedata
+from functools import lru_cache
 from pathlib import Path
 
-from pillsnap.data.aihub import label_names, label_paths, split_codes
+from pillsnap.data.aihub import label_folder, label_names, label_paths, split_codes
 from pillsnap.data.archives import Member, locate, read_directory, to_location
 from pillsnap.data.scan import Scan
 
@@ -42,6 +45,9 @@ def label_jobs(scan: Scan, positions: list[int], root: str) -> tuple[list[str], 
         codes = split_codes(prefix)
         if archive is None:
             found = label_paths(scan.folders[index], prefix, stem)
+            if not scan.folders[index].isascii():
+                base = label_folder(scan.folders[index])
+                found = [_as_on_disk(root, base) + path[len(base) :] for path in found]
             jobs += zip(found, codes, strict=True)
         else:
             label_archive = scan.label_archives[archive]
@@ -60,6 +66,13 @@ def label_jobs(scan: Scan, positions: list[int], root: str) -> tuple[list[str], 
                 for job in wanted[_tail(member.name)]:
                     jobs[job] = (to_location(place), jobs[job][1])
     return paths, jobs
+
+
+@lru_cache(maxsize=4096)
+def _as_on_disk(root: str, folder: str) -> str:
+    """The folder in the Unicode form in which it exists: images and labels may have been unpacked on two systems."""
+    forms = (folder, unicodedata.normalize("NFC", folder), unicodedata.normalize("NFD", folder))
+    return next((form for form in forms if os.path.isdir(f"{root}/{form}")), folder)
 
 
 def _tail(name: str) -> str:

@@ -116,7 +116,7 @@ def _inspect_pixels(data: bytes, boxes: list[list[float] | None], max_pixels: in
     image = decode_image(data, max_pixels=max_pixels)
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     height, width = grey.shape
-    area = _pill_area(grey, [box for box in boxes if box is not None])
+    area = _pill_area(grey, [box for box in boxes if box is not None and len(box) == 4])
     thumbnail = cv2.resize(area, (THUMBNAIL_PX, THUMBNAIL_PX), interpolation=cv2.INTER_AREA)
     fingerprint = hashlib.blake2b(data, digest_size=16).digest()
     return Inspection("", "", width, height, fingerprint, _frame_hash(grey), thumbnail.tobytes())
@@ -138,8 +138,9 @@ def _frame_hash(grey: np.ndarray) -> bytes:
 def _pill_area(grey: np.ndarray, boxes: list[list[float]]) -> np.ndarray:
     """The part of the frame that the boxes cover together; the whole frame where there is none."""
     height, width = grey.shape
-    if boxes:
-        corners = np.array(boxes, dtype=np.float64)
+    corners = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+    corners = corners[np.isfinite(corners).all(axis=1)]
+    if len(corners):
         left, top = np.clip(corners[:, :2].min(axis=0), 0, [width - 1, height - 1]).astype(int)
         right, bottom = np.clip((corners[:, :2] + corners[:, 2:]).max(axis=0), 0, [width, height]).astype(int)
         if right - left >= 8 and bottom - top >= 8:

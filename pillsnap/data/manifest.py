@@ -47,6 +47,7 @@ SCHEMA = pa.schema(
     ]
 )
 _REQUIRED = set(SCHEMA.names[:10])
+_NEVER_NULL = {"sample_id", "image_path", "image_type", "codes", "boxes", "group", "split"}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _FORMULA = re.compile(r"^'*[=+\-@\t\r\uff0b\uff0d\uff1d\uff20]")
 
@@ -198,6 +199,11 @@ def _conform(table: pa.Table, where: str) -> pa.Table:
             columns.append(table[column.name].cast(column.type))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise UserError(f"{where}: column {column.name!r} is not {column.type} ({_one_line(error)})") from error
+        if columns[-1].null_count and column.name in _NEVER_NULL:
+            row = columns[-1].is_null().to_pylist().index(True) + 1
+            raise UserError(f"{where}: column {column.name!r} is empty in row {row}; build the manifest again")
+        if column.name in ("width", "height"):
+            columns[-1] = columns[-1].fill_null(0)  # unknown
     return pa.table(columns, schema=SCHEMA)
 
 

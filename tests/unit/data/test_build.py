@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections import defaultdict
 from pathlib import Path
 
@@ -191,6 +192,18 @@ def test_photos_are_grouped_by_the_stated_fields(tree, tmp_path: Path) -> None:
     assert {row["group"] for row in rows(result)} == {f"K-000001_{latitude}" for latitude in (60, 70, 75, 90)}
     assert len({row["latitude"] for row in rows(result) if row["split"] == "val"}) == 1
     assert result.report["asked"]["group_by"] == ["latitude"]
+
+
+@pytest.mark.parametrize(("photos", "labels"), [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
+def test_photos_and_labels_in_two_unicode_forms_belong_together(tree, tmp_path: Path, photos: str, labels: str) -> None:
+    for longitude in range(0, 100, 20):
+        tree.single("K-000001", longitude=longitude)
+    for kind, part, form in (("images", "TS_1", photos), ("labels", "TL_1", labels)):
+        folder = tree.root / "train" / kind / "single" / f"{part}_single"
+        folder.rename(folder.with_name(unicodedata.normalize(form, f"{part}_단일")))
+    result = build(tree, tmp_path / "out")
+    assert result.report["labels"]["problems"] == {}
+    assert all((tree.root / row["image_path"]).is_file() and row["boxes"] != [None] for row in rows(result))
 
 
 def test_sample_does_not_depend_on_the_folder_a_photo_lies_in(tree, tmp_path: Path) -> None:

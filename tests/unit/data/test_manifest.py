@@ -110,6 +110,19 @@ def test_unfit_files_are_one_line(tmp_path: Path) -> None:
         read_manifest(tmp_path / "wrong.parquet")
 
 
+@pytest.mark.parametrize("column", ["sample_id", "image_path", "image_type", "codes", "boxes", "group", "split"])
+def test_empty_cells_are_one_line_with_the_row(tmp_path: Path, column: str) -> None:
+    pq.write_table(table(row("a"), row("b") | {column: None}), tmp_path / "manifest.parquet")
+    with pytest.raises(UserError, match=f"column '{column}' is empty in row 2"):
+        read_manifest(tmp_path)
+
+
+def test_unknown_sizes_are_zero(tmp_path: Path) -> None:
+    pq.write_table(table(row("a", width=None), row("b", height=None)), tmp_path / "manifest.parquet")
+    assert read_manifest(tmp_path)["width"].to_pylist() == [0, 5]
+    assert read_manifest(tmp_path)["height"].to_pylist() == [6, 0]
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
