@@ -69,7 +69,7 @@ def main() -> None:
     scale = 10 if options.quick else 1
     folder = Path(tempfile.mkdtemp(prefix="pillsnap-bench-manifest-", dir=options.folder))
     try:
-        figures = measure(folder, 1200 // scale, 5000 // scale, 1000 // scale, 100_000 // scale)
+        figures = measure(folder, 1220 // scale, 5000 // scale, 1000 // scale, 100_000 // scale)
     finally:
         shutil.rmtree(folder)
     if options.json:
