@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import random
+import resource
 import shutil
 import struct
 import subprocess
@@ -89,7 +90,8 @@ def measure(folder: Path, num_drugs: int, num_combinations: int, num_classes: in
     ]
     figures["builds"] = stage
     figures["model"] = {
-        name: model_growth(name, figures["sizes"], stage[0].get(name)) for name in ("scan_s", "rest_s", "peak_bytes")
+        name: model_growth(name, figures["sizes"], stage[0].get(name))
+        for name in ("scan_s", "scan_cpu_s", "rest_s", "cpu_s", "peak_bytes")
     }
     hashes = {tree_hash(path) for path in folder.glob("build-*") if path.is_dir()}
     figures["byte_identical"] = len(hashes) == 1
@@ -103,7 +105,7 @@ def measure_growth(root: Path, out: Path, num_samples: int) -> dict:
     since other work on the machine only ever adds.
     """
     builds = [measure_build(root, out, num_samples, num_samples // 200, 0, "processes", quiet=True) for _ in range(3)]
-    return {name: min(build[name] for build in builds) for name in ("rest_s", "peak_bytes")}
+    return {name: min(build[name] for build in builds) for name in ("rest_s", "cpu_s", "peak_bytes")}
 
 
 def model_growth(name: str, sizes: list[dict], at_stage_3: float | None) -> dict:
@@ -131,19 +133,34 @@ def measure_scan(root: Path) -> dict:
     from pillsnap.data.scan import scan
 
     times: dict[str, list[float]] = {"scan": [], "find": []}
+    cpu: dict[str, list[float]] = {"scan": [], "find": []}
     photos = 0
     for _ in range(4):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds, output = timed(
             lambda: subprocess.run(f"find '{root}' -name '*.png' | wc -l", shell=True, capture_output=True, check=True)
         )
         times["find"].append(seconds)
+        cpu["find"].append(cpu_since(before, resource.RUSAGE_CHILDREN))
+        before = resource.getrusage(resource.RUSAGE_SELF)
         seconds, found = timed(lambda: scan(root))
         times["scan"].append(seconds)
+        cpu["scan"].append(cpu_since(before, resource.RUSAGE_SELF))
         photos = len(found)
         assert photos == int(output.stdout), (photos, output.stdout)
     scan_s, find_s = (sorted(times[name][1:])[1] for name in ("scan", "find"))  # medians
-    print(f"scan of {photos:,} photos: {scan_s:.2f} s; find: {find_s:.2f} s; ratio {scan_s / find_s:.2f} (limit 2)")
-    return {"photos": photos, "scan_s": scan_s, "find_s": find_s, "ratio": scan_s / find_s}
+    scan_cpu_s, find_cpu_s = (sorted(cpu[name][1:])[1] for name in ("scan", "find"))
+    print(
+        f"scan of {photos:,} photos: {scan_s:.2f} s; find: {find_s:.2f} s; ratio {scan_s / find_s:.2f} (limit 2); "
+        f"CPU {scan_cpu_s:.2f} s against {find_cpu_s:.2f} s"
+    )
+    return {"photos": photos, "scan_s": scan_s, "find_s": find_s, "ratio": scan_s / find_s, "scan_cpu_s": scan_cpu_s,
+            "find_cpu_s": find_cpu_s}  # fmt: skip
+
+
+def cpu_since(before: resource.struct_rusage, who: int) -> float:
+    now = resource.getrusage(who)
+    return now.ru_utime + now.ru_stime - before.ru_utime - before.ru_stime
 
 
 def measure_build(
@@ -156,11 +173,11 @@ def measure_build(
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, str(script), *arguments]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        peak = peak_memory(process)
+        peak, cpu_s = watch(process)
         output = process.stdout.read() if process.stdout else ""
     assert process.returncode == 0, command
     figures = json.loads(output.splitlines()[-1]) | {"workers": num_workers or os.cpu_count(), "peak_bytes": peak}
-    figures |= {"reader": reader, "rest_s": figures["total_s"] - figures["labels_s"]}
+    figures |= {"reader": reader, "cpu_s": cpu_s, "rest_s": figures["total_s"] - figures["labels_s"]}
     if not quiet:
         figures["bare_labels_s"] = bare_label_loop(root, out)
         print(
@@ -168,25 +185,32 @@ def measure_build(
             f"{figures['got']['val_fraction']:.1%} val), {figures['got']['num_classes']:,} classes: "
             f"{figures['total_s']:.1f} s, of which {figures['label_files']:,} labels {figures['labels_s']:.1f} s with "
             f"{figures['workers']} {reader} (bare loop {figures['bare_labels_s']:.1f} s), the rest "
-            f"{figures['rest_s']:.1f} s (limit 60 s); peak memory {peak / 2**30:.2f} GiB, all processes (limit 2)"
+            f"{figures['rest_s']:.1f} s (limit 60 s); {cpu_s:.1f} s of CPU; "
+            f"peak memory {peak / 2**30:.2f} GiB, all processes (limit 2)"
         )
     return figures
 
 
-def peak_memory(process: subprocess.Popen) -> int:
-    """Largest sum of resident memory of a process and all beneath it, in bytes, looked at twenty times a second."""
+def watch(process: subprocess.Popen) -> tuple[int, float]:
+    """(largest sum of resident memory in bytes, CPU seconds) of a process and all beneath it, looked at twenty times a
+    second. CPU seconds say what a build takes on a machine that has other work, where its time on the clock does not.
+    """
     import psutil
 
-    peak = 0
+    peak, spent = 0, {}
     while process.poll() is None:
         try:
             parent = psutil.Process(process.pid)
-            members = [parent, *parent.children(recursive=True)]
-            peak = max(peak, sum(member.memory_info().rss for member in members))
+            resident = 0
+            for member in [parent, *parent.children(recursive=True)]:
+                resident += member.memory_info().rss
+                times = member.cpu_times()
+                spent[member.pid] = times.user + times.system
+            peak = max(peak, resident)
         except psutil.NoSuchProcess:
             pass
         time.sleep(0.05)
-    return peak
+    return peak, sum(spent.values())
 
 
 def bare_label_loop(root: Path, out: Path) -> float:
