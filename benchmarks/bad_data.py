@@ -28,7 +28,7 @@ import pyarrow as pa
 
 _BOMB = """
 import resource, sys, time
-from pillsnap.data.batches import PhotoReader
+from pillsnap.data.sources import PhotoReader
 
 reader = PhotoReader(sys.argv[1], 64_000_000)
 reader.read("small.png")  # imports and buffers are no part of the question
@@ -170,8 +170,8 @@ def measure_bad_photos(root: Path, num_photos: int) -> dict:
 
 def batches_of(train: pa.Table, val: pa.Table, recipe: object, root: Path, batch_size: int) -> object:
     """The rows of a training stream of one epoch."""
-    from pillsnap.data.batches import PhotoReader
     from pillsnap.data.plan import StreamPlan
+    from pillsnap.data.sources import PhotoReader
     from pillsnap.data.stream import Stream, share_samples
 
     plan = StreamPlan(3, 1, len(train), len(val), batch_size, 1)

@@ -111,7 +111,7 @@ def ours(run: Path, settings: Settings, codes: list[str]) -> Callable[[list[Path
     """What the actor of `pillsnap predict` does, with its Ray Data tasks' decoding done ahead of it in a thread."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from pillsnap.data.batches import PhotoReader
+    from pillsnap.data.sources import PhotoReader
     from pillsnap.evaluate.two_stage import TwoStage
 
     models = TwoStage(run, settings, codes)

@@ -29,6 +29,7 @@ from pillsnap.cli_options import (
     console,
     progress_bar,
 )
+from pillsnap.cli_prepare import prepare
 from pillsnap.errors import UserError
 
 STOPPED = 130
@@ -56,7 +57,7 @@ app = typer.Typer(
     help="Train, judge and run a two-stage pill recogniser.",
 )
 app.add_typer(manifest_app, name="manifest")
-for command in (predict, export):
+for command in (predict, export, prepare):
     app.command()(command)
 
 

@@ -39,7 +39,18 @@ class SamplingSettings(_Settings):
 
 
 class DataSettings(_Settings):
-    """Limits for reading photos."""
+    """How photos are read, decoded and kept."""
+
+    store: Literal["off", "jpeg", "png"] = "off"
+    """Decode-once store of windows: `jpeg` small and lossy, `png` exact. `pillsnap prepare` fills it, and so does
+    training in passing."""
+    store_dir: str | None = None
+    """Where stores are kept [default: `store` in the run directory]."""
+    decode_in: Literal["auto", "tasks", "workers"] = "auto"
+    """Where windows are decoded: Ray Data tasks, on any node, or threads of the train workers. `auto`: threads with a
+    store on one machine without a GPU and with up to 4 CPUs, else tasks."""
+    decode_threads: Count = 2
+    """Threads a worker decodes with, when it does."""
 
     max_pixels: Count = 64_000_000
     quarantine_fraction: Fraction = 0.01

@@ -54,9 +54,15 @@ def sample_rng(seed: int, epoch: int, sample_id: str) -> np.random.Generator:
 
 
 def crop(
-    image: np.ndarray, box: np.ndarray, size_px: int, margin: float, jitter: CropJitter, rng: np.random.Generator
+    image: np.ndarray,
+    box: np.ndarray,
+    size_px: int,
+    margin: float,
+    jitter: CropJitter,
+    rng: np.random.Generator,
+    target: np.ndarray | None = None,
 ) -> np.ndarray:
-    """A square of `size_px` around one box: centre, scale and rotation jittered, in one warp.
+    """A square of `size_px` around one box: centre, scale and rotation jittered, in one warp, into `target` if given.
 
     The square's side is the box's longer side plus `margin` of it on each side.
     """
@@ -74,7 +80,7 @@ def crop(
         @ _scaling(scale, scale)
         @ _translation(0.5 - center_x, 0.5 - center_y)
     )
-    patch = warp(image, matrix, size_px, border=cv2.BORDER_REPLICATE)
+    patch = warp(image, matrix, size_px, border=cv2.BORDER_REPLICATE, target=target)
     return _colour(patch, jitter.hue, jitter.saturation, jitter.brightness, rng)
 
 
@@ -187,6 +193,7 @@ def _visible(boxes: np.ndarray, matrix: np.ndarray, size_px: int) -> np.ndarray:
 def _colour(
     image: np.ndarray, hue: float, saturation: float, brightness: float, rng: np.random.Generator
 ) -> np.ndarray:
+    # In place.
     gains = rng.uniform(-1, 1, 3) * (hue, saturation, brightness) + 1
     if not (hue or saturation or brightness):
         return image
@@ -198,7 +205,7 @@ def _colour(
     )
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
     cv2.LUT(hsv, np.stack(tables, axis=1)[None], dst=hsv)
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB, dst=hsv)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB, dst=image)
 
 
 def _pixel_centres(matrix: np.ndarray) -> np.ndarray:

@@ -2,12 +2,14 @@
 torch.
 
 A batch has always room for `capacity` samples; `valid` says which rows hold one. A photo that cannot be decoded leaves
-its row empty and its id and reason in `quarantine`.
+its row empty and its id and reason in `quarantine`. `stage_s` (3,) has the seconds spent reading, decoding and warping.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import time
 from collections.abc import Container
 from dataclasses import dataclass, field
 
@@ -16,32 +18,14 @@ import pyarrow as pa
 
 from pillsnap.data import augment
 from pillsnap.data.augment import CropJitter, FrameJitter
-from pillsnap.data.images import BadImage, decode_image
-from pillsnap.data.photos import PhotoStore
+from pillsnap.data.images import BadImage
 from pillsnap.data.plan import Slot
+from pillsnap.data.sources import Source
+from pillsnap.data.windows import Codec, Window, crop_window, frame_window
 
 Batch = dict[str, np.ndarray]
 NO_CROP_JITTER = CropJitter()
 NO_FRAME_JITTER = FrameJitter()
-
-
-@dataclass(frozen=True)
-class PhotoReader:
-    """Decoded photos beneath a data root."""
-
-    data_root: str
-    max_pixels: int
-
-    def read(self, image_path: str) -> np.ndarray | BadImage:
-        """RGB pixels, or why there are none."""
-        try:
-            return decode_image(PhotoStore(self.data_root).read(image_path), max_pixels=self.max_pixels)
-        except BadImage as error:
-            return error
-        except FileNotFoundError:
-            return BadImage("missing", f"{image_path} is not there")
-        except (OSError, ValueError) as error:
-            return BadImage("unreadable", str(error))
 
 
 @dataclass(frozen=True)
@@ -53,24 +37,41 @@ class CropRecipe:
     jitter: CropJitter
     whole_frame: bool = False
 
-    def make(self, samples: pa.Table, slot: Slot, seed: int, capacity: int, reader: PhotoReader) -> Batch:
+    def make(self, samples: pa.Table, slot: Slot, seed: int, capacity: int, source: Source) -> Batch:
         """`image` (capacity, size, size, 3) uint8 and `label` (capacity,) int64, beside what every batch has."""
         batch = _Rows(capacity, self.size_px)
         labels = np.zeros(capacity, np.int64)
-        jitter = self.jitter if slot.training else NO_CROP_JITTER
-        for row, number in enumerate(slot.members):
-            sample_id, box = samples["sample_id"][number].as_py(), samples["box"][number].as_py()
-            photo = reader.read(samples["image_path"][number].as_py())
-            if isinstance(photo, BadImage):
-                batch.reject(row, number, sample_id, photo)
+        jitter = self._jitter(slot.training)
+        for row, number in enumerate(slot.members.tolist()):
+            sample_id = samples["sample_id"][number].as_py()
+            window = source.window(samples, number)
+            if isinstance(window, BadImage):
+                batch.reject(row, number, sample_id, window)
                 continue
             rng = augment.sample_rng(seed, slot.epoch, sample_id)
             if self.whole_frame:
-                box = (0, 0, photo.shape[1], photo.shape[0])
-            margin = 0.0 if self.whole_frame else self.margin
-            batch.accept(row, number, augment.crop(photo, np.asarray(box), self.size_px, margin, jitter, rng))
+                box, margin = np.array((0, 0, window.pixels.shape[1], window.pixels.shape[0])), 0.0
+            else:
+                box, margin = window.place(np.array(samples["box"][number].as_py())), self.margin
+            augment.crop(window.pixels, box, self.size_px, margin, jitter, rng, target=batch.image[row])
+            batch.accept(row, number)
             labels[row] = samples["label"][number].as_py()
-        return batch.finish() | {"label": labels}
+        return batch.finish(source) | {"label": labels}
+
+    def cut(self, photo: np.ndarray, samples: pa.Table, number: int, training: bool, codec: Codec) -> Window:
+        """What `make` needs of a photo for one sample."""
+        if self.whole_frame:
+            return Window(photo) if codec == "png" else frame_window(photo, self.size_px)
+        box = np.array(samples["box"][number].as_py())
+        return crop_window(photo, box, self.size_px, self.margin, self._jitter(training), codec)
+
+    def key(self, samples: pa.Table, number: int) -> int:
+        """The window depends on the photo and the box."""
+        box = "" if self.whole_frame else samples["box"][number].as_py()
+        return _key(f"{samples['sample_id'][number].as_py()} {box}")
+
+    def _jitter(self, training: bool) -> CropJitter:
+        return self.jitter if training else NO_CROP_JITTER
 
 
 @dataclass(frozen=True)
@@ -85,36 +86,47 @@ class FrameRecipe:
     max_boxes: int
     """Most boxes of one photo."""
 
-    def make(self, samples: pa.Table, slot: Slot, seed: int, capacity: int, reader: PhotoReader) -> Batch:
+    def make(self, samples: pa.Table, slot: Slot, seed: int, capacity: int, source: Source) -> Batch:
         """`image` (capacity, size, size, 3) uint8, `boxes` (capacity, 4 * max_boxes, 4) float32 x, y, w, h in pixels
         of the
         image, and `num_boxes` (capacity,), beside what every batch has."""
         batch = _Rows(capacity, self.size_px)
         boxes = np.zeros((capacity, 4 * self.max_boxes, 4), np.float32)
         num_boxes = np.zeros(capacity, np.int64)
-        photos = [reader.read(samples["image_path"][number].as_py()) for number in slot.members]
-        labels = [np.array(samples["boxes"][number].as_py(), np.float32).reshape(-1, 4) for number in slot.members]
-        pixels = {row: photo for row, photo in enumerate(photos) if not isinstance(photo, BadImage)}
-        for row, number in enumerate(slot.members):
+        members = slot.members.tolist()
+        windows = [source.window(samples, number) for number in members]
+        pixels, labels = {}, {}
+        for row, (number, window) in enumerate(zip(members, windows, strict=True)):
+            if not isinstance(window, BadImage):
+                pixels[row] = window.pixels
+                labels[row] = window.place(np.array(samples["boxes"][number].as_py(), np.float32).reshape(-1, 4))
+        for row, (number, window) in enumerate(zip(members, windows, strict=True)):
             sample_id = samples["sample_id"][number].as_py()
-            photo = photos[row]
-            if isinstance(photo, BadImage):
-                batch.reject(row, number, sample_id, photo)
+            if isinstance(window, BadImage):
+                batch.reject(row, number, sample_id, window)
                 continue
             if slot.training:
                 rng = augment.sample_rng(seed, slot.epoch, sample_id)
                 rows = self._tiles(row, pixels, slot.epoch, rng)
-                image, seen = augment.frame_sample(
+                batch.image[row], seen = augment.frame_sample(
                     [pixels[r] for r in rows], [labels[r] for r in rows], self.size_px, self.jitter, rng
                 )
             else:
-                image = augment.letterbox(photo, self.size_px)
-                matrix = augment.letterbox_matrix(photo.shape[1], photo.shape[0], self.size_px)
-                seen = augment.transform_boxes(labels[row], matrix)
-            batch.accept(row, number, image)
+                height, width = pixels[row].shape[:2]
+                batch.image[row] = augment.letterbox(pixels[row], self.size_px)
+                seen = augment.transform_boxes(labels[row], augment.letterbox_matrix(width, height, self.size_px))
+            batch.accept(row, number)
             boxes[row, : len(seen)] = seen
             num_boxes[row] = len(seen)
-        return batch.finish() | {"boxes": boxes, "num_boxes": num_boxes}
+        return batch.finish(source) | {"boxes": boxes, "num_boxes": num_boxes}
+
+    def cut(self, photo: np.ndarray, samples: pa.Table, number: int, training: bool, codec: Codec) -> Window:
+        """What `make` needs of a photo: it, reduced by whole halves to no less than the frame."""
+        return frame_window(photo, self.size_px)
+
+    def key(self, samples: pa.Table, number: int) -> int:
+        """The window depends on the photo."""
+        return _key(samples["sample_id"][number].as_py())
 
     def _tiles(self, row: int, readable: Container[int], epoch: int, rng: np.random.Generator) -> list[int]:
         if epoch >= self.mosaic_epochs or rng.random() >= self.jitter.mosaic:
@@ -126,6 +138,10 @@ class FrameRecipe:
         return rows
 
 
+def _key(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+
+
 @dataclass
 class _Rows:
     capacity: int
@@ -134,20 +150,21 @@ class _Rows:
     index: np.ndarray = field(init=False)
     valid: np.ndarray = field(init=False)
     quarantine: list[tuple[str, str]] = field(default_factory=list)
+    started_s: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
         self.image = np.empty((self.capacity, self.size_px, self.size_px, 3), np.uint8)
         self.index = np.full(self.capacity, -1, np.int64)
         self.valid = np.zeros(self.capacity, bool)
 
-    def accept(self, row: int, number: int, image: np.ndarray) -> None:
-        self.image[row], self.index[row], self.valid[row] = image, number, True
+    def accept(self, row: int, number: int) -> None:
+        self.index[row], self.valid[row] = number, True
 
     def reject(self, row: int, number: int, sample_id: str, why: BadImage) -> None:
         self.index[row] = number
         self.quarantine.append((sample_id, str(why)))
 
-    def finish(self) -> Batch:
+    def finish(self, source: Source) -> Batch:
         filled = np.flatnonzero(self.valid)
         if len(filled):
             # Batch normalisation sees every row: copies of the batch's own images keep its statistics what they were.
@@ -160,4 +177,9 @@ class _Rows:
             "index": self.index,
             "valid": self.valid,
             "quarantine": np.array(json.dumps(self.quarantine, ensure_ascii=False)),
+            "stage_s": self._stage_s(source),
         }
+
+    def _stage_s(self, source: Source) -> np.ndarray:
+        whole_s = time.perf_counter() - self.started_s
+        return np.array([source.read_s, source.decode_s, whole_s - source.read_s - source.decode_s])

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-_HOST_FIELDS = ("index", "quarantine", "epoch", "training", "step")
+_HOST_FIELDS = ("index", "quarantine", "epoch", "training", "step", "stage_s")
 
 
 @dataclass
@@ -34,6 +34,8 @@ class DeviceBatch:
     """(sample id, reason) of photos that could not be decoded."""
     wait_s: float = 0.0
     """Time the training loop waited for this batch."""
+    stage_s: tuple[float, ...] = (0.0, 0.0, 0.0)
+    """Time that reading, decoding and warping this batch took, wherever that was."""
 
 
 class Loader:
@@ -77,13 +79,14 @@ class Loader:
             index=np.array(row["index"]),
             num_valid=int(row["valid"].sum()),
             quarantine=[(sample_id, reason) for sample_id, reason in json.loads(str(row["quarantine"]))],
+            stage_s=tuple(row["stage_s"].tolist()),
         )
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
-        # Rows are read-only views into the object store: torch needs memory of its own, which pinning provides on a
-        # GPU.
+        # Rows of tasks are read-only views into the object store: torch needs memory of its own, which pinning provides
+        # on a GPU. Rows of decoding threads are their own.
         if self._copy_stream is None:
-            return torch.from_numpy(np.array(array))
+            return torch.from_numpy(array if array.flags.writeable else np.array(array))
         pinned = torch.empty(array.shape, dtype=_torch_dtype(array), pin_memory=True)
         np.copyto(pinned.numpy(), array)
         with torch.cuda.stream(self._copy_stream):

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pillsnap.data.batches import PhotoReader
 from pillsnap.data.images import BadImage
+from pillsnap.data.sources import PhotoReader
 from pillsnap.evaluate.boxes import Boxes, Photo, match_boxes, read_boxes
 from pillsnap.evaluate.markup import Content, Markup, number, tag
 from pillsnap.evaluate.metrics import read_crops

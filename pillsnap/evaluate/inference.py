@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 
 from pillsnap.config import Settings
 from pillsnap.data.archives import with_locations
-from pillsnap.data.batches import PhotoReader
 from pillsnap.data.images import BadImage
+from pillsnap.data.sources import PhotoReader
 from pillsnap.evaluate.boxes import MIN_SCORE
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from pillsnap.data.batches import PhotoReader
 from pillsnap.data.images import DEFAULT_MAX_PIXELS
 from pillsnap.data.manifest import ClassInfo, write_atomically
+from pillsnap.data.sources import PhotoReader
 from pillsnap.evaluate import gallery, report_classes, report_cost, report_curves, report_results, report_run
 from pillsnap.evaluate.boxes import read_photos
 from pillsnap.evaluate.markup import Content, Markup, join, section, tag

@@ -136,8 +136,8 @@ def _classification(
 
 def _photos(wandb: Any, judged: Any, tables: Mapping[str, pa.Table | None]) -> dict[str, Any]:
     """The worst photos, and some that went right, each with its boxes drawn by W&B."""
-    from pillsnap.data.batches import PhotoReader
     from pillsnap.data.images import BadImage
+    from pillsnap.data.sources import PhotoReader
     from pillsnap.evaluate import gallery
     from pillsnap.evaluate.boxes import read_photos
 

@@ -11,9 +11,11 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from pillsnap.data.batches import PhotoReader
+from pillsnap.config import DataSettings
 from pillsnap.data.plan import StreamPlan
+from pillsnap.data.prepare import split_stores, store_folder
 from pillsnap.data.samples import TaskSamples
+from pillsnap.data.sources import PhotoReader
 from pillsnap.data.stream import Recipe, Stream, share_samples
 from pillsnap.observe.logs import current_level
 from pillsnap.observe.versions import versions
@@ -27,10 +29,11 @@ if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
 
+_FEW_CPUS = 4
 # On a CPU every step allocates and frees the same large tensors: keeping them in the process saves a quarter of the
 # step,
 # which glibc otherwise spends on handing pages back and faulting them in again.
-_KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_TOP_PAD_": str(2**28)}
+KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_TOP_PAD_": str(2**28)}
 
 
 def make_trainer(run: Run, name: str, stream: Stream, workers: Workers, clock: TaskClock) -> TorchTrainer:
@@ -80,7 +83,7 @@ def make_trainer(run: Run, name: str, stream: Stream, workers: Workers, clock: T
             name=f"{name}-{uuid.uuid4().hex[:8]}",
             storage_path=str(run.run_dir / "ray"),
             failure_config=FailureConfig(max_failures=train.max_failures),
-            worker_runtime_env={} if workers.use_gpu else {"env_vars": _KEEP_FREED_MEMORY},
+            worker_runtime_env={} if workers.use_gpu else {"env_vars": KEEP_FREED_MEMORY},
         ),
         datasets={STREAM: placeholder},
         dataset_config=StreamFromCheckpoint(stream, run.checkpoint_dir(name)),
@@ -91,7 +94,9 @@ def make_stream(run: Run, name: str, samples: TaskSamples, recipe: Recipe) -> St
     """The stream of one task, its samples shared with every Ray Data task. Its plan is for one worker; each start of
     the workers makes it one for their number.
     """
-    settings = getattr(run.settings, name)
+    settings, data = getattr(run.settings, name), run.settings.data
+    folder = store_folder(data.store_dir, run.run_dir)
+    stores = {} if data.store == "off" else split_stores(folder, name, recipe, data.store, run.manifest_hash)
     return Stream(
         plan=StreamPlan(
             seed=run.settings.train.seed,
@@ -102,12 +107,24 @@ def make_stream(run: Run, name: str, samples: TaskSamples, recipe: Recipe) -> St
             num_workers=1,
         ),
         recipe=recipe,
-        reader=PhotoReader(run.data_root, run.settings.data.max_pixels),
+        reader=PhotoReader(run.data_root, data.max_pixels),
         train_samples=share_samples(samples.train),
         val_samples=share_samples(samples.val),
-        batches_per_read=run.settings.data.batches_per_read,
-        decoding_cpus=run.settings.data.decoding_cpus,
+        batches_per_read=data.batches_per_read,
+        decoding_cpus=data.decoding_cpus,
+        train_store=stores.get("train"),
+        val_store=stores.get("val"),
+        ship_bytes=_decodes_in_workers(data),
     )
+
+
+def _decodes_in_workers(data: DataSettings) -> bool:
+    if data.decode_in != "auto":
+        return data.decode_in == "workers"
+    import ray
+
+    resources = ray.cluster_resources()
+    return data.store != "off" and not resources.get("GPU") and resources.get("CPU", 0) <= _FEW_CPUS
 
 
 def fit(trainer: TorchTrainer, run_dir: Path, clock: TaskClock) -> None:

@@ -23,11 +23,10 @@ from pillsnap.train.clock import TaskClock
 from pillsnap.train.diagnosis import diagnose
 from pillsnap.train.fit import fit, make_stream, make_trainer
 from pillsnap.train.preflight import disk_check, gpu_checks
-from pillsnap.train.run_directory import STOP_FILE, Run, only_driver
+from pillsnap.train.run_directory import FOUND_BOXES_FILE, STOP_FILE, Run, only_driver
 from pillsnap.train.session import Workers, count_workers, ray_session
 
 _log = logging.getLogger(__name__)
-FOUND_BOXES_FILE = "found_boxes.json"
 
 
 class RunStopped(Exception):

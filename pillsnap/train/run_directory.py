@@ -19,6 +19,7 @@ from pillsnap.data.manifest import ClassInfo, manifest_hash, read_classes, read_
 from pillsnap.errors import UserError
 
 CONFIG_FILE = "config.json"
+FOUND_BOXES_FILE = "found_boxes.json"
 STOP_FILE = "stop-requested"
 """Its presence asks the training loop to write a checkpoint and end."""
 # What may change when a run is taken up again: none of it decides what is learned up to the change.

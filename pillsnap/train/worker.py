@@ -42,6 +42,7 @@ def run_worker(config: WorkerConfig) -> None:
     from ray import train as ray_train
 
     from pillsnap.data.loader import Loader
+    from pillsnap.data.shipping import decode_ahead
     from pillsnap.observe.events import EventLog
     from pillsnap.observe.logs import setup_logging
     from pillsnap.train.checkpoint import find_checkpoint, only_writer
@@ -103,6 +104,8 @@ def run_worker(config: WorkerConfig) -> None:
             report=ray_train.report,
         )
         rows = shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
+        if config.stream.ship_bytes:
+            rows = decode_ahead(rows, replace(config.stream, plan=plan), config.settings.data.decode_threads)
         try:
             train(job, Loader(rows, device))
         except UserError as error:

@@ -12,10 +12,11 @@ import pytest
 
 from pillsnap.data.audit import audit
 from pillsnap.data.augment import FrameJitter
-from pillsnap.data.batches import FrameRecipe, PhotoReader
+from pillsnap.data.batches import FrameRecipe
 from pillsnap.data.manifest import SCHEMA, class_list, write_manifest
 from pillsnap.data.plan import StreamPlan
 from pillsnap.data.samples import detection_samples
+from pillsnap.data.sources import PhotoReader
 from pillsnap.data.stream import Stream, share_samples
 from pillsnap.data.synthetic.faults import FAULTS
 

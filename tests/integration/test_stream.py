@@ -10,10 +10,11 @@ import pytest
 import ray
 
 from pillsnap.data.augment import CropJitter
-from pillsnap.data.batches import CropRecipe, PhotoReader
+from pillsnap.data.batches import CropRecipe
 from pillsnap.data.manifest import read_manifest
 from pillsnap.data.plan import StreamPlan
 from pillsnap.data.samples import classification_samples
+from pillsnap.data.sources import PhotoReader
 from pillsnap.data.stream import Stream, share_samples
 
 Step = tuple[int, bool, int]

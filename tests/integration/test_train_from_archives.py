@@ -11,11 +11,12 @@ import pytest
 
 from pillsnap.config import load_settings
 from pillsnap.data.augment import CropJitter, FrameJitter
-from pillsnap.data.batches import CropRecipe, FrameRecipe, PhotoReader
+from pillsnap.data.batches import CropRecipe, FrameRecipe
 from pillsnap.data.build import build_manifest
 from pillsnap.data.manifest import read_classes, read_manifest
 from pillsnap.data.plan import StreamPlan
 from pillsnap.data.samples import classification_samples, detection_samples
+from pillsnap.data.sources import PhotoReader
 from pillsnap.data.stream import Stream, share_samples
 
 
@@ -53,7 +54,9 @@ def stream_bytes(manifest: Path, root: Path, task: str) -> dict[tuple[int, bool,
     for batch in stream.dataset().iter_batches(batch_size=None, batch_format="numpy"):
         assert json.loads(str(batch["quarantine"][0])) == []
         step = (int(batch["epoch"][0]), bool(batch["training"][0]), int(batch["step"][0]))
-        found[step] = {name: values.tobytes() for name, values in batch.items() if name != "quarantine"}
+        found[step] = {
+            name: values.tobytes() for name, values in batch.items() if name not in ("quarantine", "stage_s")
+        }
     return found
 
 

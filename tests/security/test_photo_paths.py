@@ -13,9 +13,9 @@ import pytest
 
 from pillsnap.data import photos
 from pillsnap.data.archives import Place, locate, read_directory, to_location
-from pillsnap.data.batches import PhotoReader
 from pillsnap.data.images import BadImage
 from pillsnap.data.photos import PhotoStore
+from pillsnap.data.sources import PhotoReader
 
 PIXELS = np.full((12, 10, 3), 200, np.uint8)
 

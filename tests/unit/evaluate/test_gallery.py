@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pillsnap.data.batches import PhotoReader
+from pillsnap.data.sources import PhotoReader
 from pillsnap.evaluate.boxes import read_photos
 from pillsnap.evaluate.gallery import examples, judge_photos, picture, worst
 

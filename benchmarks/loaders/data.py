@@ -1,0 +1,153 @@
+"""The photos that all loaders read, and the same crops in each loader's own format."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+
+from pillsnap.config import load_settings
+from pillsnap.data import augment
+from pillsnap.data.augment import CropJitter
+from pillsnap.data.batches import CropRecipe, FrameRecipe
+from pillsnap.data.build import build_manifest
+from pillsnap.data.manifest import manifest_hash, read_classes, read_manifest
+from pillsnap.data.prepare import fill, split_stores
+from pillsnap.data.samples import TaskSamples
+from pillsnap.data.sources import PhotoReader, SplitStore
+from pillsnap.data.synthetic import generate
+from pillsnap.train.tasks import DetectionTask, make_task
+
+SIZE_PX, FRAME_PX, BATCH, FRAME_BATCH = 224, 640, 64, 16
+MARGIN = 0.12
+STORE_REPEATS = 16
+"""Times each crop counts in an epoch over prepared crops, so that an epoch takes seconds."""
+# Geometry only: every peer changes colours in another way.
+JITTER = CropJitter(0.06, 0.12, 180.0)
+RECIPE = CropRecipe(SIZE_PX, MARGIN, JITTER)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A folder with everything; made once, read by every contender's process."""
+
+    folder: Path
+
+    @property
+    def photos(self) -> Path:
+        return self.folder / "photos"
+
+    def crop_samples(self) -> pa.Table:
+        return self._samples("classification").train
+
+    def frame_samples(self) -> pa.Table:
+        return self._samples("detection").train
+
+    def reader(self) -> PhotoReader:
+        return PhotoReader(str(self.photos), 64_000_000)
+
+    def store(self) -> SplitStore:
+        run = self.folder / "run"
+        return split_stores(run / "store", "classification", RECIPE, "jpeg", manifest_hash(run))["train"]
+
+    def frame_recipe(self) -> FrameRecipe:
+        task = make_task("detection", load_settings("stage3"), [])
+        assert isinstance(task, DetectionTask)
+        return task.recipe(self._samples("detection"))
+
+    def jpegs(self) -> list[Path]:
+        return sorted((self.folder / "crops").glob("*.jpg"))
+
+    def boxes(self) -> np.ndarray:
+        """(n, 4) x, y, w, h of each crop's pill, in pixels of the crop's JPEG."""
+        return np.load(self.folder / "boxes.npy")
+
+    def _samples(self, task: str) -> TaskSamples:
+        run = self.folder / "run"
+        codes = [entry.code for entry in read_classes(run)]
+        return make_task(task, load_settings("stage3"), codes).samples(read_manifest(run), None)
+
+
+def prepare(folder: Path, num_photos: int) -> Prepared:
+    """Photographs of 976 x 1280 pixels, their store, and its crops as files, tar, LitData and MDS. Ray must be up."""
+    prepared = Prepared(folder)
+    if not prepared.photos.exists():
+        generate(prepared.photos, num_classes=20, num_singles=num_photos, num_combinations=0)
+    build_manifest(prepared.photos, folder / "run", num_photos=None, num_classes=None, val_fraction=0.1)
+    samples, store = prepared.crop_samples(), prepared.store()
+    fill(store, samples, prepared.reader(), decoding_cpus=0.75)
+    (folder / "crops").mkdir()
+    boxes, rows = [], []
+    for number in range(len(samples)):
+        window = store.shards.get(RECIPE.key(samples, number))
+        assert window is not None
+        box = window.decode(0).place(np.array(samples["box"][number].as_py()))
+        data = bytes(window.data)
+        (folder / "crops" / f"{number:06d}.jpg").write_bytes(data)
+        boxes.append(box)
+        rows.append((data, box))
+    np.save(folder / "boxes.npy", np.array(boxes, np.float32))
+    _write_yolo(folder / "yolo", prepared)
+    rows *= STORE_REPEATS
+    _write_tar(folder / "tar", rows)
+    _write_litdata(folder / "litdata", rows)
+    _write_mds(folder / "mds", rows)
+    return prepared
+
+
+def decode_crop(jpeg: bytes, box: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """What every peer that takes a function of ours does with one crop: (224, 224, 3) uint8."""
+    pixels = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
+    return augment.crop(pixels, box, SIZE_PX, MARGIN, JITTER, rng)
+
+
+def _write_tar(folder: Path, rows: list) -> None:
+    folder.mkdir()
+    for part in range(0, len(rows), 1000):
+        with tarfile.open(folder / f"crops-{part // 1000:04d}.tar", "w") as tar:
+            for number, (data, box) in enumerate(rows[part : part + 1000], start=part):
+                for suffix, content in (("jpg", data), ("json", json.dumps([float(v) for v in box]).encode())):
+                    info = tarfile.TarInfo(f"{number:06d}.{suffix}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+
+
+def _write_litdata(folder: Path, rows: list) -> None:
+    try:
+        from litdata.streaming.writer import BinaryWriter
+    except ImportError:
+        return
+    folder.mkdir()
+    writer = BinaryWriter(str(folder), chunk_bytes="64MB")
+    for number, (data, box) in enumerate(rows):
+        writer[number] = {"jpeg": data, "box": np.asarray(box, np.float32).tobytes()}
+    writer.done()
+    writer.merge(1)
+
+
+def _write_mds(folder: Path, rows: list) -> None:
+    try:
+        from streaming import MDSWriter
+    except ImportError:
+        return
+    with MDSWriter(out=str(folder), columns={"jpeg": "bytes", "box": "bytes"}) as writer:
+        for data, box in rows:
+            writer.write({"jpeg": data, "box": np.asarray(box, np.float32).tobytes()})
+
+
+def _write_yolo(folder: Path, prepared: Prepared) -> None:
+    for part in ("images", "labels"):
+        (folder / part).mkdir(parents=True)
+    samples = prepared.frame_samples()
+    for number, (path, boxes) in enumerate(
+        zip(samples["image_path"].to_pylist(), samples["boxes"].to_pylist(), strict=True)
+    ):
+        (folder / "images" / f"{number:06d}.png").symlink_to((prepared.photos / path).resolve())
+        lines = [f"0 {(x + w / 2) / 976} {(y + h / 2) / 1280} {w / 976} {h / 1280}\n" for x, y, w, h in boxes]
+        (folder / "labels" / f"{number:06d}.txt").write_text("".join(lines))

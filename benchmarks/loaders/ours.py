@@ -1,0 +1,117 @@
+"""The limit, the mock, and PillSnap's own paths."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import multiprocessing
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import ray
+
+from benchmarks.loaders.data import BATCH, FRAME_BATCH, RECIPE, STORE_REPEATS, Prepared, decode_crop
+from benchmarks.loaders.measure import Batches, measure
+from pillsnap.data import augment
+from pillsnap.data.images import decode_image
+from pillsnap.data.loader import Loader
+from pillsnap.data.plan import StreamPlan
+from pillsnap.data.shipping import decode_ahead
+from pillsnap.data.sources import SplitStore
+from pillsnap.data.stream import Stream, share_samples
+from pillsnap.train.fit import KEEP_FREED_MEMORY
+
+CORES = 2
+DECODING_CPUS = 0.75
+_EPOCHS = 10_000
+
+
+def limit(data: Prepared, seconds: float, *, stored: bool) -> float:
+    """Images a second of as many processes as cores that read, decode and warp, and hand nothing over."""
+    with multiprocessing.get_context("spawn").Pool(CORES) as pool:
+        arguments = [(str(data.folder), part, seconds, stored) for part in range(CORES)]
+        return sum(pool.starmap(_limit_process, arguments))
+
+
+def _limit_process(folder: str, part: int, seconds: float, stored: bool) -> float:
+    cv2.setNumThreads(1)
+    data = Prepared(Path(folder))
+    samples, boxes, jpegs = data.crop_samples(), data.boxes(), data.jpegs()
+    started = warm_s = time.perf_counter()
+    for done, number in enumerate(itertools.cycle(range(part, len(jpegs), CORES))):
+        rng = augment.sample_rng(0, 0, str(number))
+        if stored:
+            decode_crop(jpegs[number].read_bytes(), boxes[number], rng)
+        else:
+            photo = decode_image((data.photos / samples["image_path"][number].as_py()).read_bytes())
+            box = np.array(samples["box"][number].as_py())
+            augment.crop(photo, box, RECIPE.size_px, RECIPE.margin, RECIPE.jitter, rng)
+        if done == 40:  # after the imports and the first pages
+            warm_s = time.perf_counter()
+        if done > 40 and time.perf_counter() - started > seconds:
+            return (done - 40) / (time.perf_counter() - warm_s)
+    raise AssertionError
+
+
+def mock(data: Prepared) -> Batches:
+    """One batch, over and over: what a loop can take at most."""
+    batch = np.zeros((BATCH, RECIPE.size_px, RECIPE.size_px, 3), np.uint8)
+    for epoch in itertools.count():
+        for _ in range(100):
+            yield epoch, batch
+
+
+def direct(data: Prepared) -> Stream:
+    return _crop_stream(data, None, ship=False)
+
+
+def store_tasks(data: Prepared) -> Stream:
+    return _crop_stream(data, data.store(), ship=False)
+
+
+def store_workers(data: Prepared) -> Stream:
+    return _crop_stream(data, data.store(), ship=True)
+
+
+def detection(data: Prepared) -> Stream:
+    samples = data.frame_samples()
+    plan = StreamPlan(0, _EPOCHS, len(samples), 0, FRAME_BATCH, 1)
+    recipe = dataclasses.replace(data.frame_recipe(), mosaic_epochs=_EPOCHS)
+    shared = share_samples(samples)
+    return Stream(plan, recipe, data.reader(), shared, shared, 2, DECODING_CPUS)
+
+
+def _crop_stream(data: Prepared, store: SplitStore | None, *, ship: bool) -> Stream:
+    samples = data.crop_samples()
+    if store:
+        samples = pa.concat_tables([samples] * STORE_REPEATS)
+    plan = StreamPlan(0, _EPOCHS, len(samples), 0, BATCH, 1)
+    shared = share_samples(samples)
+    reads = 8 if store else 2
+    return Stream(plan, RECIPE, data.reader(), shared, shared, reads, DECODING_CPUS, store, None, ship)
+
+
+def measure_stream(stream: Stream, seconds: float) -> dict[str, float]:
+    """Read a stream as a train worker does: through a split, in a process of its own. Ray must be up."""
+    started_s = time.time()
+    (shard,) = stream.dataset().streaming_split(1, equal=True)
+    worker = _Worker.options(runtime_env={"env_vars": KEEP_FREED_MEMORY}).remote()
+    return ray.get(worker.measure.remote(shard, stream, started_s, seconds))
+
+
+@ray.remote(num_cpus=0.25)
+class _Worker:
+    def measure(
+        self, shard: ray.data.DataIterator, stream: Stream, started_s: float, seconds: float
+    ) -> dict[str, float]:
+        import torch
+
+        torch.set_num_threads(1)
+        rows = shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
+        if stream.ship_bytes:
+            rows = decode_ahead(rows, stream, CORES)
+        batches = ((batch.epoch, batch.images) for batch in Loader(rows, torch.device("cpu")))
+        return measure(batches, started_s, seconds)

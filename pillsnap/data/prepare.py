@@ -1,0 +1,115 @@
+"""Fills the decode-once store of a task by Ray Data: shards of neighbouring samples, resumable, in any order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from pillsnap.data.images import BadImage
+from pillsnap.data.manifest import write_json
+from pillsnap.data.shards import DESCRIPTION_NAME, ShardStore
+from pillsnap.data.sources import Cutter, PhotoReader, SplitStore
+from pillsnap.data.stream import share_samples
+from pillsnap.data.windows import JPEG_QUALITY, Codec
+from pillsnap.errors import UserError
+
+if TYPE_CHECKING:
+    import ray
+
+VERSION = 1
+"""Counts up when windows of the same parameters would have other pixels."""
+SAMPLES_PER_SHARD = 256
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What filling a store came to."""
+
+    num_stored: int
+    """Samples in the store now."""
+    num_new: int
+    num_bytes: int
+    """Size of the store on disk."""
+    bad: list[tuple[str, str]]
+    """(sample id, reason) of samples whose photo cannot be read."""
+
+
+def store_folder(store_dir: str | None, run_dir: Path) -> Path:
+    """Where the stores of a run are."""
+    return Path(store_dir) if store_dir else run_dir / "store"
+
+
+def split_stores(folder: Path, task: str, cutter: Cutter, codec: Codec, manifest_hash: str) -> dict[str, SplitStore]:
+    """The stores of a task's two splits in `folder`, described there; they may be empty or partly filled.
+
+    A store's name holds all that decides its content: another manifest, crop size or margin gets another store.
+    """
+    stores = {}
+    for split in ("train", "val"):
+        parts = {"version": VERSION, "cutter": repr(cutter), "codec": codec, "quality": JPEG_QUALITY}
+        transform = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+        path = folder / f"{manifest_hash[:12]}-{task}-{split}-{transform}"
+        if not (path / DESCRIPTION_NAME).exists():
+            path.mkdir(parents=True, exist_ok=True)
+            write_json(path / DESCRIPTION_NAME, {"task": task, "split": split, "manifest_hash": manifest_hash} | parts)
+        stores[split] = SplitStore(ShardStore(str(path)), cutter, codec, split == "train")
+    return stores
+
+
+def fill(
+    store: SplitStore, samples: pa.Table, reader: PhotoReader, decoding_cpus: float, progress: Progress | None = None
+) -> Filled:
+    """Make the windows that a store lacks; those it has stay. Ray must be up. Raises UserError when it cannot write."""
+    import ray
+
+    keys = np.array([store.cutter.key(samples, number) for number in range(len(samples))], np.uint64)
+    missing = np.flatnonzero(~store.shards.stored(keys))
+    total, done = len(samples), len(samples) - len(missing)
+    bad: list[tuple[str, str]] = []
+    if len(missing):
+        starts = range(0, len(missing), SAMPLES_PER_SHARD)
+        blocks = [pa.table({"sample": missing[start : start + SAMPLES_PER_SHARD]}) for start in starts]
+        made = ray.data.from_arrow(blocks).map_batches(
+            _fill_shard,
+            fn_kwargs={"store": store, "samples": share_samples(samples), "reader": reader},
+            batch_size=None,
+            num_cpus=decoding_cpus,
+        )
+        try:
+            for batch in made.iter_batches(batch_size=None):
+                for num_stored, failures in zip(batch["num_stored"].tolist(), batch["bad"], strict=True):
+                    bad += [(sample_id, reason) for sample_id, reason in json.loads(str(failures))]
+                    done += num_stored
+                    if progress:
+                        progress(done + len(bad), total)
+        except ray.exceptions.RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, UserError) else error) from None
+    num_stored = int(store.shards.stored(keys).sum())
+    return Filled(num_stored, num_stored - (total - len(missing)), store.shards.num_bytes(), bad)
+
+
+def _fill_shard(
+    block: dict[str, np.ndarray], *, store: SplitStore, samples: ray.ObjectRef, reader: PhotoReader
+) -> dict[str, Any]:
+    import cv2
+    import ray
+
+    cv2.setNumThreads(1)
+    table = ray.get(samples)
+    bad = []
+    source = store.source(reader)
+    for number in block["sample"].tolist():
+        window = source.fetch(table, number)
+        if isinstance(window, BadImage):
+            bad.append((table["sample_id"][number].as_py(), str(window)))
+    num_stored = len(source.fresh)
+    source.flush()
+    return {"num_stored": np.array([num_stored]), "bad": np.array([json.dumps(bad, ensure_ascii=False)])}

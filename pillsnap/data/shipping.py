@@ -1,0 +1,74 @@
+"""Batches as encoded windows: packed in a Ray Data task, decoded and augmented by threads of the train worker.
+
+Pixels are ten times the bytes of their JPEGs, and are written and read several times on their way; on few cores that
+costs more than the threads do. On many cores, or with other nodes to decode, tasks that hand over pixels are faster.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from pillsnap.data.images import BadImage
+from pillsnap.data.plan import Slot
+from pillsnap.data.sources import ShippedSource, Source
+from pillsnap.data.windows import EncodedWindow
+
+if TYPE_CHECKING:
+    from pillsnap.data.stream import Stream
+
+Row = dict[str, np.ndarray]
+
+
+def pack(number: int, samples: pa.Table, slot: Slot, source: Source) -> dict[str, Any]:
+    """Slot `number` as one row: the windows' bytes on end, where each begins, their places, and the bad photos."""
+    windows = [source.fetch(samples, member) for member in slot.members.tolist()]
+    good = [window for window in windows if not isinstance(window, BadImage)]
+    bad = [(row, window.reason, window.detail) for row, window in enumerate(windows) if isinstance(window, BadImage)]
+    return {
+        "slot": number,
+        "data": np.frombuffer(b"".join(window.data for window in good), np.uint8),
+        "ends": np.cumsum([len(window.data) for window in good], dtype=np.int64),
+        "places": np.array([(w.left, w.top, w.scale_x, w.scale_y, w.own) for w in good], np.float64).reshape(-1, 5),
+        "bad": json.dumps(bad, ensure_ascii=False),
+    }
+
+
+def decode_ahead(rows: Iterable[Row], stream: Stream, num_threads: int) -> Iterator[Row]:
+    """Rows of pixels in the order of the packed rows, made by `num_threads` threads ahead of the consumer."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="decode") as pool:
+        ahead: deque[Future[Row]] = deque()
+        try:
+            for row in rows:
+                ahead.append(pool.submit(_make, row, stream))
+                if len(ahead) > num_threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
+def _make(row: Row, stream: Stream) -> Row:
+    slot = stream.plan.slot(int(row["slot"][0]))
+    members = slot.members.tolist()
+    bad = {place: BadImage(reason, detail) for place, reason, detail in json.loads(str(row["bad"][0]))}
+    good = [member for place, member in enumerate(members) if place not in bad]
+    data, ends = row["data"][0].data, row["ends"][0].tolist()
+    shipped: dict[int, EncodedWindow | BadImage] = {members[place]: error for place, error in bad.items()}
+    for member, begin, end, place in zip(good, [0, *ends], ends, row["places"][0].tolist(), strict=False):
+        left, top, scale_x, scale_y, own = place
+        shipped[member] = EncodedWindow(data[begin:end], left, top, scale_x, scale_y, bool(own))
+    batch = stream.make(slot, ShippedSource(stream.reader, shipped=shipped))
+    batch |= {"epoch": np.array(slot.epoch), "training": np.array(slot.training), "step": np.array(slot.step)}
+    return {name: value[None] for name, value in batch.items()}

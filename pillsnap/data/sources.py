@@ -1,0 +1,144 @@
+"""Where a recipe gets its windows from: photos, the decode-once store, or bytes that were shipped to it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from pillsnap.data.images import BadImage, decode_image
+from pillsnap.data.photos import PhotoStore
+from pillsnap.data.shards import ShardStore
+from pillsnap.data.windows import Codec, EncodedWindow, Window
+
+
+@dataclass(frozen=True)
+class PhotoReader:
+    """Photos beneath a data root."""
+
+    data_root: str
+    max_pixels: int
+
+    def read(self, image_path: str) -> np.ndarray | BadImage:
+        """RGB pixels, or why there are none."""
+        data = self.read_bytes(image_path)
+        if isinstance(data, BadImage):
+            return data
+        try:
+            return decode_image(data, max_pixels=self.max_pixels)
+        except BadImage as error:
+            return error
+
+    def read_bytes(self, image_path: str) -> bytes | BadImage:
+        """The file's bytes, or why there are none."""
+        try:
+            return PhotoStore(self.data_root).read(image_path)
+        except BadImage as error:
+            return error
+        except FileNotFoundError:
+            return BadImage("missing", f"{image_path} is not there")
+        except (OSError, ValueError) as error:
+            return BadImage("unreadable", str(error))
+
+
+class Cutter(Protocol):
+    """Cuts the part of a photo that a recipe needs of it."""
+
+    def cut(self, photo: np.ndarray, samples: pa.Table, number: int, training: bool, codec: Codec) -> Window: ...
+
+    def key(self, samples: pa.Table, number: int) -> int:
+        """64 bits that differ for samples whose windows would."""
+        ...
+
+
+@dataclass(frozen=True)
+class SplitStore:
+    """The store of one split of a task, and how its windows are cut; travels with every task that reads it."""
+
+    shards: ShardStore
+    cutter: Cutter
+    codec: Codec
+    training: bool
+
+    def source(self, reader: PhotoReader) -> StoreSource:
+        """Windows from this store, and from photos where it lacks one."""
+        self.shards.refresh()
+        return StoreSource(reader, store=self)
+
+
+@dataclass
+class Source:
+    """Windows of samples by number; counts the time it takes. Not for two threads at once."""
+
+    reader: PhotoReader
+    read_s: float = 0.0
+    decode_s: float = 0.0
+
+    def fetch(self, samples: pa.Table, number: int) -> EncodedWindow | BadImage:
+        """The encoded window of a sample, or why there is none."""
+        data = self.reader.read_bytes(samples["image_path"][number].as_py())
+        return data if isinstance(data, BadImage) else EncodedWindow(data, own=False)
+
+    def window(self, samples: pa.Table, number: int) -> Window | BadImage:
+        """The pixels of a sample's window, or why there are none."""
+        started_s = time.perf_counter()
+        encoded = self.fetch(samples, number)
+        fetched_s = time.perf_counter()
+        self.read_s += fetched_s - started_s
+        if isinstance(encoded, BadImage):
+            return encoded
+        try:
+            return encoded.decode(self.reader.max_pixels)
+        except BadImage as error:
+            return error
+        finally:
+            self.decode_s += time.perf_counter() - fetched_s
+
+
+@dataclass
+class StoreSource(Source):
+    """Windows from the store; one that it lacks is cut from its photo and encoded, and so has the same pixels."""
+
+    store: SplitStore = field(kw_only=True)
+    fresh: list[tuple[int, EncodedWindow]] = field(default_factory=list)
+    """(key, window) made here, which the store lacks."""
+    _photo: tuple[str, np.ndarray | BadImage] | None = None
+
+    def fetch(self, samples: pa.Table, number: int) -> EncodedWindow | BadImage:
+        store = self.store
+        key = store.cutter.key(samples, number)
+        stored = store.shards.get(key)
+        if stored is not None:
+            return stored
+        photo = self._read(samples["image_path"][number].as_py())
+        if isinstance(photo, BadImage):
+            return photo
+        made = store.cutter.cut(photo, samples, number, store.training, store.codec).encode(store.codec)
+        self.fresh.append((key, made))
+        return made
+
+    def flush(self) -> None:
+        """Commit the windows made here to the store."""
+        if self.fresh:
+            self.store.shards.append(self.fresh)
+            self.fresh = []
+
+    def _read(self, image_path: str) -> np.ndarray | BadImage:
+        # The pills of one photo are neighbours in the sample table: filling a store decodes it once.
+        if self._photo is None or self._photo[0] != image_path:
+            self._photo = image_path, self.reader.read(image_path)
+        return self._photo[1]
+
+
+@dataclass
+class ShippedSource(Source):
+    """Windows that came as bytes."""
+
+    shipped: Mapping[int, EncodedWindow | BadImage] = field(kw_only=True)
+
+    def fetch(self, samples: pa.Table, number: int) -> EncodedWindow | BadImage:
+        return self.shipped[number]
