@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from pillsnap.config import Settings
 from pillsnap.errors import UserError
@@ -14,7 +16,10 @@ from pillsnap.errors import UserError
 
 @contextmanager
 def ray_session() -> Iterator[None]:
-    """Connect to the cluster of RAY_ADDRESS, or start one on this machine and shut it down at the end."""
+    """Connect to the cluster of RAY_ADDRESS, or start one on this machine and shut it down at the end.
+
+    The folder with its logs goes with it, unless something failed.
+    """
     import ray
 
     if ray.is_initialized():
@@ -23,6 +28,7 @@ def ray_session() -> Iterator[None]:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     quiet = {"env_vars": {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0", "YOLO_AUTOINSTALL": "False"}}
     options = {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": quiet}
+    folder: Path | None = None
     if os.environ.get("RAY_ADDRESS"):
         ray.init(address="auto", **options)
     else:
@@ -30,6 +36,7 @@ def ray_session() -> Iterator[None]:
         ray.init(
             address="local", _node_ip_address="127.0.0.1", include_dashboard=True, dashboard_host="127.0.0.1", **options
         )
+        folder = Path(ray._private.worker._global_node.get_session_dir_path())
     import ray.data
     import ray.train
 
@@ -37,8 +44,15 @@ def ray_session() -> Iterator[None]:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
-    finally:
+    except BaseException:
         ray.shutdown()
+        raise
+    ray.shutdown()
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+        latest = folder.with_name("session_latest")
+        if latest.is_symlink() and not latest.exists():
+            latest.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,69 @@
+"""`pillsnap train` at toy size in a process of its own: python -m tests.reliability.driver RUN MANIFEST ROOT JSON [N]
+
+JSON overrides settings. Exit codes are the command's: 0, 2 with the error, 130 when stopped. With N, it trains and
+judges N runs in RUN/0, RUN/1, … one after the other, and prints what is left after each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import tests.conftest  # noqa: F401  (the environment of the tests, before anything reads it)
+
+
+def main(run_dir: Path, manifest: Path, root: Path, overrides: dict) -> int:
+    from rich.console import Console
+
+    import pillsnap.train.fit as fit
+    from pillsnap.errors import UserError
+    from pillsnap.observe.logs import setup_logging
+    from pillsnap.train.run import RunStopped, train_and_judge
+    from pillsnap.train.run_directory import open_run
+    from tests.reliability.harness import tiny, worker_with_faults
+
+    fit.run_worker = worker_with_faults
+    try:
+        run, _ = open_run(run_dir, tiny(**overrides), manifest, root)
+        setup_logging(run_dir)
+        train_and_judge(run, Console(quiet=True))
+    except RunStopped:
+        return 130
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def left_over() -> dict:
+    """Processes, shared memory and temporary folders that are there now, and this process's resident memory."""
+    import gc
+
+    import psutil
+
+    gc.collect()
+    own = psutil.Process()
+    give_up_s = time.monotonic() + 10
+    while own.children(recursive=True) and time.monotonic() < give_up_s:
+        time.sleep(0.1)
+    return {
+        "rss": own.memory_info().rss,
+        "processes": [" ".join(child.cmdline())[:80] for child in own.children(recursive=True)],
+        "shared_memory": sorted(os.listdir("/dev/shm")),
+        "temporary": sorted(str(path) for path in Path(tempfile.gettempdir()).iterdir()),
+        "sessions": sorted(path.name for path in Path("/tmp/ray").glob("session_2*")),
+    }
+
+
+if __name__ == "__main__":
+    where, manifest, root = (Path(argument) for argument in sys.argv[1:4])
+    overrides = json.loads(sys.argv[4])
+    if len(sys.argv) == 5:
+        sys.exit(main(where, manifest, root, overrides))
+    for number in range(int(sys.argv[5])):
+        assert main(where / str(number), manifest, root, overrides) == 0
+        print(json.dumps(left_over()), flush=True)

@@ -1,0 +1,302 @@
+"""What the reliability tests share: tiny runs, training without Ray, faults inside workers, the line of a result."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pillsnap.config import Settings, load_settings
+from pillsnap.data.batches import PhotoReader
+from pillsnap.data.loader import DeviceBatch, Loader
+from pillsnap.data.manifest import read_classes, read_manifest
+from pillsnap.data.plan import StreamPlan
+from pillsnap.observe.events import EventLog, read_events
+from pillsnap.train.checkpoint import Checkpoint, Position, find_checkpoint
+from pillsnap.train.loop import Job, train
+from pillsnap.train.tasks import make_task
+
+TINY = {
+    "detection.image_size_px": 64,
+    "detection.epochs": 3,
+    "detection.mosaic_off_epochs": 1,
+    "detection.batch_size": 4,
+    "classification.image_size_px": 32,
+    "classification.epochs": 3,
+    "classification.batch_size": 8,
+    "train.log_every_steps": 1,
+    "train.cpus_per_worker": 0.25,
+    "data.decoding_cpus": 0.5,
+    "wandb.mode": "disabled",
+}
+# Without batch normalisation a step does not depend on how its batch is shared or split.
+NO_BATCH_NORM = {
+    "classification.model": "vit_tiny_patch16_224",
+    "classification.image_size_px": 224,
+    "classification.batch_size": 8,
+}
+FAULTS_FILE = "faults.json"
+
+
+def tiny(**overrides: Any) -> Settings:
+    """Settings of the smallest run; `train__task="detection"` stands for train.task."""
+    return load_settings("demo", TINY | {key.replace("__", "."): value for key, value in overrides.items()})
+
+
+def say(passed: int, of: int, what: str) -> None:
+    """The one line of a test, past pytest's capture."""
+    line = f"PASS {passed}/{of} {what}" if passed == of else f"FAIL {passed}/{of} {what}"
+    os.write(2, f"\n{line}\n".encode())
+    path = os.environ.get("PILLSNAP_RELIABILITY_LINES")
+    if path:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    assert passed == of, line
+
+
+class LoopRun:
+    """Training of one task by the real loop, state and checkpoints, its batches made in this process instead of by Ray.
+
+    With `rank` and `num_workers` it is one worker of several, whose process group is up.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        name: str,
+        settings: Settings,
+        manifest: Path,
+        root: Path,
+        rank: int = 0,
+        num_workers: int = 1,
+    ) -> None:
+        torch.set_num_threads(1)  # models this small gain nothing from more
+        self.run_dir, self.name, self.settings, self.rank = run_dir, name, settings, rank
+        classes = read_classes(manifest.parent)
+        self.codes = [entry.code for entry in classes]
+        self.task = make_task(name, settings, self.codes)
+        self.samples = self.task.samples(read_manifest(manifest), None)
+        own = getattr(settings, name)
+        self.plan = StreamPlan(
+            seed=settings.train.seed, epochs=own.epochs, num_train=len(self.samples.train),
+            num_val=len(self.samples.val), batch_size=own.batch_size, num_workers=num_workers,
+        )  # fmt: skip
+        self.reader = PhotoReader(str(root), settings.data.max_pixels)
+        self.trained_ids: list[tuple[int, int, list[int]]] = []
+
+    @property
+    def folder(self) -> Path:
+        return self.run_dir / "checkpoints" / self.name
+
+    def last(self) -> Checkpoint | None:
+        return find_checkpoint(self.folder)[0]
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in read_events(self.run_dir) if event["kind"] == kind]
+
+    def train(self, stop_at: Callable[[int], bool] | None = None) -> Position:
+        """Go on from the last checkpoint; `stop_at(steps done since)` asks for a stop."""
+        resume = self.last()
+        position = resume.position if resume else Position()
+        batches = self._batches(position)
+        asked = {"times": 0}
+
+        def stop_requested() -> bool:
+            asked["times"] += 1
+            return bool(stop_at and stop_at(asked["times"]))
+
+        events = EventLog(self.run_dir) if self.rank == 0 else None
+        if events is not None:
+            events.write("task", task=self.name, status="started", epoch=position.epoch, step=position.global_step)
+        job = Job(
+            task=self.task, plan=self.plan, train=self.settings.train, data=self.settings.data,
+            device=torch.device("cpu"), run_dir=self.run_dir,
+            meta={"task": self.name, "config": self.settings.model_dump(mode="json"), "codes": self.codes,
+                  "manifest_hash": "0" * 64},
+            resume=resume, elapsed_before_s=0.0, events=events,
+            sample_ids=lambda numbers: self.samples.train["sample_id"].take(numbers).to_pylist(),
+            stop_requested=stop_requested, preempted=lambda: False, report=lambda metrics: None,
+        )  # fmt: skip
+        try:
+            return train(job, batches)
+        finally:
+            if events is not None:
+                events.close()
+
+    def _batches(self, position: Position) -> Iterator[DeviceBatch]:
+        recipe = self.task.recipe(self.samples)
+
+        def rows() -> Iterator[dict[str, np.ndarray]]:
+            first = self.plan.first_slot(position.epoch, position.epoch_step) + self.rank
+            for number in range(first, self.plan.num_slots, self.plan.num_workers):
+                slot = self.plan.slot(number)
+                samples = self.samples.train if slot.training else self.samples.val
+                batch = recipe.make(samples, slot, self.plan.seed, self.plan.worker_batch_size, self.reader)
+                if slot.training:
+                    self.trained_ids.append((slot.epoch, slot.step, [int(i) for i in slot.members]))
+                place = {"epoch": slot.epoch, "training": slot.training, "step": slot.step}
+                yield {name: np.asarray(value)[None] for name, value in (batch | place).items()}
+
+        return Loader(rows(), torch.device("cpu"))
+
+
+def same_state(first: Checkpoint, second: Checkpoint) -> list[str]:
+    """What differs between two checkpoints, bit for bit: weights, moving average, optimizer, random state, progress."""
+    different = [] if first.position == second.position else ["position"]
+    for which in ("model", "ema"):
+        one, other = first.weights(which), second.weights(which)
+        different += [f"{which} {name}" for name in one if not torch.equal(one[name], other[name])]
+    different += _differences("trainer", first.trainer_state(), second.trainer_state())
+    return different
+
+
+def _differences(where: str, one: Any, other: Any) -> list[str]:
+    if isinstance(one, torch.Tensor):
+        return [] if torch.equal(one, other) else [where]
+    if isinstance(one, dict):
+        keys = {*one, *other}
+        return [text for key in keys for text in _differences(f"{where} {key}", one.get(key), other.get(key))]
+    if isinstance(one, list | tuple):
+        return [
+            text
+            for number, pair in enumerate(zip(one, other, strict=True))
+            for text in _differences(f"{where} {number}", *pair)
+        ]
+    return [] if one == other else [f"{where}: {one!r}, {other!r}"]
+
+
+def inject(faults: dict[str, Any], rank: int) -> None:
+    """Make this process fail as `faults` say.
+
+    {"oom_above_rows": n, "oom_rank": r}, {"nan_steps": [first, last], "nan_rank": r}, {"hang_step": k, "hang_rank": r,
+    "hang_once": a file that says it has hung}, {"record_ids": a folder}.
+    """
+    from pillsnap.train import state
+
+    losses, step = state._Losses.forward, state.TrainingState.step
+    now = {"step": 0}
+
+    def faulty_step(self: Any, batch: Any, lr: float, samples: int, global_step: int) -> Any:
+        now["step"] = global_step + 1
+        if "record_ids" in faults:
+            line = {"step": global_step + 1, "ids": [int(i) for i in batch.index if i >= 0]}
+            with open(Path(faults["record_ids"]) / f"ids-{rank}.jsonl", "a") as file:
+                file.write(json.dumps(line) + "\n")
+        if global_step + 1 == faults.get("hang_step") and rank == faults["hang_rank"]:
+            marker = Path(faults["hang_once"])
+            if not marker.exists():
+                marker.write_text(str(time.time()))
+                time.sleep(10**6)
+        return step(self, batch, lr, samples, global_step)
+
+    def faulty_losses(self: Any, batch: DeviceBatch) -> dict[str, torch.Tensor]:
+        if rank == faults.get("oom_rank", rank) and len(batch.images) > faults.get("oom_above_rows", 10**9):
+            torch.randn(3)  # an attempt that fails has used random numbers
+            raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+        found = losses(self, batch)
+        first, last = faults.get("nan_steps", (0, 0))
+        if first <= now["step"] <= last and rank == faults.get("nan_rank", rank):
+            found = {name: loss * float("nan") for name, loss in found.items()}
+        return found
+
+    state.TrainingState.step = faulty_step  # type: ignore[method-assign]
+    state._Losses.forward = faulty_losses  # type: ignore[method-assign]
+
+
+def worker_with_faults(config: Any) -> None:
+    """Stands for run_worker: fails as RUN/faults.json says."""
+    from ray import train as ray_train
+
+    from pillsnap.train.worker import run_worker
+
+    path = Path(config.run_dir) / FAULTS_FILE
+    inject(json.loads(path.read_text()) if path.exists() else {}, ray_train.get_context().get_world_rank())
+    run_worker(config)
+
+
+def train_workers() -> list[Any]:
+    """Ray's train workers among the processes below this one."""
+    return [process for process in descendants() if "TrainWorker" in _title(process)]
+
+
+def descendants(pid: int | None = None) -> list[Any]:
+    """All processes below one."""
+    import psutil
+
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _title(process: Any) -> str:
+    import psutil
+
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def raw_events(run_dir: Path, kind: str = "") -> list[dict[str, Any]]:
+    """The log's lines, with what a restart repeated."""
+    path = run_dir / "events.jsonl"
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    events = [json.loads(line) for line in lines[:-1]]
+    return [event for event in events if not kind or event["kind"] == kind]
+
+
+def wait_for(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
+    """Poll until `condition` holds; its value."""
+    give_up_s = time.monotonic() + timeout_s
+    while time.monotonic() < give_up_s:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"no {what} within {timeout_s:.0f} s")
+
+
+def group_of_two(
+    rank: int, port: int, run_dir: str, name: str, settings: dict, manifest: str, root: str, faults: dict
+) -> None:
+    """One of two training processes over gloo; writes how it ended to `run_dir`/end-<rank>.json."""
+    import torch.distributed as dist
+
+    from pillsnap.config import settings_from_dict
+
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    inject(faults, rank)
+    loop = LoopRun(Path(run_dir), name, settings_from_dict(settings), Path(manifest), Path(root), rank, 2)
+    end: dict[str, Any] = {"error": ""}
+    try:
+        loop.train()
+    except Exception as error:
+        end["error"] = f"{type(error).__name__}: {error}"
+    (Path(run_dir) / f"end-{rank}.json").write_text(json.dumps(end | {"ids": loop.trained_ids}))
+    dist.destroy_process_group()
+
+
+def train_two(
+    run_dir: Path, name: str, settings: Settings, manifest: Path, root: Path, faults: dict[str, Any]
+) -> list[dict]:
+    """Train with two processes; how each ended."""
+    import socket
+
+    from torch import multiprocessing
+
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = (port, str(run_dir), name, settings.model_dump(mode="json"), str(manifest), str(root), faults)
+    multiprocessing.spawn(group_of_two, arguments, nprocs=2)
+    return [json.loads((run_dir / f"end-{rank}.json").read_text()) for rank in range(2)]

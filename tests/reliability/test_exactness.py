@@ -1,0 +1,48 @@
+"""Interrupted and continued against uninterrupted: equal bit for bit, ids and events alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.reliability.harness import LoopRun, same_state, say, tiny
+
+
+@pytest.mark.parametrize("name", [pytest.param("detection", marks=pytest.mark.reliability), "classification"])
+def test_interrupted_anywhere_the_end_is_the_same(
+    name: str, toy_manifest: Path, toy_tree: Path, tmp_path: Path
+) -> None:
+    """Stopped at the end of every epoch and at five points within one (the first, the last, within validation...)."""
+    settings = tiny(**{f"{name}__batch_size": 4})
+
+    def run(where: str) -> LoopRun:
+        return LoopRun(tmp_path / where, name, settings, toy_manifest, toy_tree)
+
+    whole = run("whole")
+    whole.train()
+    plan, end = whole.plan, whole.last()
+    assert end is not None and end.position.epoch == 3
+    per_epoch = plan.train_steps + plan.val_steps + 1  # the loop also asks once after each epoch's checkpoint
+    within = sorted({1, 2, plan.train_steps // 2, plan.train_steps, plan.train_steps + 1})
+    assert len(within) == 5
+    points = [[per_epoch], [2 * per_epoch], *[[per_epoch + step] for step in within], [1, 3, per_epoch, 2]]
+    equal = 0
+    for number, stops in enumerate(points):
+        broken = run(f"broken-{number}")
+        for stop in stops:
+            position = broken.train(stop_at=lambda asked, stop=stop: asked == stop)
+            assert position.epoch < 3
+        broken.train()
+        last = broken.last()
+        assert last is not None
+        assert same_state(end, last) == []
+        assert broken.trained_ids == whole.trained_ids
+        for kind in ("step", "epoch", "validation"):
+            figures = [
+                [(e["epoch"], e["step"], e.get("loss"), e.get("metrics")) for e in r.events(kind)]
+                for r in (whole, broken)
+            ]
+            assert figures[0] == figures[1], kind
+        equal += 1
+    say(equal, len(points), f"{name}: interrupted and continued equals uninterrupted bit for bit")

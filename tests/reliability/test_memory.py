@@ -1,0 +1,125 @@
+"""A batch that does not fit is split, alike on all workers, remembered and said once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pillsnap.errors import UserError
+from pillsnap.train.memory import MEMORY_FILE, MicroBatches, SplitAgain
+from pillsnap.train.peers import Peers
+from pillsnap.train.state import TrainingState, _Losses
+from tests.reliability.harness import NO_BATCH_NORM, LoopRun, inject, say, tiny, train_two
+
+
+@pytest.fixture
+def faults(monkeypatch: pytest.MonkeyPatch) -> dict:
+    monkeypatch.setattr(TrainingState, "step", TrainingState.step)
+    monkeypatch.setattr(_Losses, "forward", _Losses.forward)
+    faults: dict = {}
+    inject(faults, 0)
+    return faults
+
+
+def test_split_steps_equal_whole_ones(faults: dict, toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
+    settings = tiny(
+        classification__epochs=1, train__amp="off", **{k.replace(".", "__"): v for k, v in NO_BATCH_NORM.items()}
+    )
+    whole = LoopRun(tmp_path / "whole", "classification", settings, toy_manifest, toy_tree)
+    whole.train()
+    losses = [event["loss"] for event in whole.events("step")]
+    passed = 0
+    for rows in (4, 2, 1):
+        faults["oom_above_rows"] = rows
+        split = LoopRun(tmp_path / f"rows-{rows}", "classification", settings, toy_manifest, toy_tree)
+        split.train()
+        assert split.events("step")[0]["loss"] == pytest.approx(losses[0], abs=1e-5)
+        assert [event["loss"] for event in split.events("step")] == pytest.approx(losses, abs=1e-3)
+        told = [event["message"] for event in split.events("warning")]
+        assert len(told) == {4: 1, 2: 2, 1: 3}[rows] <= 3
+        assert "does not fit into GPU memory" in told[-1] and f"parts of {rows} " in told[-1]
+        assert json.loads((split.run_dir / MEMORY_FILE).read_text()) == {"classification": rows}
+        passed += 1
+    say(passed, 3, "out of memory above 4, 2 and 1 rows: at most 3 retries, loss of the unsplit step within 1e-5")
+
+
+def test_what_did_not_fit_is_not_tried_again(faults: dict, toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
+    faults["oom_above_rows"] = 2
+    run = LoopRun(tmp_path / "run", "classification", tiny(classification__epochs=2), toy_manifest, toy_tree)
+    run.train(stop_at=lambda asked: asked == 2)
+    told = len(run.events("warning"))
+    run.train()
+    assert len(run.events("warning")) == told == 2
+    assert [event["epoch"] for event in run.events("epoch")] == [1, 2]
+
+
+def test_one_row_too_many_is_one_clear_error(faults: dict, toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
+    faults["oom_above_rows"] = 0
+    run = LoopRun(tmp_path / "run", "classification", tiny(), toy_manifest, toy_tree)
+    with pytest.raises(UserError, match=r"a single image does not fit.*image_size_px"):
+        run.train()
+    assert run.last() is None
+
+
+def test_a_retry_leaves_no_trace(faults: dict, toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
+    """Running statistics and random numbers of the failed attempt are taken back: as if it had been split at once."""
+    settings = tiny(classification__epochs=1, classification__drop_rate=0.5)
+    faults["oom_above_rows"] = 4
+    retried = LoopRun(tmp_path / "retried", "classification", settings, toy_manifest, toy_tree)
+    retried.train()
+    at_once = LoopRun(tmp_path / "at_once", "classification", settings, toy_manifest, toy_tree)
+    at_once.run_dir.mkdir()
+    (at_once.run_dir / MEMORY_FILE).write_text('{"classification": 4}')
+    at_once.train()
+    ends = [run.last() for run in (retried, at_once)]
+    assert ends[0] and ends[1]
+    for which in ("model", "ema"):
+        first, second = ends[0].weights(which), ends[1].weights(which)
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_workers_agree_when_one_of_them_runs_out(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
+    ends = train_two(
+        tmp_path / "run", "classification", tiny(classification__epochs=1), toy_manifest, toy_tree,
+        {"oom_above_rows": 2, "oom_rank": 1},
+    )  # fmt: skip
+    assert [end["error"] for end in ends] == ["", ""]
+    run = LoopRun(tmp_path / "run", "classification", tiny(classification__epochs=1), toy_manifest, toy_tree)
+    assert len(run.events("warning")) == 1 and "parts of 2 " in run.events("warning")[0]["message"]
+    last = run.last()
+    assert last is not None and last.position.epoch == 1
+    ends = train_two(
+        tmp_path / "none", "classification", tiny(classification__image_size_px=64), toy_manifest, toy_tree,
+        {"oom_above_rows": 0, "oom_rank": 1},
+    )  # fmt: skip
+    assert all("a single image does not fit" in end["error"] for end in ends), ends
+    say(2, 2, "one of two workers out of memory: both split alike; at one row both end with the same error")
+
+
+def test_late_and_alone_the_workers_start_again(tmp_path: Path) -> None:
+    class Two(Peers):
+        def __init__(self) -> None:
+            self.rank, self.count = 1, 2
+
+        def any(self, flag: bool) -> bool:
+            return flag
+
+    class Batch:
+        images = torch.zeros(8, 1)
+
+    said: list[str] = []
+    memory = MicroBatches("detection", 8, Two(), tmp_path / MEMORY_FILE, said.append)
+    for _ in range(3):
+        memory.run(Batch(), lambda part, last: {"loss": torch.ones(())}, lambda: None)  # type: ignore[arg-type]
+    assert not memory.careful
+
+    def out_of_memory(part: object, last: bool) -> dict[str, torch.Tensor]:
+        raise RuntimeError("CUDA error: out of memory")
+
+    with pytest.raises(SplitAgain, match="parts of 4"):
+        memory.run(Batch(), out_of_memory, lambda: None)  # type: ignore[arg-type]
+    assert json.loads((tmp_path / MEMORY_FILE).read_text()) == {"detection": 4}
+    assert len(said) == 1
