@@ -36,6 +36,8 @@ class SamplingSettings(_Settings):
     """Fields of the file name that near-twins of one pill share: they stay on one side of the split."""
     label_reader: Literal["auto", "ray", "processes"] = "auto"
     """What reads the label files: `auto` takes Ray Data where there is a cluster to join, else processes."""
+    check_copies: bool = True
+    """Open every sampled photo, and leave out validation photos that have the bytes of a training photo."""
 
 
 class DataSettings(_Settings):

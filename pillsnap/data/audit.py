@@ -14,9 +14,10 @@ import numpy as np
 from pillsnap.data.aihub import Progress
 from pillsnap.data.archives import with_locations
 from pillsnap.data.audit_rows import check_boxes, check_rows, columns
+from pillsnap.data.copies import equal_marks, equal_photos
 from pillsnap.data.findings import AuditReport, Finding, finding
 from pillsnap.data.images import DEFAULT_MAX_PIXELS
-from pillsnap.data.inspection import Inspection, content_hashes, inspect_photos
+from pillsnap.data.inspection import Inspection, inspect_photos
 from pillsnap.data.manifest import CLASSES_NAME, manifest_hash, read_classes, read_manifest
 from pillsnap.data.near_duplicates import find_pairs
 from pillsnap.errors import UserError
@@ -131,19 +132,9 @@ def _check_files(rows: dict[str, list], inspections: list[Inspection]) -> Iterat
 def _check_duplicates(
     data_root: Path, rows: dict[str, list], inspections: list[Inspection], deep: bool
 ) -> Iterator[Finding]:
-    alike: dict[bytes, list[int]] = defaultdict(list)
-    for i, seen in enumerate(inspections):
-        if seen.fingerprint:
-            alike[seen.fingerprint].append(i)
-    suspects = [members for members in alike.values() if len(members) > 1]
-    if not deep:  # so far only sizes and ends are equal
-        locations = [rows["location"][i] for members in suspects for i in members]
-        hashes = iter(content_hashes(os.fspath(data_root), locations))
-        same: dict[bytes, list[int]] = defaultdict(list)
-        for members in suspects:
-            for i in members:
-                same[next(hashes)].append(i)
-        suspects = [members for value, members in same.items() if value and len(members) > 1]
+    marks = [seen.fingerprint for seen in inspections]
+    # After a deep inspection the marks are of whole photos.
+    suspects = equal_marks(marks) if deep else equal_photos(os.fspath(data_root), rows["location"], marks)
     leaks, contradictions, repeats = [], [], []
     for members in suspects:
         names = " = ".join(sorted({rows["image_path"][i] for i in members})[:5])

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from pillsnap.data.aihub import Progress
+from pillsnap.data.archives import with_locations
 from pillsnap.data.candidates import DEFAULT_GROUP_BY, Candidates
+from pillsnap.data.copies import find_copies
 from pillsnap.data.label_reading import LabelReader
 from pillsnap.data.manifest import class_list, write_json, write_manifest
 from pillsnap.data.rows import Rows, read_rows
@@ -18,6 +22,8 @@ from pillsnap.errors import UserError
 
 REPORT_NAME = "sampling_report.json"
 _LISTED = 1000
+_MAX_COPIES = 0.01
+"""Share of the photos up to which copies across the split are left out."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +48,17 @@ def build_manifest(
     exclude: Path | None = None,
     num_workers: int | None = None,
     label_reader: LabelReader = "auto",
+    check_copies: bool = True,
     progress: Progress | None = None,
 ) -> BuildResult:
     """Sample an AI Hub tree into a manifest beneath `out_dir`.
 
     Fractions are 0 to 1; None for a count takes all there are. `group_by`: fields of the file name that near-twins of
     one pill share: they stay on one side. `exclude` names an earlier manifest whose validation photos and their
-    near-twins are left out. The output depends on the tree, the seed and the settings alone, byte for byte; not on
-    `num_workers` (readers of labels; None = all cores) nor on `label_reader` (see label_reading.py). Raises UserError
-    when nothing can be sampled.
+    near-twins are left out. With `check_copies` every sampled photo is opened, and validation photos that have the
+    bytes of a training photo are left out. The output depends on the tree, the seed and the settings alone, byte for
+    byte; not on `num_workers` (readers of labels and photos; None = all cores) nor on `label_reader` (see
+    label_reading.py). Raises UserError when nothing can be sampled.
     """
     scan = scan_tree(data_root, progress=progress)
     candidates = Candidates(scan, group_by)
@@ -71,8 +79,12 @@ def build_manifest(
             f"have fewer than {min_photos_per_class} photos, {num_excluded} photos are excluded; loosen the settings"
         )
     rows = read_rows(candidates, sample, Path(data_root), num_workers, label_reader, progress)
-    classes = class_list(rows.table, rows.names, rows.edi_codes)
-    report = {
+    copies = _copies_of_training_photos(rows.table, Path(data_root), num_workers, progress) if check_copies else []
+    # A few copies are an accident that is mended here; where they are many, the tree is for a person to judge.
+    are_few = len(copies) <= _MAX_COPIES * len(rows.table)
+    table = _without(rows.table, copies) if are_few else rows.table
+    classes = class_list(table, rows.names, rows.edi_codes)
+    report: dict[str, Any] = {
         "schema_version": 1,
         "asked": {
             "num_photos": num_photos,
@@ -84,7 +96,7 @@ def build_manifest(
             "seed": seed,
             "exclude": None if exclude is None else Path(exclude).name,
         },
-        "got": _got(rows.table, len(classes)),
+        "got": _got(table, len(classes)),
         "found": {
             "num_photos": len(scan),
             "num_classes": len(candidates.codes),
@@ -96,6 +108,7 @@ def build_manifest(
             "classes_with_too_few_photos": _listed(sample.too_few_photos),
             "photos_of_excluded_groups": num_excluded,
             "photos_without_a_training_class": sample.num_unlearnable,
+            "validation_photos_equal_to_training_photos": _listed([name for _, name in copies] if are_few else []),
             "photos_found_twice": {"count": len(scan) - len(candidates), "listed": candidates.found_twice(_LISTED)},
             "refused": {
                 reason: {"count": count, "listed": scan.refused.examples[reason]}
@@ -105,9 +118,33 @@ def build_manifest(
         "labels": _labels(rows),
     }
     report["notes"] = _notes(report)
-    path = write_manifest(rows.table, out_dir, classes)
+    if not are_few:
+        report["notes"].append(
+            f"{len(copies)} validation photos have the bytes of training photos: too many to leave out, and "
+            "`pillsnap manifest validate` will refuse this manifest"
+        )
+    path = write_manifest(table, out_dir, classes)
     write_json(Path(out_dir) / REPORT_NAME, report)
     return BuildResult(path, report)
+
+
+def _copies_of_training_photos(
+    table: pa.Table, data_root: Path, num_workers: int | None, progress: Progress | None
+) -> list[tuple[int, str]]:
+    """(row, image path) of validation photos whose bytes a training photo has, too."""
+    locations = with_locations(table)["image_path"].to_pylist()
+    paths, splits = table["image_path"].to_pylist(), table["split"].to_pylist()
+    found = []
+    for members in find_copies(str(data_root), locations, num_workers, progress):
+        if len({splits[row] for row in members}) > 1:
+            found += [(row, paths[row]) for row in members if splits[row] == "val"]
+    return sorted(found)
+
+
+def _without(table: pa.Table, rows: list[tuple[int, str]]) -> pa.Table:
+    kept = np.ones(len(table), dtype=bool)
+    kept[[row for row, _ in rows]] = False
+    return table.filter(pa.array(kept))
 
 
 def _got(table: pa.Table, num_classes: int) -> dict:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from pillsnap.data.archives import STORED, parse_location, read_place, unpack
-from pillsnap.data.images import BadImage, decode_image, read_header
+from pillsnap.data.archives import STORED, parse_location, unpack
+from pillsnap.data.images import BadImage, Header, decode_image, read_header
 from pillsnap.data.photos import MAX_PHOTO_BYTES, open_photo
 from pillsnap.errors import UserError
 
@@ -19,6 +19,8 @@ THUMBNAIL_PX = 32
 _HEAD_BYTES = 4096
 _JPEG_HEAD_BYTES = 1 << 20
 _TAIL_BYTES = 1024
+_DEFLATED_BYTES = 1 << 16
+"""Deflated members up to this size are unpacked whole even without `deep`."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +50,6 @@ def inspect_photos(root: str, jobs: Sequence[Job], deep: bool, max_pixels: int) 
     return [_inspect(root, location, boxes, deep, max_pixels) for location, boxes in jobs]
 
 
-def content_hashes(root: str, locations: Sequence[str]) -> list[bytes]:
-    """128-bit hashes of whole photos that an inspection found readable; empty where one no longer is."""
-    hashes = []
-    for location in locations:
-        place = parse_location(location)
-        try:
-            data = Path(root, location).read_bytes() if place is None else read_place(root, place)
-            hashes.append(hashlib.blake2b(data, digest_size=16).digest())
-        except (OSError, UserError):
-            hashes.append(b"")
-    return hashes
-
-
 def _inspect(root: str, location: str, boxes: list[list[float] | None], deep: bool, max_pixels: int) -> Inspection:
     place = parse_location(location)
     try:
@@ -77,6 +66,8 @@ def _inspect(root: str, location: str, boxes: list[list[float] | None], deep: bo
             return Inspection("truncated", "the archive ends before the photo does")
         if not deep and (place is None or place.compression == STORED):
             return _inspect_ends(descriptor, start, size, max_pixels)
+        if not deep and size > _DEFLATED_BYTES:
+            return _inspect_deflated_head(descriptor, start, size, max_pixels)
         data = os.pread(descriptor, size, start)
         if place is not None:
             data = unpack(data, place)
@@ -100,13 +91,32 @@ def _inspect_ends(descriptor: int, start: int, size: int, max_pixels: int) -> In
         if error.reason != "truncated" or size <= len(head):
             raise
         header = read_header(os.pread(descriptor, min(size, _JPEG_HEAD_BYTES), start))
-    if header.width * header.height > max_pixels:
-        raise BadImage("too_large", f"{header.width} x {header.height} pixels")
+    _check_pixels(header, max_pixels)
     tail = os.pread(descriptor, min(size, _TAIL_BYTES), start + max(0, size - _TAIL_BYTES))
     if (b"IEND" not in tail[-64:]) if header.format == "png" else (b"\xff\xd9" not in tail):
         raise BadImage("truncated", "the file ends before its end mark")
-    fingerprint = hashlib.blake2b(head + tail + size.to_bytes(8, "big"), digest_size=16).digest()
-    return Inspection("", "", header.width, header.height, fingerprint)
+    return Inspection("", "", header.width, header.height, _hash_of_ends(head, tail, size))
+
+
+def _inspect_deflated_head(descriptor: int, start: int, size: int, max_pixels: int) -> Inspection:
+    """Header of a deflated member. Its end mark could only be seen by unpacking all of it: that is left to `deep`."""
+    packed = os.pread(descriptor, _DEFLATED_BYTES, start)
+    try:
+        header = read_header(zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, _JPEG_HEAD_BYTES))
+    except zlib.error as error:
+        raise BadImage("corrupt", f"damaged in the archive ({error})") from None
+    _check_pixels(header, max_pixels)
+    tail = os.pread(descriptor, _TAIL_BYTES, start + size - _TAIL_BYTES)
+    return Inspection("", "", header.width, header.height, _hash_of_ends(packed[:_HEAD_BYTES], tail, size))
+
+
+def _check_pixels(header: Header, max_pixels: int) -> None:
+    if header.width * header.height > max_pixels:
+        raise BadImage("too_large", f"{header.width} x {header.height} pixels")
+
+
+def _hash_of_ends(head: bytes, tail: bytes, size: int) -> bytes:
+    return hashlib.blake2b(head + tail + size.to_bytes(8, "big"), digest_size=16).digest()
 
 
 def _inspect_pixels(data: bytes, boxes: list[list[float] | None], max_pixels: int) -> Inspection:

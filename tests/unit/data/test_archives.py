@@ -156,6 +156,23 @@ def test_audit_reads_archives(tree, tmp_path: Path, compression: int) -> None:
         assert photo.name in report.findings[0].examples[0]
 
 
+def test_a_large_deflated_photo_is_judged_by_its_header_unless_deep(tree, tmp_path: Path) -> None:
+    """Unpacking a hundred thousand photos of a megabyte takes minutes: without --deep only their start is unpacked."""
+    import cv2
+    import numpy as np
+
+    for longitude in range(0, 240, 20):
+        photo = tree.single("K-000001", longitude=longitude, label={"width": 300, "height": 200})
+        noise = np.random.default_rng(longitude).integers(0, 255, (200, 300, 3), dtype=np.uint8)
+        cv2.imwrite(str(photo), noise)
+    photo.write_bytes(photo.read_bytes()[:-300])
+    zip_tree(tree.root, tmp_path / "zipped", zipfile.ZIP_DEFLATED)
+    result = build_manifest(tmp_path / "zipped", tmp_path / "out", num_photos=None, num_classes=None)
+    assert audit(result.path, tmp_path / "zipped").fit
+    found = audit(result.path, tmp_path / "zipped", deep=True).findings
+    assert [one.kind for one in found if one.severity == "error"] == ["truncated"]
+
+
 def test_unpacked_photo_stands_for_its_zipped_twin(tree, tmp_path: Path) -> None:
     tree.many(2, combinations=0)
     zip_tree(tree.root, tree.root / "zips")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pillsnap.data.audit import audit
 from pillsnap.data.build import BuildResult, build_manifest
 from pillsnap.data.manifest import read_classes, read_manifest
 from pillsnap.errors import UserError
@@ -206,6 +207,46 @@ def test_photos_and_labels_in_two_unicode_forms_belong_together(tree, tmp_path: 
     assert all((tree.root / row["image_path"]).is_file() and row["boxes"] != [None] for row in rows(result))
 
 
+@pytest.mark.parametrize("zipped", [False, True])
+def test_no_content_is_on_both_sides(tree, tmp_path: Path, zipped: bool) -> None:
+    """One photo of 120 lies in the tree under four names: the copies in validation are left out, and listed."""
+    photos = [
+        tree.single("K-000001", longitude=longitude, direction=direction, latitude=latitude, pixels=True)
+        for longitude in range(0, 300, 20) for direction in (0, 1) for latitude in (60, 70, 75, 90)
+    ]  # fmt: skip
+    plain = {row["sample_id"]: row["split"] for row in rows(build(tree, tmp_path / "before"))}
+    trained = [photo for photo in photos if plain[photo.stem] == "train"]
+    held_out = next(photo for photo in photos if plain[photo.stem] == "val")
+    for copy in (trained[5], held_out):
+        copy.write_bytes(trained[0].read_bytes())
+    root = tree.root
+    if zipped:
+        from tests.unit.data.test_archives import zip_tree
+
+        root = tmp_path / "zipped"
+        zip_tree(tree.root, root)
+    result = build_manifest(root, tmp_path / "after", num_photos=None, num_classes=None)
+    listed = result.report["left_out"]["validation_photos_equal_to_training_photos"]
+    assert listed["count"] == 1
+    assert listed["listed"][0].endswith(held_out.name)
+    assert {row["sample_id"] for row in rows(result)} == set(plain) - {held_out.stem}
+    report = audit(result.path, root)
+    assert report.fit
+    assert [found.kind for found in report.findings if "duplicate" in found.kind] == ["duplicate_content"]
+    unchecked = build_manifest(root, tmp_path / "unchecked", num_photos=None, num_classes=None, check_copies=False)
+    assert not audit(unchecked.path, root).fit
+
+
+def test_a_tree_of_copies_is_said_and_refused(tree, tmp_path: Path) -> None:
+    for longitude in range(0, 300, 20):
+        photo = tree.single("K-000001", longitude=longitude, pixels=True)
+        photo.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))
+    result = build(tree, tmp_path / "out")
+    num_val = result.report["got"]["num_val"]
+    assert num_val == 3
+    assert f"{num_val} validation photos have the bytes of training photos" in result.report["notes"][-1]
+
+
 def test_sample_does_not_depend_on_the_folder_a_photo_lies_in(tree, tmp_path: Path) -> None:
     tree.many(5, combinations=0)
     before = rows(build(tree, tmp_path / "a", num_photos=40))
@@ -233,4 +274,5 @@ def test_progress_reaches_its_total(tree, tmp_path: Path) -> None:
     calls: list[tuple[str, int, int]] = []
     build(tree, tmp_path / "out", progress=lambda *call: calls.append(call))
     last = {phase: (done, total) for phase, done, total in calls}
-    assert last == {"scan": (2, 2), "labels": (3 * 24 + 3 * 9, 3 * 24 + 3 * 9)}
+    photos, labels = 3 * 24 + 3 * 3, 3 * 24 + 3 * 9
+    assert last == {"scan": (2, 2), "labels": (labels, labels), "copies": (photos, photos)}
