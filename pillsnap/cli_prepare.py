@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 from typing import Annotated, Optional
@@ -35,13 +34,13 @@ def prepare(
 ) -> None:
     """Decode every photo once: crops and reduced frames go into a store that training reads instead of the photos."""
     from pillsnap.config import run_directory
-    from pillsnap.data.prepare import store_folder
+    from pillsnap.data.prepare import remove_stores, store_folder
 
     settings = chosen_settings(stage, preset, {}, assignments)
     directory = run_directory(settings, run_dir)
     folder = store_folder(settings.data.store_dir, directory)
     if remove:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_stores(folder)
         console.print(f"removed {folder}", highlight=False, soft_wrap=True)
         return
     if settings.data.store == "off":
@@ -58,9 +57,9 @@ def prepare(
     with ray_session():
         for name, store, samples in stores:
             if verify:
-                for path in store.shards.damaged():
-                    console.print(f"removing {path}: its content is not what was written", soft_wrap=True)
-                    path.unlink()
+                for shard in store.shards.damaged():
+                    console.print(f"removing {shard}: its content is not what was written", soft_wrap=True)
+                    store.shards.remove(shard)
             started_s = time.monotonic()
             with progress_bar(f"preparing {name}") as progress:
                 filled = fill(store, samples, reader, settings.data.decoding_cpus, progress)

@@ -54,7 +54,7 @@ class Prepared:
 
     def store(self) -> SplitStore:
         run = self.folder / "run"
-        return split_stores(run / "store", "classification", RECIPE, "jpeg", manifest_hash(run))["train"]
+        return split_stores(str(run / "store"), "classification", RECIPE, "jpeg", manifest_hash(run))["train"]
 
     def frame_recipe(self) -> FrameRecipe:
         task = make_task("detection", load_settings("stage3"), [])

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from pillsnap.data.images import BadImage
-from pillsnap.data.manifest import write_json
+from pillsnap.data.shard_files import shard_folder
 from pillsnap.data.shards import DESCRIPTION_NAME, ShardStore
 from pillsnap.data.sources import Cutter, PhotoReader, SplitStore
 from pillsnap.data.stream import share_samples
@@ -42,12 +42,17 @@ class Filled:
     """(sample id, reason) of samples whose photo cannot be read."""
 
 
-def store_folder(store_dir: str | None, run_dir: Path) -> Path:
-    """Where the stores of a run are."""
-    return Path(store_dir) if store_dir else run_dir / "store"
+def store_folder(store_dir: str | None, run_dir: Path) -> str:
+    """Where the stores of a run are: a folder or a URI."""
+    return store_dir.rstrip("/") if store_dir else str(run_dir / "store")
 
 
-def split_stores(folder: Path, task: str, cutter: Cutter, codec: Codec, manifest_hash: str) -> dict[str, SplitStore]:
+def remove_stores(folder: str) -> None:
+    """Delete every store in a folder of stores."""
+    ShardStore(folder).remove()
+
+
+def split_stores(folder: str, task: str, cutter: Cutter, codec: Codec, manifest_hash: str) -> dict[str, SplitStore]:
     """The stores of a task's two splits in `folder`, described there; they may be empty or partly filled.
 
     A store's name holds all that decides its content: another manifest, crop size or margin gets another store.
@@ -56,11 +61,10 @@ def split_stores(folder: Path, task: str, cutter: Cutter, codec: Codec, manifest
     for split in ("train", "val"):
         parts = {"version": VERSION, "cutter": repr(cutter), "codec": codec, "quality": JPEG_QUALITY}
         transform = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
-        path = folder / f"{manifest_hash[:12]}-{task}-{split}-{transform}"
-        if not (path / DESCRIPTION_NAME).exists():
-            path.mkdir(parents=True, exist_ok=True)
-            write_json(path / DESCRIPTION_NAME, {"task": task, "split": split, "manifest_hash": manifest_hash} | parts)
-        stores[split] = SplitStore(ShardStore(str(path)), cutter, codec, split == "train")
+        path = f"{folder}/{manifest_hash[:12]}-{task}-{split}-{transform}"
+        about = {"task": task, "split": split, "manifest_hash": manifest_hash} | parts
+        shard_folder(path).write(DESCRIPTION_NAME, json.dumps(about, indent=2).encode())
+        stores[split] = SplitStore(ShardStore(path), cutter, codec, split == "train")
     return stores
 
 
@@ -93,7 +97,7 @@ def fill(
         except ray.exceptions.RayTaskError as error:
             raise (error.cause if isinstance(error.cause, UserError) else error) from None
     num_stored = int(store.shards.stored(keys).sum())
-    return Filled(num_stored, num_stored - (total - len(missing)), store.shards.num_bytes(), bad)
+    return Filled(num_stored, num_stored - (total - len(missing)), sum(store.shards.shards().values()), bad)
 
 
 def _fill_shard(

@@ -16,7 +16,7 @@ from pillsnap.train.tasks import make_task
 
 
 def run_stores(
-    settings: Settings, run_dir: Path, manifest_path: Path, folder: Path
+    settings: Settings, run_dir: Path, manifest_path: Path, folder: str
 ) -> list[tuple[str, SplitStore, pa.Table]]:
     """(name, store, samples) of every split of the tasks to train. Settings must have a store.
 
