@@ -2,7 +2,8 @@
 torch.
 
 A batch has always room for `capacity` samples; `valid` says which rows hold one. A photo that cannot be decoded leaves
-its row empty and its id and reason in `quarantine`. `stage_s` (3,) has the seconds spent reading, decoding and warping.
+its row empty and its id and reason in `quarantine`. `stage_s` (3,) has the seconds spent on
+each of STAGES.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pillsnap.data.sources import Source
 from pillsnap.data.windows import Codec, Window, crop_window, frame_window
 
 Batch = dict[str, np.ndarray]
+STAGES = ("read", "decode", "warp")
 NO_CROP_JITTER = CropJitter()
 NO_FRAME_JITTER = FrameJitter()
 

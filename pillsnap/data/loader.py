@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from pillsnap.data.batches import STAGES
+
 _HOST_FIELDS = ("index", "quarantine", "epoch", "training", "step", "stage_s")
 
 
@@ -34,8 +36,8 @@ class DeviceBatch:
     """(sample id, reason) of photos that could not be decoded."""
     wait_s: float = 0.0
     """Time the training loop waited for this batch."""
-    stage_s: tuple[float, ...] = (0.0, 0.0, 0.0)
-    """Time that reading, decoding and warping this batch took, wherever that was."""
+    stage_s: dict[str, float] = field(default_factory=dict)
+    """Time that this batch took to `read`, `decode` and `warp`, wherever that was, and to `hand_over` to the device."""
 
 
 class Loader:
@@ -69,6 +71,7 @@ class Loader:
 
     def _load(self) -> DeviceBatch:
         row = {name: value[0] for name, value in next(self._rows).items()}
+        started_s = time.perf_counter()
         tensors = {name: self._to_device(value) for name, value in row.items() if name not in _HOST_FIELDS}
         return DeviceBatch(
             epoch=int(row["epoch"]),
@@ -79,7 +82,8 @@ class Loader:
             index=np.array(row["index"]),
             num_valid=int(row["valid"].sum()),
             quarantine=[(sample_id, reason) for sample_id, reason in json.loads(str(row["quarantine"]))],
-            stage_s=tuple(row["stage_s"].tolist()),
+            stage_s=dict(zip(STAGES, row["stage_s"].tolist(), strict=True))
+            | {"hand_over": time.perf_counter() - started_s},
         )
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:

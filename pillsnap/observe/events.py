@@ -77,7 +77,9 @@ class Step(_Event):
 
 
 class Epoch(_Event):
-    """An epoch (counted from 1) is trained; `loss` is its mean."""
+    """An epoch (counted from 1) is trained; `loss` is its mean, `loader_ms` the milliseconds an image took to read, to
+    decode, to warp, and to hand over to the device (the first three beside training, in other processes or threads).
+    """
 
     task: Task
     epoch: int
@@ -86,6 +88,7 @@ class Epoch(_Event):
     images_per_s: Number = None
     data_wait_fraction: Number = None
     duration_s: Number = None
+    loader_ms: dict[str, Number] | None = None
 
 
 class Validation(_Event):

@@ -88,7 +88,7 @@ def train(job: Job, batches: Iterator[DeviceBatch]) -> Position:
                 )
                 losses, gradient_norm = state.step(batch, lr, num_samples, position.global_step)
                 position = Position(epoch, step + 1, position.global_step + 1)
-                meter.step(num_samples, batch.wait_s)
+                meter.step(num_samples, batch)
                 log.seen(batch)
 
                 if torch.isfinite(gradient_norm):

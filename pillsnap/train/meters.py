@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping
+from typing import Any
+
+from pillsnap.data.loader import DeviceBatch
 
 
 class RunningMean:
@@ -37,11 +41,11 @@ class Throughput:
         self._epoch = _Window()
         self._recent = _Window()
 
-    def step(self, images: int, wait_s: float) -> None:
-        """Count one step's images over all workers, and how long this worker waited for its share."""
+    def step(self, images: int, batch: DeviceBatch) -> None:
+        """Count one step's images over all workers, and how long this worker's share took to come."""
         self._images_left -= images
-        self._epoch.add(images, wait_s)
-        self._recent.add(images, wait_s)
+        self._epoch.add(images, batch)
+        self._recent.add(images, batch)
 
     def skip(self) -> None:
         """Leave out the time since the last step: it was spent on something else than training."""
@@ -53,12 +57,15 @@ class Throughput:
         self._recent = _Window()
         return {"images_per_s": rate, "data_wait_fraction": wait, "eta_s": self._images_left / max(rate, 1e-9)}
 
-    def epoch_figures(self) -> dict[str, float]:
-        """Since the epoch's start: `images_per_s`, `data_wait_fraction`, `duration_s`. Starts the next epoch."""
+    def epoch_figures(self) -> dict[str, Any]:
+        """Since the epoch's start: `images_per_s`, `data_wait_fraction`, `duration_s`, and `loader_ms`, the time in
+        milliseconds that an image took in each stage of the loader. Starts the next epoch.
+        """
         figures = {
             "images_per_s": self._epoch.rate(),
             "data_wait_fraction": self._epoch.wait_fraction(),
             "duration_s": self._epoch.elapsed_s(),
+            "loader_ms": self._epoch.loader_ms(),
         }
         self.start_epoch()
         return figures
@@ -71,12 +78,18 @@ class Throughput:
 class _Window:
     def __init__(self) -> None:
         self._start_s = time.perf_counter()
-        self._images = 0
+        self._images = self._own_images = 0
         self._wait_s = 0.0
+        self._stage_s: Counter[str] = Counter()
 
-    def add(self, images: int, wait_s: float) -> None:
+    def add(self, images: int, batch: DeviceBatch) -> None:
         self._images += images
-        self._wait_s += wait_s
+        self._own_images += batch.num_valid
+        self._wait_s += batch.wait_s
+        self._stage_s.update(batch.stage_s)
+
+    def loader_ms(self) -> dict[str, float]:
+        return {name: 1000 * seconds / max(self._own_images, 1) for name, seconds in self._stage_s.items()}
 
     def elapsed_s(self) -> float:
         return max(time.perf_counter() - self._start_s, 1e-9)

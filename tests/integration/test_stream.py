@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +12,12 @@ import pytest
 import ray
 
 from pillsnap.data.augment import CropJitter
-from pillsnap.data.batches import CropRecipe
+from pillsnap.data.batches import Batch, CropRecipe
 from pillsnap.data.manifest import read_manifest
-from pillsnap.data.plan import StreamPlan
+from pillsnap.data.plan import Slot, StreamPlan
+from pillsnap.data.prepare import split_stores
 from pillsnap.data.samples import classification_samples
-from pillsnap.data.sources import PhotoReader
+from pillsnap.data.sources import PhotoReader, Source
 from pillsnap.data.stream import Stream, share_samples
 
 Step = tuple[int, bool, int]
@@ -32,7 +35,7 @@ class Consumer:
             assert len(batch["index"]) == 1  # a row is a whole batch, and a block holds one
             step = (int(batch["epoch"][0]), bool(batch["training"][0]), int(batch["step"][0]))
             members = [int(i) for i in batch["index"][0] if i >= 0]
-            rows.append((step, members, int(batch["image"][0].astype(np.int64).sum())))
+            rows.append((step, members, int(batch["image"][0][batch["valid"][0]].sum(dtype=np.int64))))
             time.sleep(pause_s)
         return rows
 
@@ -45,14 +48,32 @@ def samples(toy_manifest: Path) -> tuple[pa.Table, pa.Table]:
     return tables.train, tables.val
 
 
+RECIPE = CropRecipe(32, 0.1, CropJitter(0.1, 0.1, 180, 0.1, 0.1, 0.1))
+
+
+@dataclass(frozen=True)
+class DyingRecipe(CropRecipe):
+    """Ends its process the first time it makes a certain batch, as a machine's out-of-memory killer would."""
+
+    marker: str = ""
+
+    def make(self, samples: pa.Table, slot: Slot, seed: int, capacity: int, source: Source) -> Batch:
+        if (slot.epoch, slot.step) == (1, 1) and not os.path.exists(self.marker):
+            Path(self.marker).touch()
+            os._exit(1)
+        return super().make(samples, slot, seed, capacity, source)
+
+
 def read_stream(
-    samples: tuple[pa.Table, pa.Table], data_root: Path, workers: int, first_slot: int = 0, epochs: int = 3
-) -> list:
+    samples: tuple[pa.Table, pa.Table], data_root: Path, workers: int, first_slot: int = 0, epochs: int = 3,
+    recipe: CropRecipe = RECIPE, store: Path | None = None,
+) -> list:  # fmt: skip
     plan = StreamPlan(11, epochs, len(samples[0]), len(samples[1]), 8, workers)
-    recipe = CropRecipe(32, 0.1, CropJitter(0.1, 0.1, 180, 0.1, 0.1, 0.1))
+    stores = split_stores(str(store), "task", recipe, "png", "0" * 64) if store else {}
     stream = Stream(
-        plan, recipe, PhotoReader(str(data_root), 10**7), share_samples(samples[0]), share_samples(samples[1]), 2, 0.5
-    )
+        plan, recipe, PhotoReader(str(data_root), 10**7), share_samples(samples[0]), share_samples(samples[1]), 2, 0.5,
+        stores.get("train"), stores.get("val"),
+    )  # fmt: skip
     shards = stream.dataset(first_slot).streaming_split(workers, equal=True)
     consumers = [Consumer.remote() for _ in shards]
     reads = [
@@ -62,7 +83,7 @@ def read_stream(
     steps = []
     for rows in zip(*shares, strict=True):
         assert len({step for step, _, _ in rows}) == 1, "the workers are at different steps"
-        steps.append((rows[0][0], [i for _, members, _ in rows for i in members]))
+        steps.append((rows[0][0], [i for _, members, _ in rows for i in members], sum(total for *_, total in rows)))
     return steps
 
 
@@ -70,12 +91,34 @@ def read_stream(
 def test_order_is_the_same_for_one_two_and_four_workers(samples: tuple[pa.Table, pa.Table], toy_tree: Path) -> None:
     one = read_stream(samples, toy_tree, 1)
     for epoch in range(3):
-        trained = [i for (e, training, _), members in one if e == epoch and training for i in members]
-        validated = [i for (e, training, _), members in one if e == epoch and not training for i in members]
+        trained = [i for (e, training, _), members, _ in one if e == epoch and training for i in members]
+        validated = [i for (e, training, _), members, _ in one if e == epoch and not training for i in members]
         assert sorted(trained) == list(range(len(samples[0])))
         assert validated == list(range(len(samples[1])))
     assert read_stream(samples, toy_tree, 2) == one
     assert read_stream(samples, toy_tree, 4) == one
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_order_from_the_store_is_that_from_the_photos(
+    samples: tuple[pa.Table, pa.Table], toy_tree: Path, tmp_path: Path
+) -> None:
+    photos = read_stream(samples, toy_tree, 1, epochs=2)
+    one = read_stream(samples, toy_tree, 1, epochs=2, store=tmp_path)
+    assert [(step, members) for step, members, _ in one] == [(step, members) for step, members, _ in photos]
+    np.testing.assert_allclose([total for *_, total in one], [total for *_, total in photos], rtol=1e-5)
+    assert read_stream(samples, toy_tree, 2, epochs=2, store=tmp_path) == one
+    assert read_stream(samples, toy_tree, 4, epochs=2, store=tmp_path) == one
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_task_that_dies_is_made_again_in_its_place(
+    samples: tuple[pa.Table, pa.Table], toy_tree: Path, tmp_path: Path
+) -> None:
+    marker = tmp_path / "died"
+    recipe = DyingRecipe(RECIPE.size_px, RECIPE.margin, RECIPE.jitter, marker=str(marker))
+    assert read_stream(samples, toy_tree, 2, epochs=2, recipe=recipe) == read_stream(samples, toy_tree, 2, epochs=2)
+    assert marker.exists()
 
 
 @pytest.mark.usefixtures("ray_local")
