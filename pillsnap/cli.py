@@ -16,7 +16,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from pillsnap.cli_manifest import manifest_app
-from pillsnap.cli_models import export, predict
+from pillsnap.cli_models import export, plan, predict
 from pillsnap.cli_options import (
     Assignments,
     DataRoot,
@@ -57,7 +57,7 @@ app = typer.Typer(
     help="Train, judge and run a two-stage pill recogniser.",
 )
 app.add_typer(manifest_app, name="manifest")
-for command in (predict, export, prepare):
+for command in (predict, export, plan, prepare):
     app.command()(command)
 
 

@@ -1,4 +1,4 @@
-"""`pillsnap predict`, `export`: what is done with trained models."""
+"""`pillsnap predict`, `export`, `plan`: what is done with models beside training and judging them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from pillsnap.cli_options import console
+from pillsnap.cli_options import Assignments, DataRoot, Preset, RunDir, Stage, chosen_settings, console
 from pillsnap.errors import UserError
 
 
@@ -69,3 +69,48 @@ def export(
     for name, difference in differences.items():
         console.print(f"{folder / name}.onnx: differs from torch by at most {difference:.1e}", soft_wrap=True)
     console.print(f"python {folder / 'pipeline.py'} PHOTO names pills with them", highlight=False, soft_wrap=True)
+
+
+def plan(
+    stage: Stage = None,
+    preset: Preset = None,
+    data_root: DataRoot = None,
+    run_dir: RunDir = None,
+    manifest: Annotated[Optional[Path], typer.Option(help="Manifest [default: the run directory's, if any].")] = None,  # noqa: UP045
+    budget_minutes: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--budget", min=0.1, help="Minutes it may take [default: the preset's target]."),
+    ] = None,
+    alternatives: Annotated[bool, typer.Option(help="Measure other models and sizes, too.")] = True,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long each measurement takes, about.")] = 5.0,
+    json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the figures here as well.")] = None,  # noqa: UP045
+    assignments: Assignments = None,
+) -> None:
+    """Measure a few steps of both tasks and of the loader here: how long a stage will take, what limits it, what fits
+    its time budget. Exit code 1 when the stage as it is set does not fit.
+    """
+    from pillsnap.config import run_directory
+
+    budget = {"targets.total_time_s": budget_minutes * 60 if budget_minutes else None}
+    settings = chosen_settings(stage, preset, budget, assignments)
+    where = manifest or run_directory(settings, run_dir)
+    found = where.is_file() or (where / "manifest.parquet").is_file()
+    if manifest and not found:
+        raise UserError(f"There is no manifest {manifest}: build it, or leave --manifest out to plan without one.")
+    if found and not data_root:
+        raise UserError("The manifest's photos are read to measure the loader: give --data-root.")
+    from pillsnap.train.plan_report import plan_lines
+    from pillsnap.train.planner import make_plan, read_run
+    from pillsnap.train.session import ray_session
+
+    run = read_run(settings, where, str(data_root)) if found else None
+    with ray_session():
+        figures = make_plan(
+            settings, run, seconds=seconds, alternatives=alternatives,
+            say=lambda line: console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True),
+        )  # fmt: skip
+    for line in plan_lines(figures):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if json_file:
+        json_file.write_text(json.dumps(figures, indent=2), encoding="utf-8")
+    raise typer.Exit(1 if figures["fits"] is False else 0)
