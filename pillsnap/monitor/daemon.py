@@ -16,6 +16,7 @@ import pillsnap
 from pillsnap.errors import UserError
 from pillsnap.monitor.access import check_bind
 from pillsnap.monitor.server import DEFAULT_PORT, serve
+from pillsnap.observe.priority import give_way
 
 PID_FILE = "monitor.pid"
 LOG_FILE = "monitor.log"
@@ -107,7 +108,7 @@ def _last_line(path: Path) -> str:
 def main() -> None:
     """The background process: the run's directory, the address and the port are its arguments."""
     run_dir, host, port = sys.argv[1:4]
-    os.nice(19)  # Ray's workers run at 15: training comes first
+    give_way()
     try:
         serve(Path(run_dir), host, int(port), os.environ.pop(TOKEN_VARIABLE, None))
     except UserError as error:

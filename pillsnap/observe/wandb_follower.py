@@ -25,6 +25,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pillsnap.observe.events import TASKS
+from pillsnap.observe.priority import give_way
 from pillsnap.observe.wandb_results import EVALUATION, log_results
 from pillsnap.observe.wandb_task import (
     MIRRORED_KINDS,
@@ -42,7 +43,7 @@ CURSOR_FILE = "mirrored.json"
 def main() -> None:
     """Follow the run that the JSON object in the first argument names: run_dir, project, group (or null), mode."""
     arguments = json.loads(sys.argv[1])
-    os.nice(19)  # Ray's workers run at 15: training comes first
+    give_way()
     # Whatever W&B prints goes to the log that standard error is, not into the conversation with the driver.
     driver = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

@@ -110,3 +110,11 @@ def open_page(chromium: str) -> Callable[[], AbstractAsyncContextManager[Page]]:
                 await answer.read()
 
     return opened
+
+
+@pytest.fixture(scope="session")
+def pictures() -> Path:
+    """Where pictures of pages stay, to be looked at: artifacts/pictures."""
+    folder = Path(__file__).resolve().parents[3] / "artifacts" / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

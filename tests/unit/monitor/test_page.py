@@ -134,13 +134,24 @@ def test_another_run_and_another_language_are_chosen(tmp_path: Path, open_page: 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(("width", "height"), [(390, 844), (1280, 900)])
-def test_nothing_sticks_out(tmp_path: Path, open_page: OpenPage, width: int, height: int, scheme: str) -> None:
-    """The picture of the page stays in the test's directory, to be looked at."""
+def test_nothing_sticks_out(
+    tmp_path: Path, open_page: OpenPage, pictures: Path, width: int, height: int, scheme: str
+) -> None:
+    """The picture of the page is kept, to be looked at."""
 
     async def scenario() -> None:
         with EventLog(tmp_path / "night") as log:
             write_run(log, "a-run-with-a-name-that-somebody-made-quite-long-indeed")
             log.write("warning", message="x" * 300)
+            gpu = {
+                "index": 0,
+                "name": "NVIDIA GeForce RTX 5080",
+                "utilization": 0.87,
+                "temperature_c": 66,
+                "power_w": 251.4,
+            }
+            gpu |= {"memory_used_bytes": 3 << 30, "memory_total_bytes": 16 << 30}
+            log.write("system", node="a-node-with-a-long-name.example.org", gpus=[gpu, {**gpu, "index": 1}])
             log.write("quarantine", task="detection", sample_id="K-001900-010224_0_2_0_2_75_120_200" * 4, reason="torn")
         async with TestServer(make_app(tmp_path / "night")) as server, open_page() as page:
             await page.open(f"{server.make_url('/')}?lang=ko", width, height, scheme)
@@ -156,6 +167,8 @@ def test_nothing_sticks_out(tmp_path: Path, open_page: OpenPage, width: int, hei
                 ".every(c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(v => v))"
             )
             assert drawn is True
-            await page.screenshot(tmp_path / f"monitor_{width}_{scheme}.png")
+            nodes = await page.evaluate("document.querySelector('#machine').innerText")
+            assert "GPU 1 NVIDIA GeForce RTX 5080 · 87 % · 66 °C · 251 W" in nodes
+            await page.screenshot(pictures / f"monitor_{width}_{scheme}.png")
 
     asyncio.run(scenario())

@@ -107,3 +107,23 @@ def test_what_is_no_run(tmp_path: Path) -> None:
         terminal.watch(tmp_path / "nothing")
     code, text = shown(tmp_path)
     assert code == 0 and "no run yet  waiting" in text
+
+
+def test_other_nodes_of_the_run_have_a_panel_while_their_readings_are_news(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = {"index": 3, "name": "RTX 5080", "memory_used_bytes": 3 << 30, "memory_total_bytes": 16 << 30}
+    gpu |= {"utilization": 0.87, "temperature_c": 66, "power_w": 251.4, "power_limit_w": 360.0}
+    memory = {"host_memory_used_bytes": 5 << 30, "host_memory_total_bytes": 64 << 30, "disk_free_bytes": 9 << 30}
+    here = terminal.telemetry.sample(tmp_path)["node"]
+    with EventLog(tmp_path) as log:
+        write_run(log)
+        for node in ("gpu-2\x1b[2J", here):
+            log.write("system", node=node, gpus=[gpu], cpu_fraction=0.25, **memory)
+    _, text = shown(tmp_path)
+    assert "\x1b" not in text and text.count("RTX 5080") == 1
+    assert "node gpu-2" in text
+    assert "GPU 3 RTX 5080: 3.0 GiB of 16.0 GiB, 87 % busy, 66 °C, 251 of 360 W" in text
+    assert "memory 5.0 GiB of 64.0 GiB, processors 25 % busy, disk 9.0 GiB free" in text
+    monkeypatch.setattr(terminal, "NODE_NEWS_S", 0.0)
+    assert "RTX 5080" not in shown(tmp_path)[1]
