@@ -1,12 +1,14 @@
 """What does watching cost a training?
 
-    python -m benchmarks.watching [--quick] [--json FILE] [--folder DIR]
+    python -m benchmarks.watching [--quick] [--json FILE]
 
-One training of the demo's detector on this machine, all the while with a terminal monitor, a web monitor with 100
-WebSocket clients of which half never read, and the Weights & Biases mirror, whose server answers 401 from the first
-quarter on and is gone from the third (a second mirror meets that). Watchers run and are stopped (SIGSTOP) by turns, in
-the order run, stop, stop, run: neighbours are a pair, and the control is the same training seconds before or after.
-Throughput is steps in a window over the time between them; steps across the end of an epoch are left out.
+The training is the package's own loop in a process of its own, a classifier on a batch that is already there, on all
+processor cores: no wait for data hides what watching costs, and every step is in the event log. All the while there
+are a terminal monitor, a web monitor with 100 WebSocket clients of which half never read, and the Weights & Biases
+mirror, whose server answers 401 from the first quarter on; a second mirror follows, whose server is gone from the third
+quarter on. Watchers run and are stopped (SIGSTOP) by turns, in the order run, stop, stop, run: neighbours are a pair,
+and the control is the same training seconds before or after. Beside the throughput, which other work on the machine
+moves, stands what it does not move: processor time of each watcher, and of the training for each step.
 
 At the end all watchers are killed (SIGKILL) and the training must go on. Then the same training runs once more with
 nobody watching, and its losses must be the same numbers.
@@ -39,23 +41,27 @@ from pillsnap.observe.wandb_mirror import WandbMirror
 from tests.unit.observe.conftest import WandbServer
 
 NUM_CLIENTS = 100
+BATCH = 16
+STOP_FILE = "stop"
 SETTLE_S = 1.0  # after watchers are stopped or go on: what they missed is not what watching costs
-LIMIT, LIMIT_RSS_BYTES = 0.01, 200e6
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="4 short pairs instead of 24")
     parser.add_argument("--json", type=Path, help="write the figures here as well")
-    parser.add_argument("--folder", type=Path, help="folder for photos and runs [default: a temporary one]")
     parser.add_argument("--clients", help=argparse.SUPPRESS)  # this program as the clients, of this address
+    parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)  # this program as the training, in this directory
     options = parser.parse_args()
     if options.clients:
         asyncio.run(run_clients(options.clients))
         return
+    if options.train:
+        run_training(options.train)
+        return
     pairs, window_s = (4, 6.0) if options.quick else (24, 9.0)
     with tempfile.TemporaryDirectory() as temporary:
-        figures = measure(options.folder or Path(temporary), pairs, window_s)
+        figures = measure(Path(temporary), pairs, window_s)
     print_figures(figures)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2), encoding="utf-8")
@@ -63,7 +69,6 @@ def main() -> None:
 
 def measure(folder: Path, pairs: int, window_s: float) -> dict[str, Any]:
     """Train, watched by turns; kill the watchers; train again unwatched."""
-    prepare(folder)
     with contextlib.ExitStack() as ended:
         return _measure(folder, pairs, window_s, ended)
 
@@ -77,7 +82,7 @@ def _measure(folder: Path, pairs: int, window_s: float, ended: contextlib.ExitSt
     # Its second-long batches would hide a failure until the run is over.
     os.environ.update(WANDB_BASE_URL=server.url, WANDB_API_KEY="k" * 40, WANDB__FILE_STREAM_TRANSMIT_INTERVAL="2")
     warnings: list[str] = []
-    watchers = Watchers(watched.run_dir, warnings)
+    watchers = Watchers(watched, warnings)
     ended.callback(watchers.kill)
     windows: list[Window] = []
     for number in range(pairs):
@@ -108,9 +113,14 @@ def _measure(folder: Path, pairs: int, window_s: float, ended: contextlib.ExitSt
     ratios = [paired(windows[i : i + 2], speeds[i : i + 2]) for i in range(0, len(windows), 2)]
     running_s = sum(window.end - window.start for window in windows if window.running)
     return {
-        "watched_images_per_s": 16 * statistics.median(s for s, w in zip(speeds, windows, strict=True) if w.running),
-        "unwatched_images_per_s": 16
+        "watched_images_per_s": BATCH * statistics.median(s for s, w in zip(speeds, windows, strict=True) if w.running),
+        "unwatched_images_per_s": BATCH
         * statistics.median(s for s, w in zip(speeds, windows, strict=True) if not w.running),
+        "cpu_s_per_step_ratio": statistics.median(
+            paired(windows[i : i + 2], [1 / log.cpu_s_per_step(window) for window in windows[i : i + 2]])
+            for i in range(0, len(windows), 2)
+        ),
+        "load_average": os.getloadavg()[0],
         "ratios": ratios,
         "ratio": statistics.median(ratios),
         "ratio_quartiles": statistics.quantiles(ratios, n=4)[::2],
@@ -131,49 +141,65 @@ def paired(windows: list[Window], speeds: list[float]) -> float:
     return by_kind[True] / by_kind[False]
 
 
-def prepare(folder: Path) -> None:
-    """Photos and a manifest."""
-    from pillsnap.data.build import build_manifest
-    from pillsnap.data.synthetic import generate
-
-    if not (folder / "manifest.parquet").exists():
-        generate(folder / "photos", num_classes=8, num_singles=600, num_combinations=200, frame=(488, 640))
-        build_manifest(folder / "photos", folder, num_photos=None, num_classes=None, val_fraction=0.1, seed=42)
-
-
 class Training:
-    """`pillsnap train` of the detector in a process of its own."""
+    """The training loop in a process of its own; `stop` asks it to end at the next step."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.run_dir = folder / name
-        settings = (
-            "detection.epochs=1000",
-            "detection.image_size_px=128",
-            "train.log_every_steps=1",
-            "wandb.mode=disabled",
-            "train.amp=off",
-        )
-        arguments = ["--preset", "demo", "--task", "detection", "--data-root", folder / "photos"]
-        arguments += ["--manifest", folder, "--run", self.run_dir]
-        for setting in settings:
-            arguments += ["--set", setting]
-        command = [sys.executable, "-m", "pillsnap.cli", "train", *map(str, arguments)]
         self.run_dir.mkdir(parents=True)
         with (self.run_dir / "console.log").open("wb") as console:
+            command = [sys.executable, "-m", "benchmarks.watching", "--train", str(self.run_dir)]
             self.process = subprocess.Popen(command, stdout=console, stderr=console)
 
     def stop(self) -> None:
-        """A checkpoint, and an end."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(180) == 130, (self.run_dir / "console.log").read_text()[-2000:]
+        (self.run_dir / STOP_FILE).touch()
+        assert self.process.wait(180) == 0, (self.run_dir / "console.log").read_text()[-2000:]
+
+
+def run_training(run_dir: Path) -> None:
+    """Train on one batch, again and again, until the stop file is there."""
+    import numpy as np
+    import torch
+
+    from pillsnap.config import load_settings
+    from pillsnap.data.loader import DeviceBatch
+    from pillsnap.data.plan import StreamPlan
+    from pillsnap.observe.events import EventLog
+    from pillsnap.train.loop import Job, train
+    from pillsnap.train.tasks import make_task
+
+    wished = {
+        "train.log_every_steps": 1,
+        "train.amp": "off",
+        "classification.epochs": 1,
+        "train.checkpoint_minutes": 1e6,
+    }
+    settings = load_settings("demo", wished | {"classification.batch_size": BATCH, "classification.warmup_epochs": 0})
+    torch.set_num_threads(os.cpu_count() or 1)
+    torch.manual_seed(0)
+    codes = [f"K-{number:06d}" for number in range(8)]
+    images = torch.randint(0, 255, (BATCH, 64, 64, 3), dtype=torch.uint8)
+    targets = {"label": torch.arange(BATCH) % len(codes), "valid": torch.ones(BATCH, dtype=torch.bool)}
+    plan = StreamPlan(seed=0, epochs=1, num_train=BATCH * 10**6, num_val=BATCH, batch_size=BATCH, num_workers=1)
+    with EventLog(run_dir) as events:
+        facts = {"stage": None, "config": {}, "manifest_hash": "h", "num_workers": 1, "versions": {}}
+        events.write("run", run_id=run_dir.name, name=run_dir.name, **facts)
+        events.write("task", task="classification", status="started", epochs=1, steps_per_epoch=plan.train_steps)
+        job = Job(
+            task=make_task("classification", settings, codes), plan=plan, train=settings.train, data=settings.data,
+            device=torch.device("cpu"), run_dir=run_dir, meta={}, resume=None, elapsed_before_s=0.0, events=events,
+            sample_ids=lambda numbers: [str(number) for number in numbers], preempted=lambda: False,
+            stop_requested=(run_dir / STOP_FILE).exists, report=lambda figures: None,
+        )  # fmt: skip
+        batches = (DeviceBatch(0, True, step, images, targets, np.arange(BATCH), BATCH) for step in range(10**6))
+        train(job, batches)
 
 
 class Window:
-    """A span of unix time in which the watchers ran, or did not."""
+    """A span of unix time in which the watchers ran, or did not, and the training's processor time in it."""
 
-    def __init__(self, running: bool, start: float, end: float) -> None:
-        self.running, self.start, self.end = running, start, end
+    def __init__(self, running: bool, start: float, end: float, cpu_s: float) -> None:
+        self.running, self.start, self.end, self.cpu_s = running, start, end, cpu_s
 
 
 class StepLog:
@@ -202,20 +228,25 @@ class StepLog:
         intervals = [after[0] - before[0] for before, after in pairwise(inside) if before[1] == after[1]]
         return len(intervals) / sum(intervals)
 
+    def cpu_s_per_step(self, window: Window) -> float:
+        return window.cpu_s / sum(window.start <= time_s <= window.end for time_s, _ in self.steps)
+
 
 class Watchers:
     """Terminal monitor, web monitor with its clients, mirror: each the leader of a process group."""
 
-    def __init__(self, run_dir: Path, warnings: list[str]) -> None:
-        self.run_dir, self.warnings = run_dir, warnings
+    def __init__(self, training: Training, warnings: list[str]) -> None:
+        self.run_dir, self.warnings = training.run_dir, warnings
+        self.training = psutil.Process(training.process.pid)
         self.port = free_port()
         self.cpu_s = dict.fromkeys(("server", "terminal", "mirror", "clients"), 0.0)
         self.max_server_rss_bytes = 0
         self.mirror = self._start_mirror()
-        monitor = ["-m", "pillsnap.cli", "monitor", "--run", str(run_dir)]
+        run_dir = str(self.run_dir)
+        monitor = ["-m", "pillsnap.cli", "monitor", "--run", run_dir]
         self.processes = {
             "server": subprocess.Popen(
-                [sys.executable, "-m", "pillsnap.monitor.daemon", str(run_dir), "127.0.0.1", str(self.port)],
+                [sys.executable, "-m", "pillsnap.monitor.daemon", run_dir, "127.0.0.1", str(self.port)],
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,
             ),
@@ -232,15 +263,15 @@ class Watchers:
         """Let the watchers run, or stop them, for so long."""
         self._signal(signal.SIGCONT if running else signal.SIGSTOP)
         time.sleep(SETTLE_S)
-        before, start = self._cpu_s(), time.time()
+        before, start, times = self._cpu_s(), time.time(), self.training.cpu_times()
         time.sleep(seconds)
-        end = time.time()
+        end, times_after = time.time(), self.training.cpu_times()
         if running:
             for name, seconds_used in self._cpu_s().items():
                 self.cpu_s[name] += max(0.0, seconds_used - before.get(name, 0.0))
             rss = psutil.Process(self.processes["server"].pid).memory_info().rss
             self.max_server_rss_bytes = max(self.max_server_rss_bytes, rss)
-        return Window(running, start, end)
+        return Window(running, start, end, times_after.user + times_after.system - times.user - times.system)
 
     def restart_mirror(self) -> None:
         self._signal(signal.SIGCONT)
@@ -356,6 +387,8 @@ def print_figures(figures: dict[str, Any]) -> None:
     print(f"unwatched (control)  {figures['unwatched_images_per_s']:.2f} img/s, median of {len(figures['ratios'])}")
     print(f"watched              {figures['watched_images_per_s']:.2f} img/s")
     print(f"ratio                {figures['ratio']:.4f}, median of pairs (quartiles {low:.4f}, {high:.4f}); limit 0.99")
+    print(f"steps a CPU second   {figures['cpu_s_per_step_ratio']:.4f} of the control's")
+    print(f"load average         {figures['load_average']:.1f} on {figures['cpu_cores']} cores")
     for name, share in figures["cpu_s_per_s"].items():
         print(f"{name:20} {1000 * share:.1f} ms of processor time a second, of {1000 * figures['cpu_cores']}")
     print(f"web monitor's memory {figures['server_rss_bytes'] / 1e6:.0f} MB (limit 200)")
