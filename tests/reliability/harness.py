@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from pillsnap.config import Settings, load_settings
-from pillsnap.data.batches import PhotoReader
 from pillsnap.data.loader import DeviceBatch, Loader
 from pillsnap.data.manifest import read_classes, read_manifest
 from pillsnap.data.plan import StreamPlan
+from pillsnap.data.sources import PhotoReader, Source
 from pillsnap.observe.events import EventLog, read_events
 from pillsnap.train.checkpoint import Checkpoint, Position, find_checkpoint
 from pillsnap.train.loop import Job, train
@@ -87,7 +87,7 @@ class LoopRun:
             seed=settings.train.seed, epochs=own.epochs, num_train=len(self.samples.train),
             num_val=len(self.samples.val), batch_size=own.batch_size, num_workers=num_workers,
         )  # fmt: skip
-        self.reader = PhotoReader(str(root), settings.data.max_pixels)
+        self.source = Source(PhotoReader(str(root), settings.data.max_pixels))
         self.trained_ids: list[tuple[int, int, list[int]]] = []
 
     @property
@@ -137,7 +137,7 @@ class LoopRun:
             for number in range(first, self.plan.num_slots, self.plan.num_workers):
                 slot = self.plan.slot(number)
                 samples = self.samples.train if slot.training else self.samples.val
-                batch = recipe.make(samples, slot, self.plan.seed, self.plan.worker_batch_size, self.reader)
+                batch = recipe.make(samples, slot, self.plan.seed, self.plan.worker_batch_size, self.source)
                 if slot.training:
                     self.trained_ids.append((slot.epoch, slot.step, [int(i) for i in slot.members]))
                 place = {"epoch": slot.epoch, "training": slot.training, "step": slot.step}
