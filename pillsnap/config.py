@@ -284,6 +284,8 @@ def _parse_scalar(raw: str) -> Any:
     # YAML 1.1 reads 1e-4 as text and off as false; a user who types them means a number and a word.
     if raw.strip().lower() in ("on", "off", "yes", "no"):
         return raw.strip().lower()
+    if re.fullmatch(r"\d+:\d+", raw.strip()):  # nor does 1:4 mean 64
+        return raw.strip()
     try:
         return float(raw) if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", raw.strip()) else yaml.safe_load(raw)
     except yaml.YAMLError:

@@ -40,6 +40,8 @@ def test_flags_and_assignments_lie_over_the_preset() -> None:
         ("classification.lr=.nan", ("classification.lr",)),
         ("detection.image_size_px=333", ("detection.image_size_px", "32")),
         ("train.num_workers=0", ("train.num_workers", "auto")),
+        ("train.num_workers='4:2'", ("train.num_workers", "MIN:MAX")),
+        ("train.num_workers='0:2'", ("train.num_workers", "MIN:MAX")),
         ("train.num_workers=3", ("batch_size 16", "3 workers")),
         ("detection.warmup_epochs=99", ("warmup_epochs",)),
         ("name=../elsewhere", ("name", "letters")),
@@ -70,3 +72,9 @@ def test_settings_are_frozen() -> None:
 def test_words_that_yaml_takes_for_booleans_stay_words() -> None:
     settings = load_settings("demo", assignments=("train.amp=off", "train.compile=on"))
     assert (settings.train.amp, settings.train.compile) == ("off", "on")
+
+
+def test_elastic_workers_need_no_even_batch() -> None:
+    assert load_settings("demo", {"train.num_workers": "1:3"}).train.num_workers == "1:3"
+    assert load_settings("demo", None, ("train.num_workers=1:3",)).train.num_workers == "1:3"
+    assert load_settings("demo", {"train.num_workers": "2"}).train.num_workers == 2

@@ -138,6 +138,16 @@ def test_restart_from_an_earlier_step_drops_what_it_repeats(tmp_path: Path) -> N
     assert sum(e["kind"] == "task" for e in events) == 3
 
 
+def test_a_restart_before_the_end_of_an_epoch_logs_its_end_once(tmp_path: Path) -> None:
+    """Stopped within the validation: the epoch's end comes again at the same step."""
+    with EventLog(tmp_path) as log:
+        for _ in range(2):
+            log.write("task", task="detection", status="started", epoch=0, step=3)
+            log.write("epoch", task="detection", epoch=1, step=3, loss=0.5)
+            log.write("validation", task="detection", epoch=1, step=3, metrics={"map50": 0.1})
+    assert [e["kind"] for e in read_events(tmp_path)] == ["task", "task", "epoch", "validation"]
+
+
 def test_two_restarts_keep_the_furthest_back(tmp_path: Path) -> None:
     with EventLog(tmp_path) as log:
         write_steps(log, "detection", 1, 9)
