@@ -91,6 +91,13 @@ _KNOWN = (
         "--num-workers MIN:MAX.",
     ),
     _Known(
+        r"node timed out during startup|raylet failed to startup|Failed to (connect to|get address).*(GCS|Ray)|"
+        r"Could not (find|connect to) any running Ray|ConnectionError: ray",
+        "Ray did not start, or its cluster cannot be reached",
+        "The machine is overloaded, or RAY_ADDRESS names a cluster that is gone.",
+        "Look at the load of the machine, `ray status` and RAY_ADDRESS, then give the same command again.",
+    ),
+    _Known(
         r"Timed out waiting|timed out after|Watchdog caught collective|collective operation timeout|"
         r"WorkerHealthCheckTimeout|health.?check.*(timeout|hanging|timed out)|NCCLHang",
         "A worker did not answer in train.hang_timeout_s",

@@ -39,12 +39,22 @@ def train_and_judge(run: Run, console: Console) -> dict[str, Any]:
     Raises RunStopped when a stop was asked for, and UserError, which says why, when the run failed; both leave the last
     checkpoint.
     """
+    with only_driver(run.run_dir):
+        try:
+            return _train_and_judge(run, console)
+        except (RunStopped, UserError):
+            raise
+        except Exception as error:  # Ray did not start, or did not end
+            raise _explained(run, error) from error
+
+
+def _train_and_judge(run: Run, console: Console) -> dict[str, Any]:
     wandb = run.settings.wandb
 
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    with only_driver(run.run_dir), ray_session(), EventLog(run.run_dir) as events:
+    with ray_session(), EventLog(run.run_dir) as events:
         mirror = WandbMirror(
             run.run_dir,
             wandb.project,

@@ -41,6 +41,7 @@ from pillsnap.train.diagnosis import diagnose
         (NodeDiedError("node 10.0.0.7 died"), "machine of the cluster was lost", "ray status"),
         (ActorDiedError(), "worker process died", "dmesg"),
         (RuntimeError("Timed out waiting 90000ms for recv operation to complete"), "did not answer", "hang_timeout_s"),
+        (Exception("The current node timed out during startup."), "Ray did not start", "RAY_ADDRESS"),
         (MemoryError(), "ran out of main memory", "decoding_cpus"),
         (KeyError("surprise"), "Training failed", "train.log"),
     ],
