@@ -16,16 +16,16 @@ import ray
 from benchmarks.loaders.data import BATCH, FRAME_BATCH, RECIPE, STORE_REPEATS, Prepared, decode_crop
 from benchmarks.loaders.measure import Batches, measure
 from pillsnap.data import augment
+from pillsnap.data.allocation import keep_freed_memory
 from pillsnap.data.images import decode_image
 from pillsnap.data.loader import Loader
 from pillsnap.data.plan import StreamPlan
 from pillsnap.data.shipping import decode_ahead
 from pillsnap.data.sources import SplitStore
 from pillsnap.data.stream import Stream, share_samples
-from pillsnap.train.fit import KEEP_FREED_MEMORY
 
 CORES = 2
-DECODING_CPUS = 0.75
+DECODING_CPUS = 0.5
 _EPOCHS = 10_000
 
 
@@ -38,6 +38,7 @@ def limit(data: Prepared, seconds: float, *, stored: bool) -> float:
 
 def _limit_process(folder: str, part: int, seconds: float, stored: bool) -> float:
     cv2.setNumThreads(1)
+    keep_freed_memory()
     data = Prepared(Path(folder))
     samples, boxes, jpegs = data.crop_samples(), data.boxes(), data.jpegs()
     started = warm_s = time.perf_counter()
@@ -96,20 +97,26 @@ def _crop_stream(data: Prepared, store: SplitStore | None, *, ship: bool) -> Str
 
 def measure_stream(stream: Stream, seconds: float) -> dict[str, float]:
     """Read a stream as a train worker does: through a split, in a process of its own. Ray must be up."""
+    worker = _Worker.remote()
+    ray.get(worker.import_torch.remote())  # a train worker takes seconds for that, with any loader
     started_s = time.time()
     (shard,) = stream.dataset().streaming_split(1, equal=True)
-    worker = _Worker.options(runtime_env={"env_vars": KEEP_FREED_MEMORY}).remote()
     return ray.get(worker.measure.remote(shard, stream, started_s, seconds))
 
 
 @ray.remote(num_cpus=0.25)
 class _Worker:
+    def import_torch(self) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        keep_freed_memory()
+
     def measure(
         self, shard: ray.data.DataIterator, stream: Stream, started_s: float, seconds: float
     ) -> dict[str, float]:
         import torch
 
-        torch.set_num_threads(1)
         rows = shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
         if stream.ship_bytes:
             rows = decode_ahead(rows, stream, CORES)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -87,10 +88,11 @@ class Loader:
         )
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
-        # Rows of tasks are read-only views into the object store: torch needs memory of its own, which pinning provides
-        # on a GPU. Rows of decoding threads are their own.
         if self._copy_stream is None:
-            return torch.from_numpy(array if array.flags.writeable else np.array(array))
+            with warnings.catch_warnings():
+                # Rows are read-only views into the object store, and nothing writes to a batch.
+                warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+                return torch.from_numpy(array)
         pinned = torch.empty(array.shape, dtype=_torch_dtype(array), pin_memory=True)
         np.copyto(pinned.numpy(), array)
         with torch.cuda.stream(self._copy_stream):

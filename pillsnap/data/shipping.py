@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 
 from pillsnap.data.images import BadImage
 from pillsnap.data.plan import Slot
-from pillsnap.data.sources import ShippedSource, Source
+from pillsnap.data.sources import ShippedSource
 from pillsnap.data.windows import EncodedWindow
 
 if TYPE_CHECKING:
@@ -26,18 +25,33 @@ if TYPE_CHECKING:
 Row = dict[str, np.ndarray]
 
 
-def pack(number: int, samples: pa.Table, slot: Slot, source: Source) -> dict[str, Any]:
-    """Slot `number` as one row: the windows' bytes on end, where each begins, their places, and the bad photos."""
-    windows = [source.fetch(samples, member) for member in slot.members.tolist()]
+def pack(slots: Mapping[int, Slot], fetch: Callable[[Slot, int], EncodedWindow | BadImage]) -> dict[str, Any]:
+    """Slots by number as one row: the windows' bytes on end, where each ends, their places, and the bad photos.
+
+    `fetch` gives the window of one of a slot's samples.
+    """
+    windows = [fetch(slot, member) for slot in slots.values() for member in slot.members.tolist()]
     good = [window for window in windows if not isinstance(window, BadImage)]
-    bad = [(row, window.reason, window.detail) for row, window in enumerate(windows) if isinstance(window, BadImage)]
+    bad = {row: (window.reason, window.detail) for row, window in enumerate(windows) if isinstance(window, BadImage)}
     return {
-        "slot": number,
+        "slots": np.array(list(slots), np.int64),
         "data": np.frombuffer(b"".join(window.data for window in good), np.uint8),
         "ends": np.cumsum([len(window.data) for window in good], dtype=np.int64),
         "places": np.array([(w.left, w.top, w.scale_x, w.scale_y, w.own) for w in good], np.float64).reshape(-1, 5),
         "bad": json.dumps(bad, ensure_ascii=False),
     }
+
+
+def _unpack(row: Row) -> Iterator[EncodedWindow | BadImage]:
+    bad = {int(place): BadImage(*why) for place, why in json.loads(str(row["bad"][0])).items()}
+    data, ends = row["data"][0].data, row["ends"][0].tolist()
+    good = zip([0, *ends], ends, row["places"][0].tolist(), strict=False)
+    for place in range(len(ends) + len(bad)):
+        if place in bad:
+            yield bad[place]
+        else:
+            begin, end, (left, top, scale_x, scale_y, own) = next(good)
+            yield EncodedWindow(data[begin:end], left, top, scale_x, scale_y, bool(own))
 
 
 def decode_ahead(rows: Iterable[Row], stream: Stream, num_threads: int) -> Iterator[Row]:
@@ -49,9 +63,13 @@ def decode_ahead(rows: Iterable[Row], stream: Stream, num_threads: int) -> Itera
         ahead: deque[Future[Row]] = deque()
         try:
             for row in rows:
-                ahead.append(pool.submit(_make, row, stream))
-                if len(ahead) > num_threads:
-                    yield ahead.popleft().result()
+                windows = _unpack(row)
+                for number in row["slots"][0].tolist():
+                    slot = stream.plan.slot(number)
+                    shipped = {member: next(windows) for member in slot.members.tolist()}
+                    ahead.append(pool.submit(_make, slot, ShippedSource(stream.reader, shipped=shipped), stream))
+                    if len(ahead) > 2 * num_threads:
+                        yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
         finally:
@@ -59,16 +77,7 @@ def decode_ahead(rows: Iterable[Row], stream: Stream, num_threads: int) -> Itera
                 future.cancel()
 
 
-def _make(row: Row, stream: Stream) -> Row:
-    slot = stream.plan.slot(int(row["slot"][0]))
-    members = slot.members.tolist()
-    bad = {place: BadImage(reason, detail) for place, reason, detail in json.loads(str(row["bad"][0]))}
-    good = [member for place, member in enumerate(members) if place not in bad]
-    data, ends = row["data"][0].data, row["ends"][0].tolist()
-    shipped: dict[int, EncodedWindow | BadImage] = {members[place]: error for place, error in bad.items()}
-    for member, begin, end, place in zip(good, [0, *ends], ends, row["places"][0].tolist(), strict=False):
-        left, top, scale_x, scale_y, own = place
-        shipped[member] = EncodedWindow(data[begin:end], left, top, scale_x, scale_y, bool(own))
-    batch = stream.make(slot, ShippedSource(stream.reader, shipped=shipped))
+def _make(slot: Slot, source: ShippedSource, stream: Stream) -> Row:
+    batch = stream.make(slot, source)
     batch |= {"epoch": np.array(slot.epoch), "training": np.array(slot.training), "step": np.array(slot.step)}
     return {name: value[None] for name, value in batch.items()}

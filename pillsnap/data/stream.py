@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from pillsnap.data import shipping
+from pillsnap.data.allocation import keep_freed_memory
 from pillsnap.data.batches import Batch
 from pillsnap.data.plan import Slot, StreamPlan
 from pillsnap.data.sources import Cutter, PhotoReader, Source, SplitStore, StoreSource
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     import ray
 
 
-_PAUSE_S = 0.01
+_PAUSE_S, _SHORT_PAUSE_S = 0.01, 0.003
+_STEPS_PER_SHIPPED_ROW = 8
 
 
 class Recipe(Cutter, Protocol):
@@ -59,7 +61,7 @@ class Stream:
             # One block a read would be planned, and stored, before the first batch: with 140,000 reads that took
             # 132 s. A task that lists them as they are needed takes none.
             reads = ray.data.from_arrow(pa.table({"first": [first_slot], "end": [self.plan.num_slots]})).map_batches(
-                _list_reads, fn_kwargs={"slots_per_read": self.batches_per_read}, batch_size=None, num_cpus=0
+                _list_reads, fn_kwargs={"slots_per_read": self._slots_per_read}, batch_size=None, num_cpus=0
             )
             return reads.map_batches(
                 _make_batches,
@@ -68,6 +70,13 @@ class Stream:
                 zero_copy_batch=True,
                 num_cpus=self.decoding_cpus,
             )
+
+    @property
+    def _slots_per_read(self) -> int:
+        if not self.ship_bytes:
+            return self.batches_per_read
+        # Every row costs the same to hand over, and stored windows are small: several steps of a worker are one row.
+        return self.plan.num_workers * (_STEPS_PER_SHIPPED_ROW if self.train_store else 1)
 
     def samples(self, training: bool) -> pa.Table:
         """The samples of one split, fetched once a process."""
@@ -117,15 +126,22 @@ def _pausing_callback() -> type:
     from ray.data._internal.execution.execution_callback import ExecutionCallback
 
     class PauseUnderBackpressure(ExecutionCallback):
-        """Rests while finished batches wait for a slow consumer.
+        """Rests when a step of the scheduling loop moved nothing though output waits to be taken.
 
-        Ray Data's scheduling loop then finds work that it may not take yet, and asks again at once: measured on two
-        cores, it spends 80 % of one of them on nothing.
+        The loop then finds work that it may not take yet, and asks again at once: measured on two cores, it spends 80 %
+        of one of them on nothing.
         """
 
+        def __init__(self) -> None:
+            self._moved = 0
+
         def on_execution_step(self, executor: Any) -> None:
-            if any(operator._in_task_output_backpressure for operator in executor._topology):
-                time.sleep(_PAUSE_S)
+            operators = executor._topology
+            moved = sum(op.metrics.num_task_outputs_generated + op.metrics.num_tasks_submitted for op in operators)
+            if moved == self._moved and any(op._in_task_output_backpressure for op in operators):
+                _, output = executor._output_node
+                time.sleep(_SHORT_PAUSE_S if output.num_waiting_consumers else _PAUSE_S)
+            self._moved = moved
 
     return PauseUnderBackpressure
 
@@ -140,19 +156,28 @@ def _make_batches(slots: Batch, *, stream: Stream) -> Iterator[Batch]:
     import cv2
 
     cv2.setNumThreads(1)
-    stored: list[StoreSource] = []
-    for number in range(int(slots["first"][0]), int(slots["end"][0])):
-        slot = stream.plan.slot(number)
-        source = stream.source(slot.training)
-        if isinstance(source, StoreSource):
-            stored.append(source)
-        if stream.ship_bytes:
-            yield _as_row(shipping.pack(number, stream.samples(slot.training), slot, source))
-        else:
+    keep_freed_memory()
+    numbers = range(int(slots["first"][0]), int(slots["end"][0]))
+    if stream.ship_bytes:
+        sources = {training: stream.source(training) for training in (True, False)}
+        for worker in range(stream.plan.num_workers):
+            share = {number: stream.plan.slot(number) for number in numbers[worker :: stream.plan.num_workers]}
+            yield _as_row(
+                shipping.pack(
+                    share, lambda slot, member: sources[slot.training].fetch(stream.samples(slot.training), member)
+                )
+            )
+        made = list(sources.values())
+    else:
+        made = []
+        for number in numbers:
+            slot = stream.plan.slot(number)
+            made.append(stream.source(slot.training))  # one a batch: it also counts the batch's time
             where = {"epoch": slot.epoch, "training": slot.training, "step": slot.step}
-            yield _as_row(stream.make(slot, source) | where)
-    for source in stored:
-        source.flush()
+            yield _as_row(stream.make(slot, made[-1]) | where)
+    for source in made:
+        if isinstance(source, StoreSource):
+            source.flush()
 
 
 def _as_row(batch: dict[str, Any]) -> Batch:

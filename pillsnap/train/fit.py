@@ -30,10 +30,6 @@ if TYPE_CHECKING:
 
 
 _FEW_CPUS = 4
-# On a CPU every step allocates and frees the same large tensors: keeping them in the process saves a quarter of the
-# step,
-# which glibc otherwise spends on handing pages back and faulting them in again.
-KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_TOP_PAD_": str(2**28)}
 
 
 def make_trainer(run: Run, name: str, stream: Stream, workers: Workers, clock: TaskClock) -> TorchTrainer:
@@ -83,7 +79,6 @@ def make_trainer(run: Run, name: str, stream: Stream, workers: Workers, clock: T
             name=f"{name}-{uuid.uuid4().hex[:8]}",
             storage_path=str(run.run_dir / "ray"),
             failure_config=FailureConfig(max_failures=train.max_failures),
-            worker_runtime_env={} if workers.use_gpu else {"env_vars": KEEP_FREED_MEMORY},
         ),
         datasets={STREAM: placeholder},
         dataset_config=StreamFromCheckpoint(stream, run.checkpoint_dir(name)),
