@@ -91,7 +91,7 @@ def measure(folder: Path, num_drugs: int, num_combinations: int, num_classes: in
     figures["builds"] = stage
     figures["model"] = {
         name: model_growth(name, figures["sizes"], stage[0].get(name))
-        for name in ("scan_s", "scan_cpu_s", "rest_s", "cpu_s", "peak_bytes")
+        for name in ("best_scan_s", "scan_cpu_s", "rest_s", "cpu_s", "peak_bytes")
     }
     hashes = {tree_hash(path) for path in folder.glob("build-*") if path.is_dir()}
     figures["byte_identical"] = len(hashes) == 1
@@ -154,8 +154,16 @@ def measure_scan(root: Path) -> dict:
         f"scan of {photos:,} photos: {scan_s:.2f} s; find: {find_s:.2f} s; ratio {scan_s / find_s:.2f} (limit 2); "
         f"CPU {scan_cpu_s:.2f} s against {find_cpu_s:.2f} s"
     )
-    return {"photos": photos, "scan_s": scan_s, "find_s": find_s, "ratio": scan_s / find_s, "scan_cpu_s": scan_cpu_s,
-            "find_cpu_s": find_cpu_s}  # fmt: skip
+    # For the model of growth the best: other work on the machine only ever adds.
+    return {
+        "photos": photos,
+        "best_scan_s": min(times["scan"]),
+        "scan_s": scan_s,
+        "find_s": find_s,
+        "ratio": scan_s / find_s,
+        "scan_cpu_s": scan_cpu_s,
+        "find_cpu_s": find_cpu_s,
+    }
 
 
 def cpu_since(before: resource.struct_rusage, who: int) -> float:
