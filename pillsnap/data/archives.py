@@ -94,20 +94,31 @@ def read_place(root: str, place: Place) -> bytes:
     return unpack(data, place)
 
 
-def unpack(data: bytes, place: Place) -> bytes:
-    """Bytes of a member from the bytes at its place. Raises UserError when they are damaged or expand too far."""
+def unpack(data: bytes, place: Place, max_bytes: int | None = None) -> bytes:
+    """Bytes of a member from the bytes at its place. Raises UserError when they are damaged, or more than `max_bytes`
+    (MAX_MEMBER_BYTES) unpacked.
+    """
+    max_bytes = MAX_MEMBER_BYTES if max_bytes is None else max_bytes
     if len(data) != place.length:
         raise UserError(f"{to_location(place)}: the archive ends before the member does; is the download complete?")
     if place.compression == STORED:
         return data
     try:
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        plain = inflater.decompress(data, MAX_MEMBER_BYTES)
+        plain = inflater.decompress(data, max_bytes)
     except zlib.error as error:
         raise UserError(f"{to_location(place)}: damaged ({error}); test the archive with `unzip -t`") from error
     if inflater.unconsumed_tail or not inflater.eof:
-        raise UserError(f"{to_location(place)}: damaged, or more than {MAX_MEMBER_BYTES} bytes unpacked")
+        raise UserError(f"{to_location(place)}: damaged, or more than {max_bytes} bytes unpacked")
     return plain
+
+
+def unpack_start(data: bytes, place: Place, num_bytes: int) -> bytes:
+    """The first bytes of a deflated member, at most `num_bytes`. Raises UserError when they are damaged."""
+    try:
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, num_bytes)
+    except zlib.error as error:
+        raise UserError(f"{to_location(place)}: damaged ({error}); test the archive with `unzip -t`") from error
 
 
 def locate(root: str, archive: str, members: Sequence[Member]) -> list[Place]:

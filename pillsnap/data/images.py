@@ -52,6 +52,12 @@ def read_header(data: bytes) -> Header:
     raise BadImage("not_an_image", f"neither PNG nor JPEG (starts with {data[:8]!r})")
 
 
+def check_pixels(header: Header, max_pixels: int) -> None:
+    """Raise BadImage (too_large) for more than `max_pixels`."""
+    if header.width * header.height > max_pixels:
+        raise BadImage("too_large", f"{header.width} x {header.height} is more than {max_pixels} pixels")
+
+
 def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
     """Upright RGB pixels, uint8, shape (height, width, 3).
 
@@ -59,8 +65,7 @@ def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.nda
     orientation is applied. Raises BadImage; a picture of more than `max_pixels` is refused from its header.
     """
     header = read_header(data)
-    if header.width * header.height > max_pixels:
-        raise BadImage("too_large", f"{header.width} x {header.height} is more than {max_pixels} pixels")
+    check_pixels(header, max_pixels)
     if not header.plain:
         return _decode_with_pillow(data)
     if header.format == "png":

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from pillsnap.data.archives import STORED, parse_location, unpack
-from pillsnap.data.images import BadImage, Header, decode_image, read_header
-from pillsnap.data.photos import MAX_PHOTO_BYTES, open_photo
+from pillsnap.data.archives import STORED, Place, parse_location, unpack_start
+from pillsnap.data.images import BadImage, check_pixels, decode_image, read_header
+from pillsnap.data.photos import MAX_PHOTO_BYTES, PhotoStore, open_photo
 from pillsnap.errors import UserError
 
 THUMBNAIL_PX = 32
@@ -66,12 +65,9 @@ def _inspect(root: str, location: str, boxes: list[list[float] | None], deep: bo
             return Inspection("truncated", "the archive ends before the photo does")
         if not deep and (place is None or place.compression == STORED):
             return _inspect_ends(descriptor, start, size, max_pixels)
-        if not deep and size > _DEFLATED_BYTES:
-            return _inspect_deflated_head(descriptor, start, size, max_pixels)
-        data = os.pread(descriptor, size, start)
-        if place is not None:
-            data = unpack(data, place)
-        return _inspect_pixels(data, boxes, max_pixels)
+        if not deep and place is not None and size > _DEFLATED_BYTES:
+            return _inspect_deflated_head(descriptor, place, max_pixels)
+        return _inspect_pixels(PhotoStore(root, max_pixels).read(location), boxes, max_pixels)
     except BadImage as error:
         return Inspection(error.reason, error.detail)
     except OSError as error:
@@ -91,28 +87,21 @@ def _inspect_ends(descriptor: int, start: int, size: int, max_pixels: int) -> In
         if error.reason != "truncated" or size <= len(head):
             raise
         header = read_header(os.pread(descriptor, min(size, _JPEG_HEAD_BYTES), start))
-    _check_pixels(header, max_pixels)
+    check_pixels(header, max_pixels)
     tail = os.pread(descriptor, min(size, _TAIL_BYTES), start + max(0, size - _TAIL_BYTES))
     if (b"IEND" not in tail[-64:]) if header.format == "png" else (b"\xff\xd9" not in tail):
         raise BadImage("truncated", "the file ends before its end mark")
     return Inspection("", "", header.width, header.height, _hash_of_ends(head, tail, size))
 
 
-def _inspect_deflated_head(descriptor: int, start: int, size: int, max_pixels: int) -> Inspection:
+def _inspect_deflated_head(descriptor: int, place: Place, max_pixels: int) -> Inspection:
     """Header of a deflated member. Its end mark could only be seen by unpacking all of it: that is left to `deep`."""
+    start, size = place.offset, place.length
     packed = os.pread(descriptor, _DEFLATED_BYTES, start)
-    try:
-        header = read_header(zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, _JPEG_HEAD_BYTES))
-    except zlib.error as error:
-        raise BadImage("corrupt", f"damaged in the archive ({error})") from None
-    _check_pixels(header, max_pixels)
+    header = read_header(unpack_start(packed, place, _JPEG_HEAD_BYTES))
+    check_pixels(header, max_pixels)
     tail = os.pread(descriptor, _TAIL_BYTES, start + size - _TAIL_BYTES)
     return Inspection("", "", header.width, header.height, _hash_of_ends(packed[:_HEAD_BYTES], tail, size))
-
-
-def _check_pixels(header: Header, max_pixels: int) -> None:
-    if header.width * header.height > max_pixels:
-        raise BadImage("too_large", f"{header.width} x {header.height} pixels")
 
 
 def _hash_of_ends(head: bytes, tail: bytes, size: int) -> bytes:

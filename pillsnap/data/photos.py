@@ -15,11 +15,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from pillsnap.data.archives import MAX_MEMBER_BYTES, parse_location, unpack
-from pillsnap.data.images import BadImage
+from pillsnap.data.archives import MAX_MEMBER_BYTES, STORED, Place, parse_location, unpack, unpack_start
+from pillsnap.data.images import DEFAULT_MAX_PIXELS, BadImage, check_pixels, read_header
 from pillsnap.errors import UserError
 
 MAX_PHOTO_BYTES = MAX_MEMBER_BYTES
+_HEADER_BYTES = 1 << 20
+"""Within which a photo's header lies: a JPEG's may follow a long colour profile or thumbnail."""
+_BYTES_PER_PIXEL, _METADATA_BYTES = 8, 16 << 20
+"""A photo that does not compress at all, of four 16-bit channels, and what may surround it."""
 _LINKED_FOLDERS = re.compile(r"data|train|val|valid|test|images|labels|single|combination|[TV][SL]_.*")
 
 
@@ -29,13 +33,14 @@ class PhotoStore:
     A location is the path of a plain file, or names bytes of a ZIP archive that is read in place.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
         self.root = str(root)
+        self.max_pixels = max_pixels
         self._filesystem: Any = None
 
     def read(self, location: str) -> bytes:
         """Bytes of one photo. Raises BadImage, whose reason is one of: outside_root, missing, link, not_a_file,
-        unreadable_file, too_large, truncated, corrupt.
+        unreadable_file, too_large, truncated, corrupt; for a deflated member also those of images.read_header.
         """
         place = parse_location(location)
         path = location if place is None else place.archive
@@ -59,9 +64,22 @@ class PhotoStore:
         if len(data) < place.length:
             raise BadImage("truncated", "the archive ends before the photo does")
         try:
-            return unpack(data, place)
+            return unpack(data, place, self._most_bytes(data, place))
+        except BadImage:
+            raise
         except UserError as error:
             raise BadImage("corrupt", str(error)) from None
+
+    def _most_bytes(self, data: bytes, place: Place) -> int:
+        """What a deflated photo may unpack to, by its own header: a bomb is refused before it is unpacked."""
+        if place.compression == STORED:
+            return place.length
+        start = unpack_start(data, place, _HEADER_BYTES)
+        if not start:  # empty or damaged: unpacking will tell
+            return _METADATA_BYTES
+        header = read_header(start)
+        check_pixels(header, self.max_pixels)
+        return min(MAX_PHOTO_BYTES, header.width * header.height * _BYTES_PER_PIXEL + _METADATA_BYTES)
 
     def _read_remote(self, path: str, part: tuple[int, int] | None) -> bytes:
         from pyarrow import fs

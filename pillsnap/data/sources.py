@@ -36,7 +36,7 @@ class PhotoReader:
     def read_bytes(self, image_path: str) -> bytes | BadImage:
         """The file's bytes, or why there are none."""
         try:
-            return PhotoStore(self.data_root).read(image_path)
+            return PhotoStore(self.data_root, self.max_pixels).read(image_path)
         except BadImage as error:
             return error
         except FileNotFoundError:

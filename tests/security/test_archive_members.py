@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 
 from pillsnap.data import archives
-from pillsnap.data.archives import Place, locate, read_directory, read_place
+from pillsnap.data.archives import Place, locate, read_directory, read_place, to_location
+from pillsnap.data.images import BadImage
+from pillsnap.data.photos import PhotoStore
 from pillsnap.data.scan import scan
+from pillsnap.data.synthetic.faults import png_header
 from pillsnap.errors import UserError
 
 NAME = "K-000001_0_2_0_0_75_{:03d}_200.png"
@@ -72,3 +75,24 @@ def test_archive_that_is_a_link_is_not_opened(tmp_path: Path) -> None:
     (tmp_path / "a.zip").symlink_to(tmp_path / "secret")
     with pytest.raises(OSError, match="symbolic links"):
         read_place(str(tmp_path), Place("a.zip", 0, 6, 0))
+
+
+def test_zipped_photo_that_is_a_bomb_is_refused_from_its_header(tmp_path: Path) -> None:
+    """30,000 x 30,000 pixels, and a small picture followed by 300 MB: neither is unpacked."""
+    headers = {"pixels.png": png_header(30_000, 30_000), "tail.png": png_header(20, 20)}
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, header in headers.items():
+            with archive.open(name, "w") as member:
+                member.write(header)
+                for _ in range(300):
+                    member.write(bytes(1 << 20))
+    places = locate(str(tmp_path), "a.zip", list(read_directory(tmp_path / "a.zip")))
+    for place, reason in zip(places, ("too_large", "corrupt"), strict=True):
+        tracemalloc.start()
+        start = time.perf_counter()
+        with pytest.raises(BadImage, match=reason):
+            PhotoStore(tmp_path).read(to_location(place))
+        seconds, peak = time.perf_counter() - start, tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 50e6
+        assert reason == "corrupt" or seconds < 0.05
