@@ -10,8 +10,8 @@ import torch
 
 from pillsnap.config import DataSettings
 from pillsnap.errors import UserError
-from pillsnap.train.loop import _Log
 from pillsnap.train.peers import Peers
+from pillsnap.train.task_log import TaskLog
 
 
 class Events:
@@ -25,15 +25,15 @@ class Events:
 
 
 @pytest.fixture
-def log() -> _Log:
+def log() -> TaskLog:
     job: Any = SimpleNamespace(
         task=SimpleNamespace(name="classification"), events=Events(), data=DataSettings(),
         plan=SimpleNamespace(num_train=900, num_val=100),
     )  # fmt: skip
-    return _Log(job, Peers(torch.device("cpu")))
+    return TaskLog(job, Peers(torch.device("cpu")), {})
 
 
-def see(log: _Log, num_samples: int, bad: list[str]) -> None:
+def see(log: TaskLog, num_samples: int, bad: list[str]) -> None:
     """A batch of `num_samples`, of which `bad` could not be read, and a few empty rows."""
     index = torch.tensor([*range(num_samples), -1, -1])
     batch: Any = SimpleNamespace(index=index, quarantine=[(name, f"truncated: {name} is cut") for name in bad])
@@ -41,11 +41,11 @@ def see(log: _Log, num_samples: int, bad: list[str]) -> None:
     log.flush_quarantine()
 
 
-def test_few_samples_do_not_stop_a_run(log: _Log) -> None:
+def test_few_samples_do_not_stop_a_run(log: TaskLog) -> None:
     see(log, 199, ["a", "b", "c"])
 
 
-def test_one_in_a_hundred_is_allowed_and_more_is_not(log: _Log) -> None:
+def test_one_in_a_hundred_is_allowed_and_more_is_not(log: TaskLog) -> None:
     see(log, 200, ["a", "b"])
     see(log, 99, [])
     with pytest.raises(UserError) as error:
@@ -58,7 +58,7 @@ def test_one_in_a_hundred_is_allowed_and_more_is_not(log: _Log) -> None:
     assert "\n" not in text
 
 
-def test_a_photo_counts_once_and_is_written_once(log: _Log) -> None:
+def test_a_photo_counts_once_and_is_written_once(log: TaskLog) -> None:
     for _ in range(30):  # epochs of a run that is within its limit
         see(log, 1000, [f"p{number}" for number in range(10)])
     written = log._job.events.written
@@ -68,3 +68,11 @@ def test_a_photo_counts_once_and_is_written_once(log: _Log) -> None:
     }  # fmt: skip
     with pytest.raises(UserError, match="11 of 1000"):
         see(log, 1000, ["another"])
+
+
+def test_a_resumed_run_remembers_what_it_saw(log: TaskLog) -> None:
+    see(log, 200, ["a", "b"])
+    again = TaskLog(log._job, log._peers, log.remembered)
+    see(again, 50, ["a"])  # 2 of 250
+    with pytest.raises(UserError, match="3 of 260"):
+        see(again, 10, ["c"])
