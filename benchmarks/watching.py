@@ -1,6 +1,6 @@
 """What does watching cost a training?
 
-    python -m benchmarks.watching [--quick] [--json FILE]
+    python -m benchmarks.watching [--quick] [--cost] [--json FILE]
 
 The training is the package's own loop in a process of its own, a classifier on a batch that is already there, on all
 processor cores: no wait for data hides what watching costs, and every step is in the event log. All the while there
@@ -9,6 +9,9 @@ mirror, whose server answers 401 from the first quarter on; a second mirror foll
 quarter on. Watchers run and are stopped (SIGSTOP) by turns, in the order run, stop, stop, run: neighbours are a pair,
 and the control is the same training seconds before or after. Beside the throughput, which other work on the machine
 moves, stands what it does not move: processor time of each watcher, and of the training for each step.
+
+With --cost there is no training: five steps a second are written into a log, and only the watchers' processor time and
+memory are measured.
 
 At the end all watchers are killed (SIGKILL) and the training must go on. Then the same training runs once more with
 nobody watching, and its losses must be the same numbers.
@@ -21,9 +24,7 @@ import asyncio
 import contextlib
 import json
 import os
-import pty
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -36,11 +37,11 @@ from typing import Any
 
 import psutil
 
-from pillsnap.observe.events import EventFollower, read_events
+from benchmarks.watchers.viewers import free_port, run_clients, start_in_terminal, wait_for_port
+from pillsnap.observe.events import EventFollower, EventLog, read_events
 from pillsnap.observe.wandb_mirror import WandbMirror
 from tests.unit.observe.conftest import WandbServer
 
-NUM_CLIENTS = 100
 BATCH = 16
 STOP_FILE = "stop"
 SETTLE_S = 1.0  # after watchers are stopped or go on: what they missed is not what watching costs
@@ -49,15 +50,26 @@ SETTLE_S = 1.0  # after watchers are stopped or go on: what they missed is not w
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="4 short pairs instead of 24")
+    parser.add_argument("--cost", action="store_true", help="only what the watchers take, without a training")
     parser.add_argument("--json", type=Path, help="write the figures here as well")
     parser.add_argument("--clients", help=argparse.SUPPRESS)  # this program as the clients, of this address
+    parser.add_argument("--threads", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)  # this program as the training, in this directory
     options = parser.parse_args()
     if options.clients:
         asyncio.run(run_clients(options.clients))
         return
     if options.train:
-        run_training(options.train)
+        run_training(options.train, options.threads)
+        return
+    # Told to end, it still ends what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    if options.cost:
+        with tempfile.TemporaryDirectory() as temporary:
+            cost = measure_cost(Path(temporary), 10.0 if options.quick else 60.0)
+        print_cost(cost)
+        if options.json:
+            options.json.write_text(json.dumps(cost, indent=2), encoding="utf-8")
         return
     pairs, window_s = (4, 6.0) if options.quick else (24, 9.0)
     with tempfile.TemporaryDirectory() as temporary:
@@ -65,6 +77,42 @@ def main() -> None:
     print_figures(figures)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2), encoding="utf-8")
+
+
+def measure_cost(run_dir: Path, seconds: float) -> dict[str, Any]:
+    """What the watchers of a log with five steps a second take."""
+    ended = threading.Event()
+    at = {"task": "detection", "epoch": 1}
+    figures = {"loss": 1.5, "losses": {"box": 1.0, "cls": 0.3, "dfl": 0.2}, "lr": 1e-3, "images_per_s": 80.0}
+
+    def write() -> None:
+        with EventLog(run_dir) as log:
+            facts = {"stage": None, "config": {}, "manifest_hash": "h", "num_workers": 1, "versions": {}}
+            log.write("run", run_id="cost", name="cost", **facts)
+            log.write("task", task="detection", status="started", epochs=10, steps_per_epoch=1000)
+            step = 0
+            while not ended.wait(0.2):
+                step += 1
+                log.write("step", step=step, data_wait_fraction=0.1, eta_s=100.0, **at, **figures)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    server = WandbServer()
+    os.environ.update(WANDB_BASE_URL=server.url, WANDB_API_KEY="k" * 40)
+    with contextlib.ExitStack() as stack:
+        stack.callback(writer.join)
+        stack.callback(ended.set)
+        watchers = Watchers(run_dir, psutil.Process(), [])
+        stack.callback(watchers.kill)
+        watchers.window(True, seconds)
+        viewers = psutil.Process(watchers.processes["server"].pid).net_connections("tcp")
+        return {
+            "cpu_cores": os.cpu_count(),
+            "load_average": os.getloadavg()[0],
+            "num_viewers": sum(viewer.status == psutil.CONN_ESTABLISHED for viewer in viewers),
+            "cpu_s_per_s": {name: used / seconds for name, used in watchers.cpu_s.items()},
+            "server_rss_bytes": watchers.max_server_rss_bytes,
+        }
 
 
 def measure(folder: Path, pairs: int, window_s: float) -> dict[str, Any]:
@@ -82,7 +130,7 @@ def _measure(folder: Path, pairs: int, window_s: float, ended: contextlib.ExitSt
     # Its second-long batches would hide a failure until the run is over.
     os.environ.update(WANDB_BASE_URL=server.url, WANDB_API_KEY="k" * 40, WANDB__FILE_STREAM_TRANSMIT_INTERVAL="2")
     warnings: list[str] = []
-    watchers = Watchers(watched, warnings)
+    watchers = Watchers(watched.run_dir, psutil.Process(watched.process.pid), warnings)
     ended.callback(watchers.kill)
     windows: list[Window] = []
     for number in range(pairs):
@@ -144,11 +192,12 @@ def paired(windows: list[Window], speeds: list[float]) -> float:
 class Training:
     """The training loop in a process of its own; `stop` asks it to end at the next step."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, num_threads: int | None = None) -> None:
         self.run_dir = folder / name
         self.run_dir.mkdir(parents=True)
         with (self.run_dir / "console.log").open("wb") as console:
             command = [sys.executable, "-m", "benchmarks.watching", "--train", str(self.run_dir)]
+            command += ["--threads", str(num_threads or os.cpu_count())]
             self.process = subprocess.Popen(command, stdout=console, stderr=console)
 
     def stop(self) -> None:
@@ -156,7 +205,7 @@ class Training:
         assert self.process.wait(180) == 0, (self.run_dir / "console.log").read_text()[-2000:]
 
 
-def run_training(run_dir: Path) -> None:
+def run_training(run_dir: Path, num_threads: int) -> None:
     """Train on one batch, again and again, until the stop file is there."""
     import numpy as np
     import torch
@@ -164,7 +213,6 @@ def run_training(run_dir: Path) -> None:
     from pillsnap.config import load_settings
     from pillsnap.data.loader import DeviceBatch
     from pillsnap.data.plan import StreamPlan
-    from pillsnap.observe.events import EventLog
     from pillsnap.train.loop import Job, train
     from pillsnap.train.tasks import make_task
 
@@ -175,7 +223,7 @@ def run_training(run_dir: Path) -> None:
         "train.checkpoint_minutes": 1e6,
     }
     settings = load_settings("demo", wished | {"classification.batch_size": BATCH, "classification.warmup_epochs": 0})
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(num_threads)
     torch.manual_seed(0)
     codes = [f"K-{number:06d}" for number in range(8)]
     images = torch.randint(0, 255, (BATCH, 64, 64, 3), dtype=torch.uint8)
@@ -235,18 +283,16 @@ class StepLog:
 class Watchers:
     """Terminal monitor, web monitor with its clients, mirror: each the leader of a process group."""
 
-    def __init__(self, training: Training, warnings: list[str]) -> None:
-        self.run_dir, self.warnings = training.run_dir, warnings
-        self.training = psutil.Process(training.process.pid)
+    def __init__(self, run_dir: Path, training: psutil.Process, warnings: list[str]) -> None:
+        self.run_dir, self.training, self.warnings = run_dir, training, warnings
         self.port = free_port()
         self.cpu_s = dict.fromkeys(("server", "terminal", "mirror", "clients"), 0.0)
         self.max_server_rss_bytes = 0
         self.mirror = self._start_mirror()
-        run_dir = str(self.run_dir)
-        monitor = ["-m", "pillsnap.cli", "monitor", "--run", run_dir]
+        monitor = ["-m", "pillsnap.cli", "monitor", "--run", str(run_dir)]
         self.processes = {
             "server": subprocess.Popen(
-                [sys.executable, "-m", "pillsnap.monitor.daemon", run_dir, "127.0.0.1", str(self.port)],
+                [sys.executable, "-m", "pillsnap.monitor.daemon", str(run_dir), "127.0.0.1", str(self.port)],
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,
             ),
@@ -310,93 +356,25 @@ class Watchers:
         return found
 
 
-def start_in_terminal(command: list[str]) -> subprocess.Popen[bytes]:
-    """Start a program on a terminal of 140 x 45 that somebody reads."""
-    ours, theirs = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "140", "LINES": "45"}
-    process = subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
-    )
-    os.close(theirs)
-
-    def read() -> None:
-        with contextlib.suppress(OSError):
-            while os.read(ours, 1 << 16):
-                pass
-
-    threading.Thread(target=read, daemon=True).start()
-    return process
-
-
-async def run_clients(url: str) -> None:
-    """Half read and answer pings, half open a connection and leave it; all come back when they are cut off."""
-    import aiohttp
-
-    os.nice(19)  # they stand for other machines
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        readers = [reader(session, url) for _ in range(NUM_CLIENTS // 2)]
-        await asyncio.gather(*readers, *(deaf(url) for _ in range(NUM_CLIENTS // 2)))
-
-
-async def reader(session: Any, url: str) -> None:
-    import aiohttp
-
-    while True:
-        with contextlib.suppress(aiohttp.ClientError):
-            async with session.ws_connect(url, max_msg_size=0) as connection:
-                async for _ in connection:
-                    pass
-        await asyncio.sleep(1)
-
-
-async def deaf(url: str) -> None:
-    """Never reads; notices only that the other side has cut the connection."""
-    host, _, port = url.removeprefix("ws://").removesuffix("/ws").partition(":")
-    while True:
-        connection = socket.socket()
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        with contextlib.suppress(OSError):
-            connection.connect((host, int(port)))
-            connection.sendall(
-                f"GET /ws HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
-            )
-            while connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == b"\x01":  # established
-                await asyncio.sleep(1)
-        connection.close()
-        await asyncio.sleep(1)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_for_port(port: int) -> None:
-    end_s = time.monotonic() + 60
-    while True:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
-        assert time.monotonic() < end_s, "the web monitor does not listen"
-        time.sleep(0.1)
-
-
 def print_figures(figures: dict[str, Any]) -> None:
     low, high = figures["ratio_quartiles"]
     print(f"unwatched (control)  {figures['unwatched_images_per_s']:.2f} img/s, median of {len(figures['ratios'])}")
     print(f"watched              {figures['watched_images_per_s']:.2f} img/s")
     print(f"ratio                {figures['ratio']:.4f}, median of pairs (quartiles {low:.4f}, {high:.4f}); limit 0.99")
     print(f"steps a CPU second   {figures['cpu_s_per_step_ratio']:.4f} of the control's")
-    print(f"load average         {figures['load_average']:.1f} on {figures['cpu_cores']} cores")
-    for name, share in figures["cpu_s_per_s"].items():
-        print(f"{name:20} {1000 * share:.1f} ms of processor time a second, of {1000 * figures['cpu_cores']}")
-    print(f"web monitor's memory {figures['server_rss_bytes'] / 1e6:.0f} MB (limit 200)")
+    print_cost(figures)
     for warning in figures["mirror_warnings"]:
         print(f"mirror               {warning[:160]}")
     print(f"after SIGKILL        {figures['steps_after_kill']} more steps; warnings: {figures['disturbances']}")
     same = "the same" if figures["losses_equal"] else "NOT the same"
     print(f"losses               {same} as unwatched, {figures['losses_compared']} steps")
+
+
+def print_cost(figures: dict[str, Any]) -> None:
+    print(f"load average         {figures['load_average']:.1f} on {figures['cpu_cores']} cores")
+    for name, share in figures["cpu_s_per_s"].items():
+        print(f"{name:20} {1000 * share:.1f} ms of processor time a second, of {1000 * figures['cpu_cores']}")
+    print(f"web monitor's memory {figures['server_rss_bytes'] / 1e6:.0f} MB (limit 200)")
 
 
 if __name__ == "__main__":
