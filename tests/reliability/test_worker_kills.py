@@ -20,7 +20,6 @@ from pillsnap.train.run import train_run
 from pillsnap.train.run_directory import open_run
 from tests.reliability.harness import raw_events, say, tiny, train_workers, wait_for
 
-EPOCHS = 60
 KILLS_A_RUN = 5
 
 
@@ -54,7 +53,9 @@ def recovery(events: list[dict[str, Any]], killed_s: float) -> tuple[float, bool
     return first["time"] - killed_s, again["step"] >= max(committed, default=0)
 
 
-def kill_workers(tmp_path: Path, manifest: Path, root: Path, kills: int, seed: int) -> list[tuple[float, bool]]:
+def kill_workers(
+    tmp_path: Path, manifest: Path, root: Path, kills: int, epochs: int, seed: int
+) -> list[tuple[float, bool]]:
     """Train until `kills` workers were killed; recovery of each."""
     recoveries: list[tuple[float, bool]] = []
     chance = random.Random(seed)
@@ -62,7 +63,7 @@ def kill_workers(tmp_path: Path, manifest: Path, root: Path, kills: int, seed: i
         settings = tiny(
             train__task="classification", train__num_workers=2, train__max_failures=100,
             train__checkpoint_minutes=0.005,
-            classification__epochs=EPOCHS, classification__batch_size=16,
+            classification__epochs=epochs, classification__batch_size=16,
         )  # fmt: skip
         run, _ = open_run(tmp_path / f"run-{number}", settings, manifest, root)
         killer = Killer(run.run_dir, min(KILLS_A_RUN, kills - len(recoveries)), chance)
@@ -71,10 +72,10 @@ def kill_workers(tmp_path: Path, manifest: Path, root: Path, kills: int, seed: i
         killer.done.set()
         killer.join()
         last, damaged = find_checkpoint(run.checkpoint_dir("classification"))
-        assert last is not None and last.position.epoch == EPOCHS and damaged == []
+        assert last is not None and last.position.epoch == epochs and damaged == []
         events = read_events(run.run_dir)
-        assert [e["epoch"] for e in events if e["kind"] == "epoch"] == list(range(1, EPOCHS + 1))
-        assert [e["epoch"] for e in events if e["kind"] == "validation"] == list(range(1, EPOCHS + 1))
+        assert [e["epoch"] for e in events if e["kind"] == "epoch"] == list(range(1, epochs + 1))
+        assert [e["epoch"] for e in events if e["kind"] == "validation"] == list(range(1, epochs + 1))
         steps = [e["step"] for e in events if e["kind"] == "step"]
         assert steps == list(range(1, last.position.global_step + 1))
         raw = raw_events(run.run_dir)
@@ -88,14 +89,14 @@ def kill_workers(tmp_path: Path, manifest: Path, root: Path, kills: int, seed: i
 
 @pytest.mark.usefixtures("ray_local")
 def test_one_killed_worker(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
-    recoveries = kill_workers(tmp_path, toy_manifest, toy_tree, kills=1, seed=1)
+    recoveries = kill_workers(tmp_path, toy_manifest, toy_tree, kills=1, epochs=20, seed=1)
     assert [kept for _, kept in recoveries] == [True]
 
 
 @pytest.mark.reliability
 @pytest.mark.usefixtures("ray_local")
 def test_twenty_killed_workers(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
-    recoveries = kill_workers(tmp_path, toy_manifest, toy_tree, kills=20, seed=20)
+    recoveries = kill_workers(tmp_path, toy_manifest, toy_tree, kills=20, epochs=60, seed=20)
     times_s = [seconds for seconds, _ in recoveries]
     median_s, most_s = statistics.median(times_s), max(times_s)
     kept = sum(ok for _, ok in recoveries)
