@@ -123,6 +123,14 @@ class ClassificationSettings(_Settings):
     hue: Fraction = 0.01
     saturation: Fraction = 0.3
     brightness: Fraction = 0.25
+    class_balance: Fraction = 0.0
+    """How far rare classes are shown more often: 0 as they come, 1 all classes equally often."""
+    mixup: Annotated[float, Field(ge=0.0)] = 0.0
+    """Both parameters of the beta distribution that two mixed crops' shares are drawn from; 0 mixes none."""
+    progressive_from_px: Annotated[int, Field(ge=32)] | None = None
+    """Crop size of the first epoch; it grows to image_size_px over two thirds of the epochs."""
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Learning rate of each group of layers as a share of that of the next one towards the output."""
 
 
 class TrainSettings(_Settings):

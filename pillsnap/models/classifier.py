@@ -57,10 +57,43 @@ def normalise(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, .
     return (images - shift) / scale
 
 
+def resized(images: torch.Tensor, size_px: int) -> torch.Tensor:
+    """(n, c, s, s) at another size, without aliasing; as they are at their own."""
+    if images.shape[-1] == size_px:
+        return images
+    return functional.interpolate(images, (size_px, size_px), mode="bilinear", antialias=True, align_corners=False)
+
+
+def progressive_size(epoch: int, epochs: int, from_px: int | None, to_px: int) -> int:
+    """Crop size of an epoch (from 0), in whole 16 px: from `from_px` to `to_px` over two thirds of the epochs.
+
+    Tan and Le, "EfficientNetV2", 2021, section 4, by linear growth.
+    """
+    if from_px is None or from_px >= to_px:
+        return to_px
+    share = min(1.0, epoch / max(1.0, epochs * 2 / 3))
+    return int(from_px + share * (to_px - from_px)) // 16 * 16 if share < 1 else to_px
+
+
+def mixed(images: torch.Tensor, valid: torch.Tensor, alpha: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each image with its counterpart from the batch's other end, in one share for all; the images and each one's own
+    share (n,). A row whose counterpart holds no sample keeps to itself.
+
+    Zhang et al., "mixup", 2018; the share is drawn from Beta(alpha, alpha) by torch's generator of the host, whose
+    state checkpoints hold.
+    """
+    share = float(torch.distributions.Beta(alpha, alpha).sample())
+    own = torch.where(valid.flip(0), share, 1.0).to(images.dtype)
+    weights = own[:, None, None, None]
+    return images * weights + images.flip(0) * (1 - weights), own
+
+
 def classification_loss(
     logits: torch.Tensor, labels: torch.Tensor, valid: torch.Tensor, label_smoothing: float
 ) -> torch.Tensor:
-    """Sum of the cross-entropy over the valid rows; `logits` (n, classes), `labels` and `valid` (n,)."""
+    """Sum of the cross-entropy over the valid rows; `logits` (n, classes), `labels` and `valid` (n,), which may also
+    hold weights.
+    """
     losses = functional.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing, reduction="none")
     return (losses * valid).sum()
 

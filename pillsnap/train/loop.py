@@ -65,6 +65,8 @@ def train(job: Job, batches: Iterator[DeviceBatch]) -> Position:
     log = TaskLog(job, peers, remembered)
     memory = MicroBatches(task.name, plan.worker_batch_size, peers, job.run_dir / MEMORY_FILE, log.warn)
     state = TrainingState(task, job.train, job.device, peers, memory, job.resume)
+    for note in state.notes:
+        log.warn(note)
     done = position.epoch * plan.num_train + position.epoch_step * plan.batch_size
     meter = Throughput(plan.epochs * plan.num_train - done)
     bad: list[str] = []

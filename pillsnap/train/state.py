@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from timm.optim import param_groups_layer_decay
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -50,11 +51,22 @@ class TrainingState:
         )
         self.ema.requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
-            _parameter_groups(self.model, task.settings.weight_decay), lr=task.settings.lr, fused=device.type == "cuda"
+            _parameter_groups(self.model, task.settings.weight_decay, getattr(task.settings, "layer_decay", 1.0)),
+            lr=task.settings.lr,
+            fused=device.type == "cuda",
         )
         self.best = float("-inf")
+        self.notes: list[str] = []
+        """What a user should know of how training was set up."""
         if train.compile == "on" or (train.compile == "auto" and device.type == "cuda"):
-            self.model.compile(dynamic=False)
+            problem = compile_problem(device)
+            if problem is None:
+                torch._dynamo.config.suppress_errors = (
+                    True  # a part that cannot be compiled runs as it is, with a log line
+                )
+                self.model.compile(dynamic=False)
+            else:
+                self.notes.append(f"{task.name}: the model is not compiled, steps take longer: {problem}.")
         self._buffers = _Buffers(self.model)
         self._losses = _Losses(task, self.model)
         self._synced: DistributedDataParallel | None = None
@@ -72,7 +84,7 @@ class TrainingState:
         A loss or gradient that is not finite changes nothing.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         # While it is open whether the batch fits, no worker may wait for another in the middle of a pass: gradients are
         # then averaged after it instead of during it.
         synced = None if self._memory.careful else self._synced
@@ -163,6 +175,15 @@ class _Losses(nn.Module):
         return self.task.losses(self.model, batch)
 
 
+def compile_problem(device: torch.device) -> str | None:
+    """Why torch.compile does not work here (no compiler, no Triton), in one line; None when it does."""
+    try:
+        torch.compile(lambda values: values * 2 + 1, dynamic=False)(torch.ones(8, device=device))
+    except Exception as error:  # dynamo, inductor and the compilers behind them raise whatever they do
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    return None
+
+
 def autocast(amp: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
     """Mixed precision in bfloat16, where asked for or, with `auto`, where the hardware computes it."""
     enabled = amp == "bfloat16" or (amp == "auto" and _native_bfloat16(device))
@@ -176,7 +197,10 @@ def _native_bfloat16(device: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def _parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+    """Weights decay, biases and norms do not; with a layer decay below 1, timm's groups with an `lr_scale` each."""
+    if layer_decay < 1:
+        return param_groups_layer_decay(model, weight_decay=weight_decay, layer_decay=layer_decay)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},

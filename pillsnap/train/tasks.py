@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ from torch import nn
 
 from pillsnap.config import ClassificationSettings, DetectionSettings, Settings
 from pillsnap.data.augment import CropJitter, FrameJitter
+from pillsnap.data.balance import balance_classes
 from pillsnap.data.batches import CropRecipe, FrameRecipe
 from pillsnap.data.loader import DeviceBatch
 from pillsnap.data.samples import TaskSamples, classification_samples, detection_samples
@@ -134,7 +135,8 @@ class ClassificationTask:
     best_metric: str = "top1"
 
     def samples(self, manifest: pa.Table, found_boxes: dict[str, list] | None = None) -> TaskSamples:
-        return classification_samples(manifest, list(self.codes), found_boxes)
+        found = classification_samples(manifest, list(self.codes), found_boxes)
+        return replace(found, train=balance_classes(found.train, self.settings.class_balance))
 
     def recipe(self, samples: TaskSamples) -> CropRecipe:
         s = self.settings
@@ -148,14 +150,19 @@ class ClassificationTask:
         return build_classifier(s.model, s.weights, num_classes=len(self.codes), drop_rate=s.drop_rate)
 
     def losses(self, model: nn.Module, batch: DeviceBatch) -> dict[str, torch.Tensor]:
-        from pillsnap.models.classifier import classification_loss
+        from pillsnap.models.classifier import classification_loss, mixed, progressive_size
 
-        logits = self._logits(model, batch.images)
-        return {
-            "cross_entropy": classification_loss(
-                logits, batch.targets["label"], batch.targets["valid"], self.settings.label_smoothing
-            )
-        }
+        s, labels, valid = self.settings, batch.targets["label"], batch.targets["valid"]
+        size_px = progressive_size(batch.epoch, s.epochs, s.progressive_from_px, batch.images.shape[1])
+        inputs = self._inputs(model, batch.images, size_px)
+        if not s.mixup:
+            loss = classification_loss(model(inputs), labels, valid, s.label_smoothing)
+            return {"cross_entropy": loss}
+        inputs, share = mixed(inputs, valid, s.mixup)
+        logits = model(inputs)
+        own = classification_loss(logits, labels, valid * share, s.label_smoothing)
+        other = classification_loss(logits, labels.flip(0), valid * (1 - share), s.label_smoothing)
+        return {"cross_entropy": own + other}
 
     def validate(self, model: nn.Module, batch: DeviceBatch) -> list[tuple[int, float, np.ndarray]]:
         """Per crop: rank of the right class, from 0; its negative log-likelihood; the same at every temperature."""
@@ -196,9 +203,12 @@ class ClassificationTask:
         )
 
     def _logits(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-        from pillsnap.models.classifier import input_statistics, normalise
+        return model(self._inputs(model, images, images.shape[1]))
 
-        return model(normalise(images, *input_statistics(model)))
+    def _inputs(self, model: nn.Module, images: torch.Tensor, size_px: int) -> torch.Tensor:
+        from pillsnap.models.classifier import input_statistics, normalise, resized
+
+        return resized(normalise(images, *input_statistics(model)), size_px)
 
 
 def make_task(name: str, settings: Settings, codes: list[str]) -> Task:

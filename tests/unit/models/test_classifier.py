@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
 
+from pillsnap.config import ClassificationSettings
+from pillsnap.data.loader import DeviceBatch
 from pillsnap.errors import UserError
 from pillsnap.models.classifier import (
     build_classifier,
     classification_loss,
     export_for_timm,
     input_statistics,
+    mixed,
     normalise,
+    progressive_size,
+    resized,
 )
+from pillsnap.train.tasks import ClassificationTask
 
 
 def test_loss_equals_torch_on_the_valid_rows() -> None:
@@ -62,3 +69,46 @@ def test_mistakes_say_what_to_do() -> None:
         build_classifier("resnet10q", "random", num_classes=2, drop_rate=0.0)
     with pytest.raises(UserError, match=r"classification\.weights"):
         build_classifier("resnet10t", "/nowhere/weights.pt", num_classes=2, drop_rate=0.0)
+
+
+def test_crops_grow_over_two_thirds_of_the_epochs() -> None:
+    sizes = [progressive_size(epoch, 18, 128, 224) for epoch in range(18)]
+    assert sizes[0] == 128 and sizes[11] < 224 and sizes[12:] == [224] * 6
+    assert sizes == sorted(sizes) and all(size % 16 == 0 for size in sizes)
+    assert {progressive_size(epoch, 18, None, 224) for epoch in range(18)} == {224}
+    images = torch.rand(2, 3, 64, 64)
+    assert resized(images, 48).shape == (2, 3, 48, 48)
+    assert resized(images, 64) is images
+
+
+def test_mixup_mixes_valid_rows_and_their_losses() -> None:
+    torch.manual_seed(3)
+    images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 1, 2, 2)
+    valid = torch.tensor([True, True, True, False])  # the first row's counterpart holds no sample
+    result, own = mixed(images, valid, 0.4)
+    share = float(own[1])
+    assert own.tolist() == pytest.approx([1.0, share, share, share]) and 0 < share < 1
+    assert result[:, 0, 0, 0].tolist() == pytest.approx([0, share * 1 + (1 - share) * 2, share * 2 + (1 - share) * 1,
+                                                         share * 3])  # fmt: skip
+    torch.manual_seed(3)
+    assert torch.equal(mixed(images, valid, 0.4)[0], result)
+
+
+def test_the_loss_with_mixup_is_that_of_the_mixed_targets() -> None:
+    settings = ClassificationSettings(
+        model="resnet10t", weights="random", image_size_px=32, mixup=0.4, label_smoothing=0.1, drop_rate=0.0
+    )
+    task = ClassificationTask(settings, ("A", "B", "C"))
+    torch.manual_seed(0)
+    model = task.build().train()
+    images = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
+    labels, valid = torch.tensor([0, 1, 2, 1]), torch.ones(4, dtype=torch.bool)
+    batch = DeviceBatch(0, True, 0, images, {"label": labels, "valid": valid}, np.arange(4), 4)
+    torch.manual_seed(1)
+    loss = task.losses(model, batch)["cross_entropy"]
+    torch.manual_seed(1)
+    inputs, own = mixed(normalise(images, *input_statistics(model)), valid, 0.4)
+    one_hot = torch.nn.functional.one_hot(labels, 3).float()
+    targets = own[:, None] * one_hot + (1 - own[:, None]) * one_hot.flip(0)
+    expected = torch.nn.functional.cross_entropy(model(inputs), targets, label_smoothing=0.1, reduction="sum")
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
