@@ -1,0 +1,44 @@
+"""SIGKILL of every watcher in the middle of a training changes nothing: it goes on, with the same losses."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+
+from benchmarks.watching import StepLog, Training, Watchers
+from pillsnap.observe.events import read_events
+from tests.unit.observe.conftest import WandbServer
+
+STEPS_BEFORE, STEPS_AFTER = 3, 5
+
+
+@pytest.mark.reliability
+def test_a_training_whose_watchers_are_killed_learns_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = WandbServer()
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    for name in [name for name in os.environ if name in ("WANDB_MODE",)]:
+        monkeypatch.delenv(name)
+    warnings: list[str] = []
+    watched = Training(tmp_path, "watched", num_threads=1)
+    log = StepLog(watched.run_dir)
+    log.wait_for_steps(STEPS_BEFORE, watched)
+    watchers = Watchers(watched.run_dir, psutil.Process(watched.process.pid), warnings)
+    watchers.window(True, 5.0)
+    before = log.poll()
+    assert watchers.max_server_rss_bytes < 200e6
+    watchers.kill()
+    log.wait_for_steps(before + STEPS_AFTER, watched)
+    watched.stop()
+    server.server.shutdown()
+
+    alone = Training(tmp_path, "alone", num_threads=1)
+    StepLog(alone.run_dir).wait_for_steps(before + STEPS_AFTER, alone)
+    alone.stop()
+    events = [read_events(run.run_dir) for run in (watched, alone)]
+    losses = [[event["loss"] for event in found if event["kind"] == "step"] for found in events]
+    assert losses[0][: before + STEPS_AFTER] == losses[1][: before + STEPS_AFTER]
+    assert not [event for found in events for event in found if event["kind"] in ("warning", "failure")]
