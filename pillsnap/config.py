@@ -51,8 +51,9 @@ class DataSettings(_Settings):
     decode_in: Literal["auto", "tasks", "workers"] = "auto"
     """Where windows are decoded: Ray Data tasks, on any node, or threads of the train workers. `auto`: threads with a
     store on one machine without a GPU and with up to 4 CPUs, else tasks."""
-    decode_threads: Count = 2
-    """Threads a worker decodes with, when it does."""
+    decode_threads: Count = 4
+    """Threads a worker decodes with, when it does: more than cores, since each waits now and then for the interpreter.
+    """
 
     max_pixels: Count = 64_000_000
     quarantine_fraction: Fraction = 0.01

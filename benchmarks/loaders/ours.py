@@ -119,6 +119,8 @@ class _Worker:
 
         rows = shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
         if stream.ship_bytes:
-            rows = decode_ahead(rows, stream, CORES)
+            rows = decode_ahead(
+                rows, stream, 2 * CORES
+            )  # a thread that waits for the interpreter leaves its core to another
         batches = ((batch.epoch, batch.images) for batch in Loader(rows, torch.device("cpu")))
         return measure(batches, started_s, seconds)

@@ -68,7 +68,7 @@ def decode_ahead(rows: Iterable[Row], stream: Stream, num_threads: int) -> Itera
                     slot = stream.plan.slot(number)
                     shipped = {member: next(windows) for member in slot.members.tolist()}
                     ahead.append(pool.submit(_make, slot, ShippedSource(stream.reader, shipped=shipped), stream))
-                    if len(ahead) > 2 * num_threads:
+                    if len(ahead) > num_threads + 1:
                         yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
