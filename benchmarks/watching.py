@@ -23,6 +23,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import os
 import signal
 import statistics
@@ -43,6 +44,8 @@ from pillsnap.observe.wandb_mirror import WandbMirror
 from tests.unit.observe.conftest import WandbServer
 
 BATCH = 16
+# A window with fewer says nothing (the machine was busy otherwise): its pair is left out.
+MIN_STEPS = 5
 STOP_FILE = "stop"
 SETTLE_S = 1.0  # after watchers are stopped or go on: what they missed is not what watching costs
 
@@ -159,15 +162,16 @@ def _measure(folder: Path, pairs: int, window_s: float, ended: contextlib.ExitSt
     losses = [[event["loss"] for event in read_events(t.run_dir) if event["kind"] == "step"] for t in (watched, alone)]
     speeds = [log.steps_per_s(window) for window in windows]
     ratios = [paired(windows[i : i + 2], speeds[i : i + 2]) for i in range(0, len(windows), 2)]
+    costs = [1 / log.cpu_s_per_step(window) for window in windows]
+    cpu_ratios = [paired(windows[i : i + 2], costs[i : i + 2]) for i in range(0, len(windows), 2)]
+    ratios, cpu_ratios = ([ratio for ratio in found if not math.isnan(ratio)] for found in (ratios, cpu_ratios))
     running_s = sum(window.end - window.start for window in windows if window.running)
     return {
-        "watched_images_per_s": BATCH * statistics.median(s for s, w in zip(speeds, windows, strict=True) if w.running),
+        "watched_images_per_s": BATCH
+        * statistics.median(s for s, w in zip(speeds, windows, strict=True) if w.running and s == s),
         "unwatched_images_per_s": BATCH
-        * statistics.median(s for s, w in zip(speeds, windows, strict=True) if not w.running),
-        "cpu_s_per_step_ratio": statistics.median(
-            paired(windows[i : i + 2], [1 / log.cpu_s_per_step(window) for window in windows[i : i + 2]])
-            for i in range(0, len(windows), 2)
-        ),
+        * statistics.median(s for s, w in zip(speeds, windows, strict=True) if not w.running and s == s),
+        "cpu_s_per_step_ratio": statistics.median(cpu_ratios),
         "load_average": os.getloadavg()[0],
         "ratios": ratios,
         "ratio": statistics.median(ratios),
@@ -274,10 +278,11 @@ class StepLog:
         self.poll()
         inside = [step for step in self.steps if window.start <= step[0] <= window.end]
         intervals = [after[0] - before[0] for before, after in pairwise(inside) if before[1] == after[1]]
-        return len(intervals) / sum(intervals)
+        return len(intervals) / sum(intervals) if len(intervals) >= MIN_STEPS else math.nan
 
     def cpu_s_per_step(self, window: Window) -> float:
-        return window.cpu_s / sum(window.start <= time_s <= window.end for time_s, _ in self.steps)
+        steps = sum(window.start <= time_s <= window.end for time_s, _ in self.steps)
+        return window.cpu_s / steps if steps >= MIN_STEPS else math.nan
 
 
 class Watchers:
