@@ -8,7 +8,6 @@ rows again.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,13 +20,13 @@ from pillsnap.data import shipping
 from pillsnap.data.allocation import keep_freed_memory
 from pillsnap.data.batches import Batch
 from pillsnap.data.plan import Slot, StreamPlan
+from pillsnap.data.scheduling import BatchBlocks
 from pillsnap.data.sources import Cutter, PhotoReader, Source, SplitStore, StoreSource
 
 if TYPE_CHECKING:
     import ray
 
 
-_PAUSE_S, _POLL_S = 0.01, 0.02
 _STEPS_PER_SHIPPED_ROW = 8
 
 
@@ -57,7 +56,7 @@ class Stream:
         """The rows from `first_slot` to the end, in order."""
         import ray
 
-        with _batch_blocks():
+        with BatchBlocks():
             # One block a read would be planned, and stored, before the first batch: with 140,000 reads that took
             # 132 s. A task that lists them as they are needed takes none.
             reads = ray.data.from_arrow(pa.table({"first": [first_slot], "end": [self.plan.num_slots]})).map_batches(
@@ -91,63 +90,6 @@ class Stream:
         """One worker's batch."""
         samples = self.samples(slot.training)
         return self.recipe.make(samples, slot, self.plan.seed, self.plan.worker_batch_size, source)
-
-
-def execution_options() -> Any:
-    """Ray Data options under which rows reach the workers in the plan's order."""
-    from ray.data import ExecutionOptions
-
-    return ExecutionOptions(preserve_order=True)
-
-
-class _batch_blocks:
-    """A Ray Data context in which every row, a whole batch, is a block of its own; the caller's context comes back
-    after.
-    """
-
-    def __enter__(self) -> None:
-        from ray.data import DataContext
-
-        self.before = DataContext.get_current()
-        context = self.before.copy()
-        context.target_max_block_size = context.target_min_block_size = 1
-        context.execution_options = execution_options()
-        context.enable_progress_bars = False
-        context.custom_execution_callback_classes = [_pacing_callback()]
-        DataContext._set_current(context)
-
-    def __exit__(self, *_: object) -> None:
-        from ray.data import DataContext
-
-        DataContext._set_current(self.before)
-
-
-def _pacing_callback() -> type:
-    from ray.data._internal.execution import streaming_executor_state
-    from ray.data._internal.execution.execution_callback import ExecutionCallback
-
-    class SchedulingPace(ExecutionCallback):
-        """Looks for finished tasks more often than Ray Data does, and rests when there is nothing to do.
-
-        Its scheduling loop waits up to 0.1 s for all running tasks, and only then gives free cores new ones. And it
-        asks again at once while output waits that it may not take yet: measured on two cores, it spends 80 % of one of
-        them on nothing.
-        """
-
-        def __init__(self) -> None:
-            self._moved = 0
-
-        def before_execution_starts(self, executor: Any) -> None:
-            streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = _POLL_S
-
-        def on_execution_step(self, executor: Any) -> None:
-            operators = executor._topology
-            moved = sum(op.metrics.num_task_outputs_generated + op.metrics.num_tasks_submitted for op in operators)
-            if moved == self._moved and any(op._in_task_output_backpressure for op in operators):
-                time.sleep(_PAUSE_S)
-            self._moved = moved
-
-    return SchedulingPace
 
 
 def _list_reads(slots: Batch, *, slots_per_read: int) -> Iterator[Batch]:

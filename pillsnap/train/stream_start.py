@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import ray.data
 import ray.train
 
-from pillsnap.data.stream import Stream, execution_options
+from pillsnap.data.scheduling import execution_options
+from pillsnap.data.stream import Stream
 from pillsnap.train.checkpoint import find_checkpoint
 
 if TYPE_CHECKING:
