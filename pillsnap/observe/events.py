@@ -77,9 +77,7 @@ class Step(_Event):
 
 
 class Epoch(_Event):
-    """An epoch (counted from 1) is trained; `loss` is its mean, `loader_ms` the milliseconds an image took to read, to
-    decode, to warp, and to hand over to the device (the first three beside training, in other processes or threads).
-    """
+    """An epoch (from 1) is trained; `loss` is its mean, `loader_ms` what an image took in each stage of the loader."""
 
     task: Task
     epoch: int
@@ -260,8 +258,7 @@ def drop_superseded(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Leave out what a restart repeats: for each `task started` at step s with e epochs done, the task's earlier events
     beyond step s, and its epochs and validations beyond e.
     """
-    restart_step: dict[str, float] = {}
-    restart_epoch: dict[str, float] = {}
+    restart_step, restart_epoch = dict[str, float](), dict[str, float]()
     seen_examples: set[tuple[str, str]] = set()
     kept = []
     for event in reversed(events):
@@ -274,9 +271,9 @@ def drop_superseded(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if kind == "task" and event["status"] == "started":
             restart_step[task] = min(event["step"], restart_step.get(task, math.inf))
             restart_epoch[task] = min(event["epoch"], restart_epoch.get(task, math.inf))
+        if kind == "examples" and (task, event["path"]) in seen_examples:
+            continue
         if kind == "examples":
-            if (task, event["path"]) in seen_examples:
-                continue
             seen_examples.add((task, event["path"]))
         kept.append(event)
     return kept[::-1]
