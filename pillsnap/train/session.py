@@ -26,17 +26,20 @@ def ray_session() -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    quiet = {"env_vars": {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0", "YOLO_AUTOINSTALL": "False"}}
-    options = {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": quiet}
+    quiet = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0", "YOLO_AUTOINSTALL": "False"}
+    options = {"log_to_driver": False, "logging_level": logging.ERROR}
     folder: Path | None = None
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(address="auto", **options)
+        ray.init(address="auto", runtime_env={"env_vars": quiet}, **options)
     else:
+        # Workers inherit it. As a runtime environment it would keep out the processes that Ray starts beforehand.
+        os.environ.update(quiet)
         # Without its dashboard Ray Train's placement-group cleaner warns every few seconds: keep it, on loopback.
         ray.init(
             address="local", _node_ip_address="127.0.0.1", include_dashboard=True, dashboard_host="127.0.0.1", **options
         )
         folder = Path(ray._private.worker._global_node.get_session_dir_path())
+        _warm_up()
     import ray.data
     import ray.train
 
@@ -53,6 +56,19 @@ def ray_session() -> Iterator[None]:
         latest = folder.with_name("session_latest")
         if latest.is_symlink() and not latest.exists():
             latest.unlink(missing_ok=True)
+
+
+def _warm_up() -> None:
+    """Let the processes that will decode import what they need while this one gets ready."""
+    import ray
+
+    @ray.remote(num_cpus=1)
+    def import_stream() -> None:
+
+        import pillsnap.data.stream  # noqa: F401
+
+    for _ in range(int(ray.cluster_resources().get("CPU", 0))):
+        import_stream.remote()
 
 
 @dataclass(frozen=True)
