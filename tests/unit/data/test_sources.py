@@ -1,0 +1,76 @@
+"""Sources: a window has the same pixels whether the store has it or not, and is made once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pillsnap.data.augment import CropJitter
+from pillsnap.data.batches import CropRecipe
+from pillsnap.data.images import BadImage
+from pillsnap.data.shards import ShardStore
+from pillsnap.data.sources import PhotoReader, Source, SplitStore
+from pillsnap.data.windows import Window
+
+RECIPE = CropRecipe(32, 0.1, CropJitter(0.1, 0.1, 180.0))
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> pa.Table:
+    """Two pills on one photo, one on a photo that is not there."""
+    picture = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    boxes = [[10.0, 20.0, 40.0, 30.0], [80.0, 60.0, 30.0, 40.0], [0.0, 0.0, 9.0, 9.0]]
+    return pa.table({"sample_id": ["a#0", "a#1", "b#0"], "image_path": ["a.png", "a.png", "b.png"], "box": boxes})
+
+
+def test_pixels_do_not_depend_on_what_is_stored(samples: pa.Table, tmp_path: Path) -> None:
+    store = SplitStore(ShardStore(str(tmp_path / "store")), RECIPE, "jpeg", training=True)
+    made = store.source(PhotoReader(str(tmp_path), 10**6))
+    first = [made.window(samples, number) for number in range(3)]
+    made.flush()
+    (shard,) = store.shards.shards()
+    made.flush()  # nothing new: no second shard
+    assert list(store.shards.shards()) == [shard]
+    kept = store.source(PhotoReader("/nowhere", 10**6))
+    for number in (0, 1):
+        one, other = first[number], kept.window(samples, number)
+        assert isinstance(one, Window)
+        assert isinstance(other, Window)
+        np.testing.assert_array_equal(one.pixels, other.pixels)
+        assert (one.left, one.top, one.scale_x, one.scale_y) == (other.left, other.top, other.scale_x, other.scale_y)
+    assert kept.fresh == []
+    bad = first[2]
+    assert isinstance(bad, BadImage)
+    assert bad.reason == "missing"
+
+
+def test_a_photo_of_several_pills_is_decoded_once(
+    samples: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+    original = PhotoReader.read
+
+    def read(reader: PhotoReader, image_path: str) -> np.ndarray | BadImage:
+        reads.append(image_path)
+        return original(reader, image_path)
+
+    monkeypatch.setattr(PhotoReader, "read", read)
+    store = SplitStore(ShardStore(str(tmp_path / "store")), RECIPE, "png", training=True)
+    source = store.source(PhotoReader(str(tmp_path), 10**6))
+    for number in range(3):
+        source.fetch(samples, number)
+    assert reads == ["a.png", "b.png"]
+
+
+def test_reading_and_decoding_are_timed_apart(samples: pa.Table, tmp_path: Path) -> None:
+    source = Source(PhotoReader(str(tmp_path), 10**6))
+    window = source.window(samples, 0)
+    assert isinstance(window, Window)
+    assert window.pixels.shape == (120, 160, 3)
+    assert 0 < source.read_s < 1
+    assert 0 < source.decode_s < 1
