@@ -19,7 +19,7 @@ _FRAME = (488, 640)
 def run_demo(run_dir: Path, console: Console) -> dict[str, Any]:
     """Generate, train, judge; returns the metrics. A finished demo is judged again, an unfinished one continued."""
     from pillsnap.train.run import train_and_judge
-    from pillsnap.train.run_directory import open_run
+    from pillsnap.train.run_directory import CONFIG_FILE, open_run
 
     settings: Settings = load_settings("demo")
     photos = run_dir / "photos"
@@ -30,7 +30,8 @@ def run_demo(run_dir: Path, console: Console) -> dict[str, Any]:
         )
         generate(photos, num_classes=_CLASSES, num_singles=_SINGLES, num_combinations=_COMBINATIONS, frame=_FRAME)
         build_manifest(photos, run_dir, seed=settings.train.seed, **settings.sampling.model_dump())
-    run, notes = open_run(run_dir, settings, run_dir, photos, resume=True)
+    begun = (run_dir / CONFIG_FILE).exists()
+    run, notes = open_run(run_dir, settings, run_dir, photos, resume=begun)
     setup_logging(run_dir)
     for note in notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
