@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -66,7 +67,7 @@ def demo(run_dir: RunDir = None) -> None:
     """Everything at toy size on this machine: generate photos, train both models, judge them, write the report."""
     from pillsnap.demo import run_demo
 
-    metrics = run_demo((run_dir or Path("artifacts/demo")).absolute(), console)
+    metrics = _unless_stopped(lambda: run_demo((run_dir or Path("artifacts/demo")).absolute(), console))
     _show_verdict((run_dir or Path("artifacts/demo")).absolute(), metrics)
     raise typer.Exit(0 if metrics["met"] else 1)
 
@@ -142,18 +143,12 @@ def train(
         like = (str(start.path), as_config(start))
         run, notes = open_run(directory, settings, manifest or directory, root, resume=resume, like=like)
         notes.append(adopt_checkpoint(run, start))
-    from pillsnap.train.run import RunStopped, train_and_judge
+    from pillsnap.train.run import train_and_judge
 
     setup_logging(directory, log_level)
     for note in notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
-    try:
-        metrics = train_and_judge(run, console)
-    except RunStopped as stopped:
-        console.print(
-            f"{stopped} Give the same command again to continue.", markup=False, highlight=False, soft_wrap=True
-        )
-        raise typer.Exit(STOPPED) from None
+    metrics = _unless_stopped(lambda: train_and_judge(run, console))
     _show_verdict(directory, metrics)
 
 
@@ -268,6 +263,19 @@ def _read_metrics(run_dir: Path) -> dict[str, Any]:
         return json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{run_dir} has no metrics to compare with ({error}): evaluate it first.") from None
+
+
+def _unless_stopped(train: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The metrics of a training; a request to stop ends the command in order."""
+    from pillsnap.train.run import RunStopped
+
+    try:
+        return train()
+    except RunStopped as stopped:
+        console.print(
+            f"{stopped} Give the same command again to continue.", markup=False, highlight=False, soft_wrap=True
+        )
+        raise typer.Exit(STOPPED) from None
 
 
 def _show_verdict(run_dir: Path, metrics: dict[str, Any]) -> None:

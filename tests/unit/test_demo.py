@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from pillsnap import demo
+from pillsnap.cli import STOPPED, app
+from pillsnap.train.run import RunStopped
 from pillsnap.train.run_directory import Run
 
 
@@ -25,3 +28,14 @@ def test_the_demo_begins_and_is_continued(tmp_path: Path, monkeypatch: pytest.Mo
     for _ in range(2):
         assert demo.run_demo(tmp_path / "demo", Console(quiet=True)) == {"met": True}
     assert len(set(runs)) == 1
+
+
+def test_a_stopped_demo_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(run_dir: Path, console: Console) -> dict[str, Any]:
+        raise RunStopped("detection stopped in epoch 4.")
+
+    monkeypatch.setattr(demo, "run_demo", stopped)
+    result = CliRunner().invoke(app, ["demo", "--run", str(tmp_path / "demo")])
+    assert result.exit_code == STOPPED
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    assert "detection stopped in epoch 4. Give the same command again to continue." in result.output
