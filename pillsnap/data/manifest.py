@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -165,7 +166,7 @@ def write_json(path: Path, payload: object) -> None:
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Write to a temporary name in the same folder, sync, then rename over `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")  # nodes may share the folder
     try:
         with temporary.open("wb") as file:
             file.write(data)

@@ -7,9 +7,10 @@ import os
 import shutil
 import tempfile
 import time
-import uuid
 from pathlib import Path
 from typing import Any, Protocol
+
+from pillsnap.data.manifest import write_atomically
 
 PREFIX, SUFFIX = "windows-", ".arrow"
 _DIGITS = 20
@@ -77,7 +78,7 @@ class LocalFolder:
 
     def write(self, name: str, data: Any) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self._folder / name, data)
+        write_atomically(self._folder / name, data)
 
     def sizes(self) -> dict[str, int]:
         return {path.name: path.stat().st_size for path in self._folder.glob(f"{PREFIX}*{SUFFIX}")}
@@ -114,7 +115,7 @@ class RemoteFolder:
                 data = stream.read()
             if shard_name(data) != name:
                 raise OSError(f"its content is not what its name says, on {self._filesystem.type_name}")
-            write_whole(cached, data)
+            write_atomically(cached, data)
         return cached
 
     def write(self, name: str, data: Any) -> None:
@@ -139,16 +140,3 @@ class RemoteFolder:
         shutil.rmtree(self._cache, ignore_errors=True)
         if self._filesystem.get_file_info(self._base).type != fs.FileType.NotFound:
             self._filesystem.delete_dir(self._base)
-
-
-def write_whole(path: Path, data: Any) -> None:
-    """Write under a temporary name, sync, rename: whoever sees the file sees all of it."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
