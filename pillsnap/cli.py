@@ -5,12 +5,13 @@ Exit codes: 0 fine, 1 a negative answer (targets missed, not fit), 2 wrong usage
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, NoReturn, Optional
 
 import typer
 from rich.console import Console
@@ -34,6 +35,7 @@ from pillsnap.cli_prepare import prepare
 from pillsnap.errors import UserError
 
 STOPPED = 130
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 class _OneLineErrors(TyperGroup):
@@ -43,11 +45,21 @@ class _OneLineErrors(TyperGroup):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            Console(stderr=True).print(f"pillsnap: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-            sys.exit(2)
+            _complain(str(error))
+        except OSError as error:
+            if error.errno not in _DENIED or error.filename is None:
+                raise
+            _complain(
+                f"{error.filename}: {error.strerror}. Look at its owner, its mount and its disk, or name another."
+            )
         except KeyboardInterrupt:
             Console(stderr=True).print("pillsnap: interrupted", style="red")
             sys.exit(STOPPED)
+
+
+def _complain(message: str) -> NoReturn:
+    Console(stderr=True).print(f"pillsnap: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(2)
 
 
 app = typer.Typer(

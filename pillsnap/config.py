@@ -140,6 +140,8 @@ class TrainSettings(_Settings):
     task: Literal["both", "detection", "classification"] = "both"
     num_workers: str | int = "auto"
     """`auto` (one per GPU, one without), a number, or MIN:MAX: as many as there is room for, anew at every start."""
+    device: Literal["auto", "gpu", "cpu"] = "auto"
+    """`auto`: a GPU a worker where Ray has any, else CPUs; `gpu` refuses to begin without one."""
     cpus_per_worker: Positive = 0.5
     """CPUs a train worker reserves; the rest decodes."""
     amp: Literal["auto", "bfloat16", "off"] = "auto"

@@ -23,14 +23,30 @@ _PHOTOS_TRIED = 20
 
 
 def preflight(settings: Settings, run_dir: Path, manifest_path: Path, data_root: str) -> list[Check]:
-    """Every check that needs no training; reads only."""
+    """Every check that needs no training. On a cluster (RAY_ADDRESS) every node looks, too."""
     return [
         *gpu_checks(),
         *_computing_checks(),
         _packages_check(),
         *_manifest_checks(settings, manifest_path, data_root),
         disk_check(run_dir),
+        *_cluster_checks(settings, run_dir, manifest_path, data_root),
     ]
+
+
+def _cluster_checks(settings: Settings, run_dir: Path, manifest_path: Path, data_root: str) -> list[Check]:
+    """What the nodes of the cluster that a run would join see; none without a cluster, or without a manifest."""
+    if not os.environ.get("RAY_ADDRESS"):
+        return []
+    from pillsnap.train.node_checks import node_checks
+    from pillsnap.train.session import ray_session
+
+    try:
+        manifest = read_manifest(manifest_path)
+    except UserError:  # which the check of the manifest has told
+        manifest = None
+    with ray_session():
+        return node_checks(settings, run_dir, data_root, manifest)
 
 
 def gpu_checks() -> list[Check]:

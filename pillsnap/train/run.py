@@ -22,6 +22,7 @@ from pillsnap.train.boxes import find_boxes, photos_without_boxes
 from pillsnap.train.clock import TaskClock
 from pillsnap.train.diagnosis import diagnose
 from pillsnap.train.fit import fit, make_stream, make_trainer
+from pillsnap.train.node_checks import node_checks, require_alike
 from pillsnap.train.preflight import disk_check, gpu_checks
 from pillsnap.train.run_directory import FOUND_BOXES_FILE, STOP_FILE, Run, only_driver
 from pillsnap.train.session import Workers, count_workers, ray_session
@@ -93,6 +94,7 @@ def train_run(run: Run) -> None:
     """
     (run.run_dir / STOP_FILE).unlink(missing_ok=True)
     workers = count_workers(run.settings)
+    require_alike(node_checks(run.settings, run.run_dir, run.data_root, run.manifest))
     with EventLog(run.run_dir) as events:
         events.write(
             "run",

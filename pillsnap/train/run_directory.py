@@ -23,7 +23,8 @@ FOUND_BOXES_FILE = "found_boxes.json"
 STOP_FILE = "stop-requested"
 """Its presence asks the training loop to write a checkpoint and end."""
 # What may change when a run is taken up again: none of it decides what is learned up to the change.
-_MAY_CHANGE = ("train.num_workers", "train.cpus_per_worker", "train.keep_checkpoints", "train.checkpoint_minutes",
+_MAY_CHANGE = ("train.num_workers", "train.cpus_per_worker", "train.device", "train.keep_checkpoints",
+               "train.checkpoint_minutes",
                "train.max_failures", "train.hang_timeout_s",
                "train.log_every_steps", "train.task", "train.compile", "train.amp", "detection.lr", "classification.lr",
                "detection.weights", "classification.weights")  # fmt: skip

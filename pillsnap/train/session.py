@@ -91,6 +91,13 @@ def count_workers(settings: Settings) -> Workers:
 
     resources = ray.cluster_resources()
     num_gpus, num_cpus = int(resources.get("GPU", 0)), resources.get("CPU", 0.0)
+    if settings.train.device == "cpu":
+        num_gpus = 0
+    elif settings.train.device == "gpu" and not num_gpus:
+        raise UserError(
+            f"train.device=gpu, but Ray has no GPU on its {_count_nodes()}: look at `ray status` and `nvidia-smi`, "
+            "or train on CPUs with --set train.device=cpu."
+        )
     asked = str(settings.train.num_workers)
     if asked == "auto":
         asked = str(max(1, num_gpus))
@@ -98,7 +105,8 @@ def count_workers(settings: Settings) -> Workers:
     workers = Workers(int(least), int(most or least), num_gpus > 0)
     if workers.use_gpu and workers.least > num_gpus:
         raise UserError(
-            f"{workers} workers were asked for, but Ray has {num_gpus} GPUs: set --num-workers to {num_gpus} or 'auto'."
+            f"{workers} workers were asked for, but Ray has {num_gpus} GPUs on its {_count_nodes()}: "
+            f"set --num-workers to {num_gpus} or 'auto'."
         )
     left = num_cpus - workers.least * settings.train.cpus_per_worker
     if left < settings.data.decoding_cpus:
@@ -115,3 +123,10 @@ def count_workers(settings: Settings) -> Workers:
                 f"choose a multiple of {workers.most}."
             )
     return workers
+
+
+def _count_nodes() -> str:
+    import ray
+
+    number = sum(bool(node["Alive"]) for node in ray.nodes())
+    return f"{number} nodes" if number > 1 else "one node"

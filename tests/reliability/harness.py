@@ -185,7 +185,7 @@ def inject(faults: dict[str, Any], rank: int) -> None:
     def faulty_step(self: Any, batch: Any, lr: float, samples: int, global_step: int) -> Any:
         now["step"] = global_step + 1
         if "record_ids" in faults:
-            line = {"step": global_step + 1, "ids": [int(i) for i in batch.index if i >= 0]}
+            line = {"task": self._task.name, "step": global_step + 1, "ids": [int(i) for i in batch.index if i >= 0]}
             with open(Path(faults["record_ids"]) / f"ids-{rank}.jsonl", "a") as file:
                 file.write(json.dumps(line) + "\n")
         if global_step + 1 == faults.get("hang_step") and rank == faults["hang_rank"]:

@@ -15,6 +15,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER_FILES = ["cluster.yaml", "deploy/aws.yaml"]
 JOBS = sorted(path.name for path in (ROOT / "jobs").glob("*.py"))
+KUBERNETES_VERSIONS = ("1.34", "1.37")
 LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
 
 
@@ -77,45 +78,106 @@ def test_a_stopped_job_has_time_for_a_checkpoint() -> None:
         assert int(environment["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]) >= 60
 
 
-# Field names of KubeRay's ray.io/v1 types and of the core/v1 types, as far as the file uses any of them.
-RAYJOB_SPEC = {
-    "activeDeadlineSeconds", "backoffLimit", "clusterSelector", "deletionStrategy", "entrypoint", "entrypointNumCpus",
-    "entrypointNumGpus", "entrypointResources", "jobId", "managedBy", "metadata", "rayClusterSpec", "runtimeEnvYAML",
-    "shutdownAfterJobFinishes", "submissionMode", "submitterConfig", "submitterPodTemplate", "suspend",
-    "ttlSecondsAfterFinished",
-}  # fmt: skip
-RAYCLUSTER_SPEC = {
-    "authOptions", "autoscalerOptions", "enableInTreeAutoscaling", "gcsFaultToleranceOptions", "headGroupSpec",
-    "headServiceAnnotations", "managedBy", "rayVersion", "suspend", "upgradeStrategy", "workerGroupSpecs",
-}  # fmt: skip
-HEAD_GROUP = {"enableIngress", "headService", "labels", "rayStartParams", "resources", "serviceType", "template"}
-WORKER_GROUP = {
-    "groupName", "idleTimeoutSeconds", "labels", "maxReplicas", "minReplicas", "numOfHosts", "rayStartParams",
-    "replicas", "resources", "scaleStrategy", "suspend", "template",
-}  # fmt: skip
-POD_SPEC = {"automountServiceAccountToken", "containers", "nodeSelector", "securityContext", "tolerations", "volumes"}
-CONTAINER = {"env", "image", "imagePullPolicy", "name", "ports", "resources", "securityContext", "volumeMounts"}
+def _of(**fields: Any) -> dict[str, Any]:
+    """A JSON schema of an object that has no fields but these."""
+    return {"type": "object", "properties": fields, "additionalProperties": False}
 
 
-def test_the_rayjob_uses_fields_that_kuberay_knows() -> None:
+TEXT, FLAG, COUNT = {"type": "string"}, {"type": "boolean"}, {"type": "integer", "minimum": 0}
+NUMBER, ANY_OBJECT, TEXTS = {"type": "number"}, {"type": "object"}, {"type": "array", "items": {"type": "string"}}
+LABELS = {"type": "object", "additionalProperties": TEXT}
+START_PARAMS = {"rayStartParams": LABELS, "template": _of(metadata=ANY_OBJECT, spec=ANY_OBJECT)}
+# The fields of KubeRay's ray.io/v1 types and their kinds, as its custom resource definitions have them. Pod templates
+# are core/v1 and are checked against Kubernetes' own schema.
+HEAD_GROUP = _of(
+    enableIngress=FLAG, headService=ANY_OBJECT, labels=LABELS, resources=LABELS,
+    serviceType={"enum": ["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"]}, **START_PARAMS,
+) | {"required": ["template"]}  # fmt: skip
+WORKER_GROUP = _of(
+    groupName=TEXT, idleTimeoutSeconds=COUNT, labels=LABELS, maxReplicas=COUNT, minReplicas=COUNT, numOfHosts=COUNT,
+    replicas=COUNT, resources=LABELS, suspend=FLAG,
+    scaleStrategy=_of(workersToDelete=TEXTS, multihostReplicasToDelete=TEXTS), **START_PARAMS,
+) | {"required": ["groupName", "maxReplicas", "minReplicas", "template"]}  # fmt: skip
+AUTOSCALER = _of(
+    env={"type": "array"}, envFrom={"type": "array"}, idleTimeoutSeconds=COUNT, image=TEXT, imagePullPolicy=TEXT,
+    resources=ANY_OBJECT, securityContext=ANY_OBJECT, upscalingMode={"enum": ["Default", "Aggressive", "Conservative"]},
+    version={"enum": ["v1", "v2"]}, volumeMounts={"type": "array"},
+)  # fmt: skip
+RAYCLUSTER_SPEC = _of(
+    authOptions=_of(mode={"enum": ["disabled", "token"]}), autoscalerOptions=AUTOSCALER, enableInTreeAutoscaling=FLAG,
+    gcsFaultToleranceOptions=ANY_OBJECT, headGroupSpec=HEAD_GROUP, headServiceAnnotations=LABELS, managedBy=TEXT,
+    rayVersion=TEXT, suspend=FLAG, upgradeStrategy=ANY_OBJECT,
+    workerGroupSpecs={"type": "array", "items": WORKER_GROUP},
+) | {"required": ["headGroupSpec"]}  # fmt: skip
+RAYJOB = _of(
+    apiVersion={"const": "ray.io/v1"}, kind={"const": "RayJob"}, metadata=ANY_OBJECT,
+    spec=_of(
+        activeDeadlineSeconds=COUNT, backoffLimit=COUNT, clusterSelector=LABELS, deletionStrategy=ANY_OBJECT,
+        entrypoint=TEXT, entrypointNumCpus=NUMBER, entrypointNumGpus=NUMBER, entrypointResources=TEXT, jobId=TEXT,
+        managedBy={"enum": ["ray.io/kuberay-operator", "kueue.x-k8s.io/multikueue"]}, metadata=LABELS,
+        rayClusterSpec=RAYCLUSTER_SPEC, runtimeEnvYAML=TEXT, shutdownAfterJobFinishes=FLAG,
+        submissionMode={"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"]},
+        submitterConfig=_of(backoffLimit=COUNT), submitterPodTemplate=ANY_OBJECT, suspend=FLAG,
+        ttlSecondsAfterFinished=COUNT,
+    ),
+) | {"required": ["apiVersion", "kind", "metadata", "spec"]}  # fmt: skip
+
+
+def _groups() -> list[dict[str, Any]]:
+    cluster = _rayjob()["spec"]["rayClusterSpec"]
+    return [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+
+
+def test_the_rayjob_is_what_kuberay_takes() -> None:
+    import jsonschema
+
     job = _rayjob()
-    spec, cluster = job["spec"], job["spec"]["rayClusterSpec"]
-    assert job["apiVersion"] == "ray.io/v1"
-    assert set(spec) <= RAYJOB_SPEC and set(cluster) <= RAYCLUSTER_SPEC
-    assert set(cluster["headGroupSpec"]) <= HEAD_GROUP
-    for group in cluster["workerGroupSpecs"]:
-        assert set(group) <= WORKER_GROUP
+    jsonschema.validate(job, RAYJOB)
+    for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]:
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
-    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
-        pod = group["template"]["spec"]
-        assert set(pod) <= POD_SPEC
-        volumes = {volume["name"] for volume in pod["volumes"]}
-        for container in pod["containers"]:
-            assert set(container) <= CONTAINER
+    yaml.safe_load(job["spec"]["runtimeEnvYAML"])
+    misspelt = {**job, "spec": {**job["spec"], "backofLimit": 1}}
+    with pytest.raises(jsonschema.ValidationError, match="backofLimit"):
+        jsonschema.validate(misspelt, RAYJOB)
+    text = {**job, "spec": {**job["spec"], "ttlSecondsAfterFinished": "600"}}
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(text, RAYJOB)
+
+
+@pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
+def test_kubernetes_accepts_the_pods_and_the_network_policy(version: str) -> None:
+    """Kubernetes' own schema of the oldest and the newest version that is maintained, unknown fields refused."""
+    kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="requirements.lock installs it")
+
+    for number, group in enumerate(_groups()):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": f"pod-{number}"}, **group["template"]}
+        kubernetes_validate.validate(pod, version, strict=True)
+        volumes = {volume["name"] for volume in pod["spec"]["volumes"]}
+        for container in pod["spec"]["containers"]:
             assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
-        for value in group["rayStartParams"].values():
-            assert isinstance(value, str), "KubeRay's rayStartParams are strings"
-    yaml.safe_load(spec["runtimeEnvYAML"])
+        pod["spec"] = {**pod["spec"], "nodeSelektor": {}}
+        with pytest.raises(kubernetes_validate.ValidationError):
+            kubernetes_validate.validate(pod, version, strict=True)
+    documents = yaml.safe_load_all((ROOT / "deploy/rayjob.yaml").read_text(encoding="utf-8"))
+    for document in documents:
+        if document["kind"] != "RayJob":
+            kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_rays_autoscaler_reads_the_rayjobs_groups() -> None:
+    """What the autoscaler in the head pod makes of the RayJob's cluster: a head without CPUs, GPUs and CPUs apart."""
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+    from ray.autoscaler._private.util import validate_config
+
+    cluster = {"metadata": {"name": "pillsnap", "namespace": "default"}, "spec": _rayjob()["spec"]["rayClusterSpec"]}
+    config = _derive_autoscaling_config_from_ray_cr(cluster)
+    validate_config(config)
+    types = config["available_node_types"]
+    assert types[config["head_node_type"]]["resources"]["CPU"] == 0
+    assert types["gpu"]["resources"] | {"memory": 0} == {"CPU": 16, "GPU": 1, "memory": 0}
+    assert types["cpu"]["resources"].get("GPU", 0) == 0 and types["cpu"]["resources"]["CPU"] >= 16
+    assert types["cpu"]["min_workers"] == 0 and types["cpu"]["max_workers"] >= 4
+    assert _rayjob()["spec"]["rayClusterSpec"]["enableInTreeAutoscaling"] is True
 
 
 def test_ray_has_one_version_everywhere() -> None:

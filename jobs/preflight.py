@@ -1,0 +1,10 @@
+"""Look at a cluster from every node before stage 3, as a Ray job; further options are those of `pillsnap preflight`."""
+
+from __future__ import annotations
+
+import sys
+
+from pillsnap.cli import app
+
+if __name__ == "__main__":
+    app(["preflight", "--stage", "3", *sys.argv[1:]])

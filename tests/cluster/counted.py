@@ -1,0 +1,17 @@
+"""A job's script as it is, but its workers write down every step's samples: python -m tests.cluster.counted SCRIPT …
+
+They do when the run directory has a faults.json that asks for it (tests/reliability/harness.py).
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+
+if __name__ == "__main__":
+    import pillsnap.train.fit as fit
+    from tests.reliability.harness import worker_with_faults
+
+    fit.run_worker = worker_with_faults
+    del sys.argv[0]
+    runpy.run_path(sys.argv[0], run_name="__main__")

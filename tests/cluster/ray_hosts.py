@@ -1,0 +1,211 @@
+"""A Ray cluster on several hosts of one machine, started as cluster.yaml starts it, and jobs submitted to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.cluster.hosts import Host, Switch
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.prefix) / "bin"
+DASHBOARD = "http://127.0.0.1:8265"
+_OBJECT_STORE_BYTES = 200 * 2**20
+# One request, by the standard library alone: `ray job status` takes seconds of processor time.
+_ASK = """
+import json, sys, urllib.request
+request = urllib.request.Request(sys.argv[1], headers={"Authorization": "Bearer " + sys.argv[2]})
+sys.stdout.write(urllib.request.urlopen(request, timeout=20).read().decode())
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What Ray says of a job."""
+
+    status: str
+    message: str
+    exit_code: int | None
+    error_type: str | None
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+class RayHosts:
+    """A head without CPUs and workers with `cpus` each, every one with its own raylet, behind token authentication.
+
+    `environment` is added to that of `ray start` on every host. As a context manager, it takes everything away.
+    """
+
+    def __init__(
+        self,
+        shared: Sequence[Path],
+        *,
+        workers: int = 2,
+        cpus: float = 1,
+        cpu_share: float | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        self._shared = [*shared, ROOT, Path(sys.prefix), Path(sys.base_prefix)]
+        self._num_workers, self._cpus, self._cpu_share = workers, cpus, cpu_share
+        self.token = secrets.token_hex(32)
+        self._token_file = Path(tempfile.mkstemp(prefix="pillsnap-token-")[1])
+        self._token_file.write_text(self.token)
+        self._environment = environment or {}
+        self.head: Host
+        self.workers: list[Host] = []
+        self._raylets: dict[str, subprocess.Popen] = {}
+
+    def __enter__(self) -> RayHosts:
+        self._switch = Switch()
+        try:
+            self.head = self._host("head", 1)
+            self.workers = [self._host(f"worker{n}", 10 + n, self._cpu_share) for n in range(1, self._num_workers + 1)]
+            self.start_ray(self.head)
+            self.wait_for_nodes(1)
+            for worker in self.workers:
+                self.start_ray(worker)
+            self.wait_for_nodes(1 + self._num_workers)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for host in (*self.workers, *([self.head] if hasattr(self, "head") else [])):
+            host.close()
+        for raylet in self._raylets.values():
+            raylet.wait(timeout=30)
+        self._switch.close()
+        self._token_file.unlink(missing_ok=True)
+
+    def _host(self, name: str, number: int, cpu_share: float | None = None) -> Host:
+        host = Host(self._switch, name, number, self._shared, cpu_share=cpu_share)
+        (host.folder / "auth_token").write_text(self.token)
+        return host
+
+    def environment(self) -> dict[str, str]:
+        """What every process of the cluster starts with."""
+        kept = {name: os.environ[name] for name in ("HOME", "LANG", "LC_ALL") if name in os.environ}
+        return kept | {
+            "PATH": f"{BIN}:/usr/sbin:/usr/bin:/sbin:/bin",
+            "PYTHONPATH": str(ROOT),
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": "/tmp/auth_token",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "WANDB_MODE": "offline",
+            "YOLO_OFFLINE": "1",
+            "YOLO_CONFIG_DIR": "/tmp/yolo",
+            "OMP_NUM_THREADS": "1",
+        } | self._environment  # fmt: skip
+
+    def start_ray(self, host: Host) -> None:
+        """`ray start` on a host; it is one process with all of Ray's below it, as a service manager would keep it."""
+        command = [str(BIN / "ray"), "start", "--block", f"--node-ip-address={host.ip}",
+                   f"--object-store-memory={_OBJECT_STORE_BYTES}", "--min-worker-port=10002", "--max-worker-port=19999",
+                   "--disable-usage-stats"]  # fmt: skip
+        if host is self.head:
+            command += ["--head", "--port=6379", "--num-cpus=0", "--dashboard-host=127.0.0.1"]
+        else:
+            command += [f"--address={self.head.ip}:6379", f"--num-cpus={self._cpus:g}"]
+        with open(host.folder / "ray-start.log", "ab") as log:
+            self._raylets[host.name] = host.start(
+                *command, env=self.environment(), stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+            )
+
+    def stop_ray(self, host: Host) -> None:
+        """SIGKILL the raylet; what it started goes with it."""
+        assert host.kill("raylet/raylet") >= 1
+        self._raylets[host.name].wait(timeout=60)
+
+    def ask(self, path: str) -> Any:
+        """One GET of the head's dashboard, through the head's network as an SSH tunnel would."""
+        command = self.head.network_command(sys.executable, "-I", "-S", "-c", _ASK, f"{DASHBOARD}{path}", self.token)
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise ConnectionError(done.stderr.strip().splitlines()[-1])
+        return json.loads(done.stdout)
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """The nodes that the cluster holds for alive."""
+        found = self.ask("/nodes?view=summary")["data"]["summary"]
+        return [node for node in found if node["raylet"].get("state") == "ALIVE"]
+
+    def wait_for_nodes(self, number: int, timeout_s: float = 600.0) -> float:
+        """Wait until exactly so many nodes are alive; the seconds it took."""
+        return self.wait(lambda: len(self.nodes()) == number, timeout_s, f"{number} nodes")
+
+    def wait(self, condition: Any, timeout_s: float, what: str) -> float:
+        """Wait until `condition` holds; the seconds it took."""
+        start_s = time.monotonic()
+        while True:
+            try:
+                if condition():
+                    return time.monotonic() - start_s
+            except (ConnectionError, ValueError, KeyError):
+                pass  # the dashboard is not up yet
+            if time.monotonic() - start_s > timeout_s:
+                raise TimeoutError(f"no {what} within {timeout_s:.0f} s\n{self.logs_of_start()}")
+            time.sleep(0.25)
+
+    def logs_of_start(self) -> str:
+        """The ends of what `ray start` said on every host."""
+        hosts = [self.head, *self.workers]
+        return "\n".join(f"{h.name}: {_tail(h.folder / 'ray-start.log')}" for h in hosts)
+
+    def cli(self, *command: str, timeout_s: float = 600.0) -> subprocess.CompletedProcess:
+        """A `ray` command from outside the cluster, whose only way in is the tunnel to the head's dashboard."""
+        environment = self.environment() | {"RAY_AUTH_TOKEN_PATH": str(self._token_file)}
+        return subprocess.run(
+            self.head.network_command(str(BIN / "ray"), *command),
+            env=environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s,
+        )  # fmt: skip
+
+    def submit(self, *entrypoint: str, job_id: str, variables: dict[str, str] | None = None) -> str:
+        """`ray job submit` as the README says it; returns at once."""
+        environment = ["--runtime-env", "runtime_env.yaml"]
+        if variables:
+            import yaml
+
+            values = yaml.safe_load((ROOT / "runtime_env.yaml").read_text())
+            values["env_vars"] |= variables
+            environment = ["--runtime-env-json", json.dumps(values)]
+        done = self.cli(
+            "job", "submit", "--address", DASHBOARD, "--no-wait", "--submission-id", job_id,
+            "--working-dir", ".", *environment, "--", *entrypoint,
+        )  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(f"ray job submit: {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-3000:]}")
+        return job_id
+
+    def job(self, job_id: str) -> Job:
+        """What Ray says of a job."""
+        details = self.ask(f"/api/jobs/{job_id}")
+        return Job(details["status"], details["message"] or "", details["driver_exit_code"], details["error_type"])
+
+    def wait_for_job(self, job_id: str, timeout_s: float) -> Job:
+        """Wait for a job's end."""
+        try:
+            self.wait(lambda: self.job(job_id).ended, timeout_s, f"end of {job_id}")
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}\n{self.job(job_id)}\n{self.logs(job_id)[-4000:]}") from None
+        return self.job(job_id)
+
+    def logs(self, job_id: str) -> str:
+        """All that a job has printed."""
+        return self.ask(f"/api/jobs/{job_id}/logs")["logs"]
+
+
+def _tail(path: Path) -> str:
+    return path.read_text(errors="replace")[-800:] if path.exists() else ""

@@ -1,0 +1,78 @@
+"""Hosts made of namespaces: apart from each other and from this machine, cut and mended, and gone without a trace."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.hosts import Host, Switch, cpu_controller, why_not
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+
+
+def machine() -> tuple[str, list[str], str]:
+    """What hosts must not change: network devices and addresses, mounts, and files that are theirs."""
+    network = subprocess.run(["ip", "-o", "address"], capture_output=True, text=True, check=True).stdout
+    own = sorted(path.name for path in Path("/tmp").glob("pillsnap-*-*") if "tests-yolo" not in path.name)
+    return network, own, Path("/proc/self/mountinfo").read_text()
+
+
+def reaches(host: Host, other: Host) -> bool:
+    """Whether a TCP connection from one host to the other's port 8000 comes about within two seconds."""
+    try:
+        host.run("timeout", "2", "bash", "-c", f"exec 3<>/dev/tcp/{other.ip}/8000")
+    except RuntimeError:
+        return False
+    return True
+
+
+def test_hosts_are_apart_and_leave_nothing(tmp_path: Path) -> None:
+    before = machine()
+    switch = Switch()
+    hosts = [Host(switch, f"host{number}", number, [tmp_path]) for number in (1, 2)]
+    one, two = hosts
+    try:
+        assert [host.run("hostname").strip() for host in hosts] == ["host1", "host2"]
+        one.run("touch", "/tmp/mine", str(tmp_path / "ours"), "/dev/shm/mine")
+        assert "ours" in two.run("ls", str(tmp_path)) and (tmp_path / "ours").exists()
+        assert "mine" not in two.run("ls", "/tmp", "/dev/shm") and not Path("/tmp/mine").exists()
+        server = two.start(sys.executable, "-S", "-m", "http.server", "--bind", two.ip, "8000",
+                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        give_up_s = time.monotonic() + 60
+        while not reaches(one, two):
+            assert time.monotonic() < give_up_s and server.poll() is None
+        two.cut()
+        assert not reaches(one, two)
+        two.mend()
+        assert reaches(one, two)
+        assert before[0] == machine()[0] and before[2] == machine()[2]
+        assert two.kill("http.server") == 1
+        assert server.wait(timeout=60) != 0
+        kept = [pid for host in hosts for pid in (host.pid, *host.processes())]
+    finally:
+        for host in hosts:
+            host.close()
+        switch.close()
+    assert machine() == before
+    assert [pid for pid in kept if os.path.exists(f"/proc/{pid}")] == []
+
+
+@pytest.mark.skipif(cpu_controller() is None, reason="this process's cgroup takes no processor quota")
+def test_a_host_is_held_to_its_share_of_a_core() -> None:
+    switch = Switch()
+    host = Host(switch, "slow", 3, [], cpu_share=0.25)
+    try:
+        start_s = time.monotonic()
+        spin = "import time\nwhile time.process_time() < 0.5: pass"
+        host.run(sys.executable, "-S", "-c", spin)
+        assert time.monotonic() - start_s > 0.5 / 0.25 * 0.9
+    finally:
+        host.close()
+        switch.close()
+    group = cpu_controller()
+    assert group is not None and not list(group.glob("pillsnap-*-slow"))

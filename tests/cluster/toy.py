@@ -1,0 +1,91 @@
+"""Stage 3's job at toy size, and what is to be found in its run directory afterwards."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from pillsnap.data.manifest import read_manifest
+from pillsnap.data.samples import classification_samples, detection_samples
+from pillsnap.observe.events import read_events
+from tests.cluster.ray_hosts import RayHosts
+from tests.reliability.harness import FAULTS_FILE
+
+SETTINGS: dict[str, Any] = {
+    "detection.model": "yolo11n",
+    "detection.weights": "random",
+    "detection.image_size_px": 64,
+    "detection.epochs": 2,
+    "detection.mosaic_off_epochs": 1,
+    "detection.batch_size": 8,
+    "detection.warmup_epochs": 1,
+    "classification.model": "resnet10t",
+    "classification.weights": "random",
+    "classification.image_size_px": 32,
+    "classification.epochs": 2,
+    "classification.batch_size": 8,
+    "train.num_workers": 2,
+    "train.cpus_per_worker": 0.75,  # of a host with one CPU: so the workers are on two hosts
+    "train.amp": "off",
+    "train.log_every_steps": 1,
+    "data.decoding_cpus": 0.25,
+    "wandb.mode": "disabled",
+}
+
+
+def arguments(run_dir: Path | str, manifest: Path | str, data_root: Path | str, **overrides: Any) -> list[str]:
+    """The command line of jobs/train_stage3.py; `train__num_workers="1:2"` stands for train.num_workers."""
+    settings = SETTINGS | {key.replace("__", "."): value for key, value in overrides.items()}
+    assignments = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    return ["--run", str(run_dir), "--manifest", str(manifest), "--data-root", str(data_root), *assignments]
+
+
+def submit_counted(cluster: RayHosts, job_id: str, run_dir: Path, *rest: str) -> str:
+    """Submit the training; its workers write down every step's samples in `run_dir`."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / FAULTS_FILE).write_text(json.dumps({"record_ids": str(run_dir)}))
+    return cluster.submit("python", "-m", "tests.cluster.counted", "jobs/train_stage3.py", *rest, job_id=job_id)
+
+
+def losses(run_dir: Path, task: str) -> dict[int, float]:
+    """The loss of every step, as a reader of the log gets it."""
+    steps = [e for e in read_events(run_dir) if e["kind"] == "step" and e["task"] == task]
+    assert len({e["step"] for e in steps}) == len(steps)
+    return {e["step"]: e["loss"] for e in steps}
+
+
+def epochs(run_dir: Path, task: str) -> list[int]:
+    """The epochs in the log, in order."""
+    return [e["epoch"] for e in read_events(run_dir) if e["kind"] == "epoch" and e["task"] == task]
+
+
+def sample_counts(run_dir: Path, task: str, steps_per_epoch: int) -> list[Counter]:
+    """For each epoch, how many steps had each sample. A step that was done again after a failure counts once."""
+    steps: dict[int, set[int]] = {}
+    for path in run_dir.glob("ids-*.jsonl"):
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            if row["task"] == task:
+                steps.setdefault(row["step"], set()).update(row["ids"])
+    counts: dict[int, Counter] = {}
+    for step, members in steps.items():
+        counts.setdefault((step - 1) // steps_per_epoch, Counter()).update(members)
+    return [counts[epoch] for epoch in sorted(counts)]
+
+
+def assert_every_sample_once(run_dir: Path, manifest: Path, task: str, num_epochs: int) -> int:
+    """Every training sample came once in every epoch; how many samples there are."""
+    table = read_manifest(manifest)
+    codes = sorted({code for row in table["codes"].to_pylist() for code in row})
+    if task == "detection":
+        samples = detection_samples(table)
+    else:
+        samples = classification_samples(table, codes)
+    number = len(samples.train)
+    started = next(e for e in read_events(run_dir) if e["kind"] == "task" and e["task"] == task)
+    assert started["num_train"] == number
+    counts = sample_counts(run_dir, task, started["steps_per_epoch"])
+    assert counts == [Counter(range(number))] * num_epochs
+    return number
