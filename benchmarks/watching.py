@@ -101,11 +101,11 @@ def measure_cost(run_dir: Path, seconds: float) -> dict[str, Any]:
     writer = threading.Thread(target=write)
     writer.start()
     server = WandbServer()
-    os.environ.update(WANDB_BASE_URL=server.url, WANDB_API_KEY="k" * 40)
+    os.environ.update(WANDB_BASE_URL=server.url, WANDB_API_KEY="k" * 40, WANDB__FILE_STREAM_TRANSMIT_INTERVAL="2")
     with contextlib.ExitStack() as stack:
         stack.callback(writer.join)
         stack.callback(ended.set)
-        watchers = Watchers(run_dir, psutil.Process(), [])
+        watchers = Watchers(run_dir, psutil.Process(), [], server)
         stack.callback(watchers.kill)
         watchers.window(True, seconds)
         viewers = psutil.Process(watchers.processes["server"].pid).net_connections("tcp")
@@ -114,6 +114,7 @@ def measure_cost(run_dir: Path, seconds: float) -> dict[str, Any]:
             "load_average": os.getloadavg()[0],
             "num_viewers": sum(viewer.status == psutil.CONN_ESTABLISHED for viewer in viewers),
             "cpu_s_per_s": {name: used / seconds for name, used in watchers.cpu_s.items()},
+            "mirror_start_cpu_s": max(watchers.mirror_starts_cpu_s),
             "server_rss_bytes": watchers.max_server_rss_bytes,
         }
 
@@ -133,7 +134,7 @@ def _measure(folder: Path, pairs: int, window_s: float, ended: contextlib.ExitSt
     # Its second-long batches would hide a failure until the run is over.
     os.environ.update(WANDB_BASE_URL=server.url, WANDB_API_KEY="k" * 40, WANDB__FILE_STREAM_TRANSMIT_INTERVAL="2")
     warnings: list[str] = []
-    watchers = Watchers(watched.run_dir, psutil.Process(watched.process.pid), warnings)
+    watchers = Watchers(watched.run_dir, psutil.Process(watched.process.pid), warnings, server)
     ended.callback(watchers.kill)
     windows: list[Window] = []
     for number in range(pairs):
@@ -178,6 +179,7 @@ def _measure(folder: Path, pairs: int, window_s: float, ended: contextlib.ExitSt
         "ratio_quartiles": statistics.quantiles(ratios, n=4)[::2],
         "cpu_cores": os.cpu_count(),
         "cpu_s_per_s": {name: seconds / running_s for name, seconds in watchers.cpu_s.items()},
+        "mirror_start_cpu_s": max(watchers.mirror_starts_cpu_s),
         "server_rss_bytes": rss_bytes,
         "mirror_warnings": warnings,
         "disturbances": disturbed,
@@ -288,11 +290,12 @@ class StepLog:
 class Watchers:
     """Terminal monitor, web monitor with its clients, mirror: each the leader of a process group."""
 
-    def __init__(self, run_dir: Path, training: psutil.Process, warnings: list[str]) -> None:
-        self.run_dir, self.training, self.warnings = run_dir, training, warnings
+    def __init__(self, run_dir: Path, training: psutil.Process, warnings: list[str], server: WandbServer) -> None:
+        self.run_dir, self.training, self.warnings, self.wandb_server = run_dir, training, warnings, server
         self.port = free_port()
         self.cpu_s = dict.fromkeys(("server", "terminal", "mirror", "clients"), 0.0)
         self.max_server_rss_bytes = 0
+        self.mirror_starts_cpu_s: list[float] = []
         self.mirror = self._start_mirror()
         monitor = ["-m", "pillsnap.cli", "monitor", "--run", str(run_dir)]
         self.processes = {
@@ -308,7 +311,8 @@ class Watchers:
         self.processes["clients"] = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.watching", "--clients", url], start_new_session=True
         )
-        time.sleep(8)  # all are connected, and W&B has begun
+        self._wait_for_mirror()
+        time.sleep(5)  # all are connected
 
     def window(self, running: bool, seconds: float) -> Window:
         """Let the watchers run, or stop them, for so long."""
@@ -328,7 +332,7 @@ class Watchers:
         self._signal(signal.SIGCONT)
         self.mirror.close(timeout_s=20)
         self.mirror = self._start_mirror()
-        time.sleep(8)
+        self._wait_for_mirror()
 
     def kill(self) -> None:
         """SIGKILL, to all of them at once."""
@@ -340,6 +344,17 @@ class Watchers:
     def _start_mirror(self) -> WandbMirror:
         mirror = WandbMirror(self.run_dir, "bench", mode="online", on_warning=self.warnings.append, say=lambda _: None)
         return mirror.start()
+
+    def _wait_for_mirror(self) -> None:
+        """Until it has sent something: what its start takes is taken once a task, and told by itself."""
+        before, end_s = self._num_rows(), time.monotonic() + 180
+        while self._num_rows() == before:
+            assert time.monotonic() < end_s, f"nothing was mirrored: {self.warnings}"
+            time.sleep(0.2)
+        self.mirror_starts_cpu_s.append(self._cpu_s()["mirror"])
+
+    def _num_rows(self) -> int:
+        return sum(len(rows) for rows in self.wandb_server.rows.values())
 
     def _groups(self) -> dict[str, int]:
         groups = {name: process.pid for name, process in self.processes.items()}
@@ -379,6 +394,7 @@ def print_cost(figures: dict[str, Any]) -> None:
     print(f"load average         {figures['load_average']:.1f} on {figures['cpu_cores']} cores")
     for name, share in figures["cpu_s_per_s"].items():
         print(f"{name:20} {1000 * share:.1f} ms of processor time a second, of {1000 * figures['cpu_cores']}")
+    print(f"mirror's start       {figures['mirror_start_cpu_s']:.1f} s of processor time, once a task")
     print(f"web monitor's memory {figures['server_rss_bytes'] / 1e6:.0f} MB (limit 200)")
 
 

@@ -92,7 +92,7 @@ def _crop_stream(data: Prepared, store: SplitStore | None, *, ship: bool) -> Str
     plan = StreamPlan(0, _EPOCHS, len(samples), 0, BATCH, 1)
     shared = share_samples(samples)
     reads = 8 if store else 2
-    return Stream(plan, RECIPE, data.reader(), shared, shared, reads, DECODING_CPUS, store, None, ship)
+    return Stream(plan, RECIPE, data.reader(), shared, shared, reads, DECODING_CPUS, store, None, ship, False)
 
 
 def measure_stream(stream: Stream, seconds: float) -> dict[str, float]:

@@ -8,10 +8,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-LISTING = "list_reads"
-"""In the name of the operator that lists what is to be read."""
-_MAX_LISTED = 64
-_POLL_S, _LONGEST_REST_S = 0.02, 0.04
+_SHORTEST_WAIT_S, _LONGEST_WAIT_S = 0.01, 0.15
 
 
 def execution_options() -> Any:
@@ -24,7 +21,12 @@ def execution_options() -> Any:
 class BatchBlocks:
     """A Ray Data context in which every row, a whole batch, is a block of its own; the caller's context comes back
     after.
+
+    No more than `rows_ahead` rows are made before they are asked for; None leaves that to Ray Data, which limits bytes.
     """
+
+    def __init__(self, rows_ahead: int | None = None) -> None:
+        self._rows_ahead = rows_ahead
 
     def __enter__(self) -> None:
         from ray.data import DataContext
@@ -36,8 +38,9 @@ class BatchBlocks:
         context.execution_options = execution_options()
         context.enable_progress_bars = False
         context.custom_execution_callback_classes = [_scheduling_pace()]
-        enabled = [*policies.ENABLED_BACKPRESSURE_POLICIES, _listing_limit()]
-        context.set_config(policies.ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, enabled)
+        if self._rows_ahead is not None:
+            enabled = [*policies.ENABLED_BACKPRESSURE_POLICIES, _row_limit(self._rows_ahead)]
+            context.set_config(policies.ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, enabled)
         DataContext._set_current(context)
 
     def __exit__(self, *_: object) -> None:
@@ -50,41 +53,65 @@ def _scheduling_pace() -> type:
     from ray.data._internal.execution import streaming_executor_state
     from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-    class SchedulingPace(ExecutionCallback):
-        """Looks for finished tasks more often than Ray Data does, and rests when there is nothing to do.
+    from pillsnap.data.reads import teach_planner
 
-        Its scheduling loop waits up to 0.1 s for all running tasks, and only then gives free cores new ones. And it
-        asks again at once while output waits that it may not take yet: measured on two cores, it spends 80 % of one of
-        them on nothing.
+    class SchedulingPace(ExecutionCallback):
+        """Lets Ray Data look for finished tasks no more often than it takes to keep the cores busy.
+
+        Its scheduling loop waits for all running tasks, 0.1 s at most, and only then gives free cores new ones: too
+        long for short tasks, and for long ones each look costs some milliseconds of a core. It also looks again at once
+        where no task may run or hand over what it made: measured on two cores, it spends 80 % of one of them on that.
         """
 
         def __init__(self) -> None:
-            self._moved, self._rest_s = 0, 0.0
+            # Ray Data makes its callbacks before it plans, in the process that will execute.
+            teach_planner()
+            self._finished = self._moved = self._running = self._taken = 0
+            self._looked_s = 0.0
 
         def before_execution_starts(self, executor: Any) -> None:
-            streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = _POLL_S
+            self._wait(_SHORTEST_WAIT_S)
 
         def on_execution_step(self, executor: Any) -> None:
             operators = executor._topology
-            moved = sum(op.metrics.num_task_outputs_generated + op.metrics.num_tasks_submitted for op in operators)
-            if moved != self._moved:
-                self._moved, self._rest_s = moved, 0.0
-            elif any(op._in_task_output_backpressure for op in operators):
-                self._rest_s = min(self._rest_s + _POLL_S / 2, _LONGEST_REST_S)
-                time.sleep(self._rest_s)
+            finished = sum(op.metrics.num_tasks_finished for op in operators)
+            moved = finished + sum(
+                op.metrics.num_task_outputs_generated + op.metrics.num_tasks_submitted for op in operators
+            )
+            done, self._finished = finished - self._finished, finished
+            last, state = list(operators.items())[-1]
+            taken, self._taken = last.metrics.num_outputs_taken - self._taken, last.metrics.num_outputs_taken
+            if state.output_queue.num_blocks > taken:
+                self._wait(self._wait_s * 1.2)  # what was there at the last look was enough
+            elif 2 * done >= max(self._running, 1):
+                self._wait(self._wait_s / 2)  # cores may have stood still
+            elif not done and finished:
+                self._wait(self._wait_s * 1.2)
+            self._running = sum(op.num_active_tasks() for op in operators)
+            if moved == self._moved and (state.output_queue.num_blocks or self._is_held_back(operators)):
+                time.sleep(max(0.0, self._looked_s + self._wait_s - time.monotonic()))
+            self._moved, self._looked_s = moved, time.monotonic()
+
+        @staticmethod
+        def _is_held_back(operators: Any) -> bool:
+            return any(op._in_task_output_backpressure for op in operators)
+
+        def _wait(self, wait_s: float) -> None:
+            self._wait_s = min(max(wait_s, _SHORTEST_WAIT_S), _LONGEST_WAIT_S)
+            streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = self._wait_s
 
     return SchedulingPace
 
 
-def _listing_limit() -> type:
+def _row_limit(rows_ahead: int) -> type:
     from ray.data._internal.execution.backpressure_policy.backpressure_policy import BackpressurePolicy
 
-    class ListingLimit(BackpressurePolicy):
-        """Lets reads be listed only a little ahead: their blocks are too small for limits in bytes to hold them."""
+    class RowLimit(BackpressurePolicy):
+        """Keeps tasks from running far ahead where rows are too small for limits in bytes to hold them."""
 
-        def max_task_output_bytes_to_read(self, op: Any) -> int | None:
-            if LISTING not in op.name:
-                return None
-            return 0 if self._topology[op].output_queue.num_blocks > _MAX_LISTED else None
+        def can_add_input(self, op: Any) -> bool:
+            made = [(each, state) for each, state in self._topology.items() if each.input_dependencies]
+            rows = sum(state.output_queue.num_blocks + each.num_active_tasks() for each, state in made)
+            return rows + op.metrics.obj_store_mem_internal_outqueue_blocks < rows_ahead
 
-    return ListingLimit
+    return RowLimit

@@ -11,6 +11,7 @@ there is no index to lose.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -44,7 +45,10 @@ class ShardStore:
     def stored(self, keys: np.ndarray) -> np.ndarray:
         """Which of the keys (n,) uint64 are stored: (n,) bool."""
         self.refresh()
-        return np.isin(keys, _contents(self).keys)
+        known = _contents(self).keys
+        if not len(known):
+            return np.zeros(len(keys), bool)
+        return known[np.minimum(known.searchsorted(keys), len(known) - 1)] == keys
 
     def append(self, windows: Iterable[tuple[int, EncodedWindow]]) -> str:
         """Commit one shard of (key, window); returns its name. Raises UserError when it cannot be written."""
@@ -98,37 +102,44 @@ def _contents(store: ShardStore) -> _Contents:
 
 @dataclass
 class _Contents:
-    """A process's view of a store: its mapped shards, and where each key lies."""
+    """A process's view of a store: its mapped shards, and where each key lies. Threads may share it."""
 
     folder: ShardFolder
-    keys: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
-    """Sorted."""
-    _places: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int32))
-    """Shard and row of each key."""
+    _index: tuple[np.ndarray, np.ndarray] = field(
+        default_factory=lambda: (np.zeros(0, np.uint64), np.zeros((0, 2), np.int32))
+    )
+    """Sorted keys, and the shard and row of each; replaced as one."""
     _shards: list[_Shard] = field(default_factory=list)
     _names: set[str] = field(default_factory=set)
+    _refreshing: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def keys(self) -> np.ndarray:
+        return self._index[0]
 
     def refresh(self) -> None:
-        new = [name for name in self.folder.names() or () if name not in self._names]
-        if not new:
-            return
-        keys, places = [self.keys], [self._places]
-        for name in new:
-            shard = _Shard(self.folder, name)
-            rows = np.arange(len(shard.keys), dtype=np.int32)
-            keys.append(shard.keys)
-            places.append(np.stack([np.full_like(rows, len(self._shards)), rows], axis=1))
-            self._shards.append(shard)
-            self._names.add(name)
-        together = np.concatenate(keys)
-        order = np.argsort(together, kind="stable")
-        self.keys, self._places = together[order], np.concatenate(places)[order]
+        with self._refreshing:
+            new = [name for name in self.folder.names() or () if name not in self._names]
+            if not new:
+                return
+            keys, places = [self._index[0]], [self._index[1]]
+            for name in new:
+                shard = _Shard(self.folder, name)
+                rows = np.arange(len(shard.keys), dtype=np.int32)
+                keys.append(shard.keys)
+                places.append(np.stack([np.full_like(rows, len(self._shards)), rows], axis=1))
+                self._shards.append(shard)
+                self._names.add(name)
+            together = np.concatenate(keys)
+            order = np.argsort(together, kind="stable")
+            self._index = together[order], np.concatenate(places)[order]
 
     def get(self, key: int) -> EncodedWindow | None:
-        position = int(self.keys.searchsorted(np.uint64(key)))
-        if position == len(self.keys) or self.keys[position] != key:
+        keys, places = self._index
+        position = int(keys.searchsorted(np.uint64(key)))
+        if position == len(keys) or keys[position] != key:
             return None
-        shard, row = self._places[position].tolist()
+        shard, row = places[position].tolist()
         return self._shards[shard].window(row)
 
 

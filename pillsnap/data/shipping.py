@@ -2,6 +2,8 @@
 
 Pixels are ten times the bytes of their JPEGs, and are written and read several times on their way; on few cores that
 costs more than the threads do. On many cores, or with other nodes to decode, tasks that hand over pixels are faster.
+
+Of a window that lies in a store which the worker reads too, not even the bytes travel: the row says that it is there.
 """
 
 from __future__ import annotations
@@ -25,32 +27,36 @@ if TYPE_CHECKING:
 Row = dict[str, np.ndarray]
 
 
-def pack(slots: Mapping[int, Slot], fetch: Callable[[Slot, int], EncodedWindow | BadImage]) -> dict[str, Any]:
-    """Slots by number as one row: the windows' bytes on end, where each ends, their places, and the bad photos.
+def pack(slots: Mapping[int, Slot], fetch: Callable[[Slot, int], EncodedWindow | BadImage | None]) -> dict[str, Any]:
+    """Slots by number as one row: the windows' bytes on end, where each ends, their places, which the worker has to
+    fetch from the store, and the bad photos.
 
-    `fetch` gives the window of one of a slot's samples.
+    `fetch` gives the window of one of a slot's samples, None for one that the store has.
     """
     windows = [fetch(slot, member) for slot in slots.values() for member in slot.members.tolist()]
-    good = [window for window in windows if not isinstance(window, BadImage)]
+    sent = [window for window in windows if isinstance(window, EncodedWindow)]
     bad = {row: (window.reason, window.detail) for row, window in enumerate(windows) if isinstance(window, BadImage)}
     return {
         "slots": np.array(list(slots), np.int64),
-        "data": np.frombuffer(b"".join(window.data for window in good), np.uint8),
-        "ends": np.cumsum([len(window.data) for window in good], dtype=np.int64),
-        "places": np.array([(w.left, w.top, w.scale_x, w.scale_y, w.own) for w in good], np.float64).reshape(-1, 5),
+        "data": np.frombuffer(b"".join(window.data for window in sent), np.uint8),
+        "ends": np.cumsum([len(window.data) for window in sent], dtype=np.int64),
+        "places": np.array([(w.left, w.top, w.scale_x, w.scale_y, w.own) for w in sent], np.float64).reshape(-1, 5),
+        "stored": np.array([window is None for window in windows], bool),
         "bad": json.dumps(bad, ensure_ascii=False),
     }
 
 
-def _unpack(row: Row) -> Iterator[EncodedWindow | BadImage]:
+def _unpack(row: Row) -> Iterator[EncodedWindow | BadImage | None]:
     bad = {int(place): BadImage(*why) for place, why in json.loads(str(row["bad"][0])).items()}
     data, ends = row["data"][0].data, row["ends"][0].tolist()
-    good = zip([0, *ends], ends, row["places"][0].tolist(), strict=False)
-    for place in range(len(ends) + len(bad)):
-        if place in bad:
+    sent = zip([0, *ends], ends, row["places"][0].tolist(), strict=False)
+    for place, stored in enumerate(row["stored"][0].tolist()):
+        if stored:
+            yield None
+        elif place in bad:
             yield bad[place]
         else:
-            begin, end, (left, top, scale_x, scale_y, own) = next(good)
+            begin, end, (left, top, scale_x, scale_y, own) = next(sent)
             yield EncodedWindow(data[begin:end], left, top, scale_x, scale_y, bool(own))
 
 
@@ -67,7 +73,8 @@ def decode_ahead(rows: Iterable[Row], stream: Stream, num_threads: int) -> Itera
                 for number in row["slots"][0].tolist():
                     slot = stream.plan.slot(number)
                     shipped = {member: next(windows) for member in slot.members.tolist()}
-                    ahead.append(pool.submit(_make, slot, ShippedSource(stream.reader, shipped=shipped), stream))
+                    source = ShippedSource(stream.reader, shipped=shipped, store=stream.source(slot.training))
+                    ahead.append(pool.submit(_make, slot, source, stream))
                     if len(ahead) > num_threads + 1:
                         yield ahead.popleft().result()
             while ahead:

@@ -64,10 +64,28 @@ class SplitStore:
     codec: Codec
     training: bool
 
-    def source(self, reader: PhotoReader) -> StoreSource:
+    def source(self, reader: PhotoReader, keys: KeyMemo | None = None) -> StoreSource:
         """Windows from this store, and from photos where it lacks one."""
         self.shards.refresh()
-        return StoreSource(reader, store=self)
+        return StoreSource(reader, store=self, keys=keys or KeyMemo(self.cutter))
+
+
+class KeyMemo:
+    """The keys of one table's samples, each worked out once. Threads may share it."""
+
+    def __init__(self, cutter: Cutter) -> None:
+        self._cutter = cutter
+        self._keys = np.zeros(0, np.uint64)
+        """0 where it is not known yet."""
+
+    def __call__(self, samples: pa.Table, number: int) -> int:
+        if not len(self._keys):
+            self._keys = np.zeros(len(samples), np.uint64)
+        key = int(self._keys[number])
+        if not key:
+            key = self._cutter.key(samples, number)
+            self._keys[number] = key
+        return key
 
 
 @dataclass
@@ -82,6 +100,10 @@ class Source:
         """The encoded window of a sample, or why there is none."""
         data = self.reader.read_bytes(samples["image_path"][number].as_py())
         return data if isinstance(data, BadImage) else EncodedWindow(data, own=False)
+
+    def has_all(self, samples: pa.Table, numbers: np.ndarray) -> bool:
+        """Whether the windows of all these samples (n,) lie in a store."""
+        return False
 
     def window(self, samples: pa.Table, number: int) -> Window | BadImage:
         """The pixels of a sample's window, or why there are none."""
@@ -104,13 +126,14 @@ class StoreSource(Source):
     """Windows from the store; one that it lacks is cut from its photo and encoded, and so has the same pixels."""
 
     store: SplitStore = field(kw_only=True)
+    keys: KeyMemo = field(kw_only=True)
     fresh: list[tuple[int, EncodedWindow]] = field(default_factory=list)
     """(key, window) made here, which the store lacks."""
     _photo: tuple[str, np.ndarray | BadImage] | None = None
 
     def fetch(self, samples: pa.Table, number: int) -> EncodedWindow | BadImage:
         store = self.store
-        key = store.cutter.key(samples, number)
+        key = self.keys(samples, number)
         stored = store.shards.get(key)
         if stored is not None:
             return stored
@@ -120,6 +143,10 @@ class StoreSource(Source):
         made = store.cutter.cut(photo, samples, number, store.training, store.codec).encode(store.codec)
         self.fresh.append((key, made))
         return made
+
+    def has_all(self, samples: pa.Table, numbers: np.ndarray) -> bool:
+        keys = np.array([self.keys(samples, number) for number in numbers.tolist()], np.uint64)
+        return bool(self.store.shards.stored(keys).all())
 
     def flush(self) -> None:
         """Commit the windows made here to the store."""
@@ -136,9 +163,11 @@ class StoreSource(Source):
 
 @dataclass
 class ShippedSource(Source):
-    """Windows that came as bytes."""
+    """Windows that came as bytes; those that did not (None) are fetched from the store."""
 
-    shipped: Mapping[int, EncodedWindow | BadImage] = field(kw_only=True)
+    shipped: Mapping[int, EncodedWindow | BadImage | None] = field(kw_only=True)
+    store: Source = field(kw_only=True)
 
     def fetch(self, samples: pa.Table, number: int) -> EncodedWindow | BadImage:
-        return self.shipped[number]
+        window = self.shipped[number]
+        return self.store.fetch(samples, number) if window is None else window

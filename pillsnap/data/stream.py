@@ -19,15 +19,19 @@ import pyarrow as pa
 from pillsnap.data import shipping
 from pillsnap.data.allocation import keep_freed_memory
 from pillsnap.data.batches import Batch
+from pillsnap.data.images import BadImage
 from pillsnap.data.plan import Slot, StreamPlan
+from pillsnap.data.reads import reads_dataset
 from pillsnap.data.scheduling import BatchBlocks
-from pillsnap.data.sources import Cutter, PhotoReader, Source, SplitStore, StoreSource
+from pillsnap.data.sources import Cutter, KeyMemo, PhotoReader, Source, SplitStore, StoreSource
+from pillsnap.data.windows import EncodedWindow
 
 if TYPE_CHECKING:
     import ray
 
 
-_STEPS_PER_SHIPPED_ROW = 8
+_STEPS_PER_READ_OF_STORE = 32
+_ROWS_AHEAD = 4
 
 
 class Recipe(Cutter, Protocol):
@@ -51,17 +55,13 @@ class Stream:
     val_store: SplitStore | None = None
     ship_bytes: bool = False
     """Whether tasks hand over encoded windows, for `decode_ahead` in the worker, instead of pixels."""
+    ship_stored: bool = True
+    """Whether that holds for windows of the store too, which a worker cannot read when it lies on another node."""
 
     def dataset(self, first_slot: int = 0) -> ray.data.Dataset:
         """The rows from `first_slot` to the end, in order."""
-        import ray
-
-        with BatchBlocks():
-            # One block a read would be planned, and stored, before the first batch: with 140,000 reads that took
-            # 132 s. A task that lists them as they are needed takes none.
-            reads = ray.data.from_arrow(pa.table({"first": [first_slot], "end": [self.plan.num_slots]})).map_batches(
-                _list_reads, fn_kwargs={"slots_per_read": self._slots_per_read}, batch_size=None, num_cpus=0
-            )
+        with BatchBlocks(_ROWS_AHEAD * self.plan.num_workers if self.ship_bytes else None):
+            reads = reads_dataset(first_slot, self.plan.num_slots, self._slots_per_read)
             return reads.map_batches(
                 _make_batches,
                 fn_kwargs={"stream": self},
@@ -74,8 +74,7 @@ class Stream:
     def _slots_per_read(self) -> int:
         if not self.ship_bytes:
             return self.batches_per_read
-        # Every row costs the same to hand over, and stored windows are small: several steps of a worker are one row.
-        return self.plan.num_workers * (_STEPS_PER_SHIPPED_ROW if self.train_store else 1)
+        return self.plan.num_workers * (_STEPS_PER_READ_OF_STORE if self.train_store else 1)
 
     def samples(self, training: bool) -> pa.Table:
         """The samples of one split, fetched once a process."""
@@ -84,18 +83,14 @@ class Stream:
     def source(self, training: bool) -> Source:
         """Where the windows of one split come from."""
         store = self.train_store if training else self.val_store
-        return Source(self.reader) if store is None else store.source(self.reader)
+        if store is None:
+            return Source(self.reader)
+        return store.source(self.reader, _keys(self.train_samples if training else self.val_samples, store.cutter))
 
     def make(self, slot: Slot, source: Source) -> Batch:
         """One worker's batch."""
         samples = self.samples(slot.training)
         return self.recipe.make(samples, slot, self.plan.seed, self.plan.worker_batch_size, source)
-
-
-def _list_reads(slots: Batch, *, slots_per_read: int) -> Iterator[Batch]:
-    end = int(slots["end"][0])
-    for first in range(int(slots["first"][0]), end, slots_per_read):
-        yield {"first": np.array([first]), "end": np.array([min(first + slots_per_read, end)])}
 
 
 def _make_batches(slots: Batch, *, stream: Stream) -> Iterator[Batch]:
@@ -106,13 +101,7 @@ def _make_batches(slots: Batch, *, stream: Stream) -> Iterator[Batch]:
     numbers = range(int(slots["first"][0]), int(slots["end"][0]))
     if stream.ship_bytes:
         sources = {training: stream.source(training) for training in (True, False)}
-        for worker in range(stream.plan.num_workers):
-            share = {number: stream.plan.slot(number) for number in numbers[worker :: stream.plan.num_workers]}
-            yield _as_row(
-                shipping.pack(
-                    share, lambda slot, member: sources[slot.training].fetch(stream.samples(slot.training), member)
-                )
-            )
+        yield from _shipped(numbers, stream, sources)
         made = list(sources.values())
     else:
         made = []
@@ -126,6 +115,27 @@ def _make_batches(slots: Batch, *, stream: Stream) -> Iterator[Batch]:
             source.flush()
 
 
+def _shipped(numbers: range, stream: Stream, sources: dict[bool, Source]) -> Iterator[Batch]:
+    """Rows for the workers in turn.
+
+    Every row costs the same to hand over: where nothing has to be cut first, all steps of a worker are one.
+    """
+    slots = {number: stream.plan.slot(number) for number in numbers}
+    stored = all(sources[slot.training].has_all(stream.samples(slot.training), slot.members) for slot in slots.values())
+
+    def fetch(slot: Slot, member: int) -> EncodedWindow | BadImage | None:
+        if stored and not stream.ship_stored:
+            return None
+        return sources[slot.training].fetch(stream.samples(slot.training), member)
+
+    num_workers = stream.plan.num_workers
+    num_together = len(numbers) if stored else num_workers
+    for first in range(0, len(numbers), num_together):
+        for worker in range(num_workers):
+            share = numbers[first : first + num_together][worker::num_workers]
+            yield _as_row(shipping.pack({number: slots[number] for number in share}, fetch))
+
+
 def _as_row(batch: dict[str, Any]) -> Batch:
     return {name: np.asarray(value)[None] for name, value in batch.items()}
 
@@ -135,6 +145,11 @@ def _fetch(samples: ray.ObjectRef) -> pa.Table:
     import ray
 
     return ray.get(samples)
+
+
+@lru_cache(maxsize=4)
+def _keys(samples: ray.ObjectRef, cutter: Cutter) -> KeyMemo:
+    return KeyMemo(cutter)
 
 
 def share_samples(samples: pa.Table) -> ray.ObjectRef:

@@ -11,7 +11,7 @@ from typing import Any
 from pillsnap.observe.events import EVENTS_FILE, EventFollower
 from pillsnap.observe.state import RunState
 
-POLL_INTERVAL_S = 0.75
+POLL_INTERVAL_S = 1.0
 # What a viewer may lag behind before its updates are thrown away for one fresh snapshot.
 MAX_QUEUED_MESSAGES = 16
 

@@ -28,7 +28,7 @@ MAX_VIEWERS = 256
 # A connection that takes nothing for so long is given up.
 SEND_TIMEOUT_S = 20.0
 HEARTBEAT_S = 20.0
-MACHINE_INTERVAL_S = 2.0
+MACHINE_INTERVAL_S = 5.0
 
 STATIC_DIR = Path(__file__).parent / "static"
 _STATIC_FILES = {

@@ -21,8 +21,8 @@ from pillsnap.observe.events import EventFollower
 from pillsnap.observe.progress import format_duration, format_metrics, printable
 from pillsnap.observe.state import RunState, TaskState
 
-REFRESH_INTERVAL_S = 1.0
-TELEMETRY_INTERVAL_S = 2.0
+REFRESH_INTERVAL_S = 2.0
+TELEMETRY_INTERVAL_S = 5.0
 # A node's reading comes every 15 s; an older one says nothing about now.
 NODE_NEWS_S = 90.0
 CURVE_LINES = 3

@@ -110,6 +110,7 @@ def make_stream(run: Run, name: str, samples: TaskSamples, recipe: Recipe) -> St
         train_store=stores.get("train"),
         val_store=stores.get("val"),
         ship_bytes=_decodes_in_workers(data),
+        ship_stored=not _workers_read(folder),
     )
 
 
@@ -120,6 +121,13 @@ def _decodes_in_workers(data: DataSettings) -> bool:
 
     resources = ray.cluster_resources()
     return data.store != "off" and not resources.get("GPU") and resources.get("CPU", 0) <= _FEW_CPUS
+
+
+def _workers_read(folder: str) -> bool:
+    """Whether a store in that folder is there for every worker, wherever it runs."""
+    import ray
+
+    return "://" in folder or sum(node["Alive"] for node in ray.nodes()) == 1
 
 
 def fit(trainer: TorchTrainer, run_dir: Path, clock: TaskClock) -> None:

@@ -29,13 +29,13 @@ def samples(toy_manifest: Path) -> TaskSamples:
 
 def read(
     samples: TaskSamples, recipe: Recipe, reader: PhotoReader, folder: Path | None, codec: str = "png",
-    ship: bool = False, epochs: int = 2,
+    ship: bool = False, epochs: int = 2, ship_stored: bool = True,
 ) -> list[dict[str, np.ndarray]]:  # fmt: skip
     plan = StreamPlan(3, epochs, len(samples.train), len(samples.val), 8, 1)
     stores = split_stores(str(folder), "task", recipe, codec, "0" * 64) if folder else {}  # type: ignore[arg-type]
     stream = Stream(
         plan, recipe, reader, share_samples(samples.train), share_samples(samples.val), 2, 0.5,
-        stores.get("train"), stores.get("val"), ship,
+        stores.get("train"), stores.get("val"), ship, ship_stored,
     )  # fmt: skip
     rows = stream.dataset().iter_batches(batch_size=None, batch_format="numpy")
     rows = decode_ahead(rows, stream, 2) if ship else rows
@@ -66,6 +66,11 @@ def test_the_store_changes_neither_order_nor_pixels(
         assert (filled.num_stored, filled.num_new, filled.bad) == (len(getattr(samples, split)), 0, [])
     assert_same(read(samples, CROPS, PhotoReader("/nowhere", 10**7), tmp_path, codec), passing)
     assert_same(read(samples, CROPS, reader, tmp_path, codec, ship=True), passing)
+    nowhere = PhotoReader("/nowhere", 10**7)
+    assert_same(read(samples, CROPS, nowhere, tmp_path, codec, ship=True, ship_stored=False), passing)
+    lost = stores["train"].shards
+    lost.remove(next(iter(lost.shards())))
+    assert_same(read(samples, CROPS, reader, tmp_path, codec, ship=True, ship_stored=False), passing)
     if codec == "png":
         assert_same(read(samples, CROPS, reader, None), passing, pixel_tolerance=1)
 

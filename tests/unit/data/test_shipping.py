@@ -16,18 +16,21 @@ def test_windows_and_bad_photos_come_back_in_order() -> None:
         5: BadImage("truncated", "cut at 뒤"),
         7: EncodedWindow(b"", own=False),
         9: EncodedWindow(b"nine", 3.0, 4.0),
+        11: None,  # the store has it
     }
     slots = {
         10: Slot(0, True, 0, np.array([3, 5])),
-        12: Slot(0, True, 1, np.array([7, 9, 3])),
+        12: Slot(0, True, 1, np.array([7, 11, 9, 3])),
         14: Slot(0, True, 2, np.array([], int)),
     }
     packed = shipping.pack(slots, lambda slot, member: windows[member])
     row = {name: np.asarray(value)[None] for name, value in packed.items()}
     assert row["slots"][0].tolist() == [10, 12, 14]
-    for found, member in zip(shipping._unpack(row), [3, 5, 7, 9, 3], strict=True):
+    for found, member in zip(shipping._unpack(row), [3, 5, 7, 11, 9, 3], strict=True):
         expected = windows[member]
-        if isinstance(expected, BadImage):
+        if expected is None:
+            assert found is None
+        elif isinstance(expected, BadImage):
             assert isinstance(found, BadImage)
             assert (found.reason, found.detail) == (expected.reason, expected.detail)
         else:

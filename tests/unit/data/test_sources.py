@@ -13,7 +13,7 @@ from pillsnap.data.augment import CropJitter
 from pillsnap.data.batches import CropRecipe
 from pillsnap.data.images import BadImage
 from pillsnap.data.shards import ShardStore
-from pillsnap.data.sources import PhotoReader, Source, SplitStore
+from pillsnap.data.sources import KeyMemo, PhotoReader, ShippedSource, Source, SplitStore
 from pillsnap.data.windows import Window
 
 RECIPE = CropRecipe(32, 0.1, CropJitter(0.1, 0.1, 180.0))
@@ -74,3 +74,38 @@ def test_reading_and_decoding_are_timed_apart(samples: pa.Table, tmp_path: Path)
     assert window.pixels.shape == (120, 160, 3)
     assert 0 < source.read_s < 1
     assert 0 < source.decode_s < 1
+
+
+def test_what_did_not_travel_comes_from_the_store_or_the_photo(samples: pa.Table, tmp_path: Path) -> None:
+    reader = PhotoReader(str(tmp_path), 10**6)
+    store = SplitStore(ShardStore(str(tmp_path / "store")), RECIPE, "jpeg", training=True)
+    made = store.source(reader)
+    assert not made.has_all(samples, np.array([0, 1]))
+    sent = made.fetch(samples, 0)
+    cut = ShippedSource(reader, shipped={0: sent, 1: None}, store=store.source(reader))  # a store without it
+    from_photo = [cut.window(samples, number) for number in (0, 1)]
+    made.fetch(samples, 1)
+    made.flush()
+    nowhere = PhotoReader("/nowhere", 10**6)
+    source = store.source(nowhere)
+    assert source.has_all(samples, np.array([1, 0]))
+    assert not source.has_all(samples, np.array([1, 2]))
+    kept = ShippedSource(nowhere, shipped={0: None, 1: None}, store=source)
+    for number, window in enumerate(from_photo):
+        other = kept.window(samples, number)
+        assert isinstance(window, Window)
+        assert isinstance(other, Window)
+        np.testing.assert_array_equal(window.pixels, other.pixels)
+
+
+def test_a_key_is_worked_out_once(samples: pa.Table) -> None:
+    asked: list[int] = []
+
+    class Counting(CropRecipe):
+        def key(self, samples: pa.Table, number: int) -> int:
+            asked.append(number)
+            return super().key(samples, number)
+
+    keys = KeyMemo(Counting(32, 0.1, CropJitter()))
+    assert [keys(samples, number) for number in (2, 0, 2, 0)] == [RECIPE.key(samples, n) for n in (2, 0, 2, 0)]
+    assert asked == [2, 0]

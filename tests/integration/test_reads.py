@@ -1,0 +1,54 @@
+"""Reads are listed as they are needed, in order and to the end, and none is made far ahead of who asks for it."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import numpy as np
+import pytest
+from ray.data._internal.execution.interfaces import RefBundle
+
+from pillsnap.data import reads
+from pillsnap.data.scheduling import BatchBlocks
+
+ROWS_AHEAD = 4
+
+
+@pytest.fixture
+def num_listed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each read that was listed; the dataset is executed in this process."""
+    listed: list[int] = []
+    list_next = reads._ReadList._get_next_inner
+
+    def counting(source: reads._ReadList) -> RefBundle:
+        listed.append(1)
+        return list_next(source)
+
+    monkeypatch.setattr(reads._ReadList, "_get_next_inner", counting)
+    return listed
+
+
+def as_rows(read: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {"first": read["first"], "length": read["end"] - read["first"]}
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_all_reads_come_in_order_and_the_last_may_be_short(num_listed: list[int]) -> None:
+    with BatchBlocks():
+        dataset = reads.reads_dataset(5, 1004, 3).map_batches(as_rows, batch_size=None)
+    rows = [(row["first"], row["length"]) for row in dataset.iter_rows()]
+    assert rows == [(first, 3) for first in range(5, 1004, 3)]
+    assert len(num_listed) == 333
+    with BatchBlocks():
+        short = reads.reads_dataset(5, 10, 3).map_batches(as_rows, batch_size=None)
+    assert [row["length"] for row in short.iter_rows()] == [3, 2]
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_long_stream_is_not_listed_before_it_is_read(num_listed: list[int]) -> None:
+    with BatchBlocks(ROWS_AHEAD):
+        dataset = reads.reads_dataset(0, 10**9, 1).map_batches(as_rows, batch_size=None)
+    rows = dataset.iter_rows()
+    assert [row["first"] for row in islice(rows, 100)] == list(range(100))
+    assert len(num_listed) < 100 + 64 + 4 * ROWS_AHEAD
+    del rows
