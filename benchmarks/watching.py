@@ -191,8 +191,7 @@ def _measure(folder: Path, pairs: int, window_s: float, ended: contextlib.ExitSt
 
 def paired(windows: list[Window], speeds: list[float]) -> float:
     """Watched over unwatched throughput of two neighbouring windows."""
-    by_kind = {window.running: speed for window, speed in zip(windows, speeds, strict=True)}
-    return by_kind[True] / by_kind[False]
+    return speeds[not windows[0].running] / speeds[windows[0].running]
 
 
 class Training:
@@ -294,8 +293,7 @@ class Watchers:
         self.run_dir, self.training, self.warnings, self.wandb_server = run_dir, training, warnings, server
         self.port = free_port()
         self.cpu_s = dict.fromkeys(("server", "terminal", "mirror", "clients"), 0.0)
-        self.max_server_rss_bytes = 0
-        self.mirror_starts_cpu_s: list[float] = []
+        self.max_server_rss_bytes, self.mirror_starts_cpu_s = 0, list[float]()
         self.mirror = self._start_mirror()
         monitor = ["-m", "pillsnap.cli", "monitor", "--run", str(run_dir)]
         self.processes = {

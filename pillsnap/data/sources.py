@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -45,7 +45,7 @@ class PhotoReader:
             return BadImage("unreadable", str(error))
 
 
-class Cutter(Protocol):
+class Cutter(Hashable, Protocol):
     """Cuts the part of a photo that a recipe needs of it."""
 
     def cut(self, photo: np.ndarray, samples: pa.Table, number: int, training: bool, codec: Codec) -> Window: ...
