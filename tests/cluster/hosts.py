@@ -157,6 +157,17 @@ class Host:
             os.kill(pid, signal.SIGKILL)
         return len(doomed)
 
+    def set_share(self, cores: float) -> None:
+        """Hold the host to another share of a core than it was made with."""
+        assert self._group is not None
+        _write_quota(self._group, cores)
+
+    def throttled_s(self) -> float:
+        """Seconds that its processes have waited for their next share, all together."""
+        assert self._group is not None
+        stat = dict(line.split() for line in (self._group / "cpu.stat").read_text().splitlines())
+        return int(stat["throttled_time"]) / 1e9
+
     def close(self) -> None:
         """Switch the host off: its processes, its network and its files go."""
         if self._process.poll() is None:
@@ -173,10 +184,14 @@ def _quota_group(name: str, cores: float) -> Path:
     assert parent is not None, "look at cpu_controller() before asking for a share"
     group = parent / name
     group.mkdir(exist_ok=True)
+    _write_quota(group, cores)
+    return group
+
+
+def _write_quota(group: Path, cores: float) -> None:
     period_us = 20_000  # short, so that a share is even within a batch
     (group / "cpu.cfs_period_us").write_text(str(period_us))
     (group / "cpu.cfs_quota_us").write_text(str(round(cores * period_us)))
-    return group
 
 
 def _removed(group: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from tests.cluster.hosts import Host, Switch
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.prefix) / "bin"
 DASHBOARD = "http://127.0.0.1:8265"
+_TRIES = 5
 _OBJECT_STORE_BYTES = 200 * 2**20
 # One request, by the standard library alone: `ray job status` takes seconds of processor time.
 _ASK = """
@@ -72,11 +74,8 @@ class RayHosts:
         try:
             self.head = self._host("head", 1)
             self.workers = [self._host(f"worker{n}", 10 + n, self._cpu_share) for n in range(1, self._num_workers + 1)]
-            self.start_ray(self.head)
-            self.wait_for_nodes(1)
-            for worker in self.workers:
-                self.start_ray(worker)
-            self.wait_for_nodes(1 + self._num_workers)
+            for number, host in enumerate((self.head, *self.workers), start=1):
+                self.join(host, number)
         except BaseException:
             self.__exit__()
             raise
@@ -124,6 +123,11 @@ class RayHosts:
                 *command, env=self.environment(), stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
             )
 
+    def leave(self, host: Host) -> None:
+        """End what is left of Ray on a host that the cluster has given up, as its service manager would."""
+        host.kill("ray")
+        self._raylets[host.name].wait(timeout=60)
+
     def stop_ray(self, host: Host) -> None:
         """SIGKILL the raylet; what it started goes with it."""
         assert host.kill("raylet/raylet") >= 1
@@ -145,6 +149,16 @@ class RayHosts:
     def wait_for_nodes(self, number: int, timeout_s: float = 600.0) -> float:
         """Wait until exactly so many nodes are alive; the seconds it took."""
         return self.wait(lambda: len(self.nodes()) == number, timeout_s, f"{number} nodes")
+
+    def join(self, host: Host, number: int) -> None:
+        """Start Ray on a host, again where it gave up (it waits 30 s for its raylet), until `number` are there."""
+        for _ in range(_TRIES):
+            self.start_ray(host)
+            raylet = self._raylets[host.name]
+            self.wait(lambda: raylet.poll() is not None or len(self.nodes()) == number, 600, f"{number} nodes")  # noqa: B023
+            if raylet.poll() is None:
+                return
+        raise RuntimeError(f"ray start failed\n{self.logs_of_start()}")
 
     def wait(self, condition: Any, timeout_s: float, what: str) -> float:
         """Wait until `condition` holds; the seconds it took."""
@@ -205,6 +219,14 @@ class RayHosts:
     def logs(self, job_id: str) -> str:
         """All that a job has printed."""
         return self.ask(f"/api/jobs/{job_id}/logs")["logs"]
+
+
+def cluster_file_environment() -> dict[str, str]:
+    """The RAY_health_check_ variables that cluster.yaml starts the head with."""
+    text = (ROOT / "cluster.yaml").read_text(encoding="utf-8")
+    found = dict(re.findall(r"(RAY_health_check_\w+)=(\d+)", text))
+    assert len(found) == 3
+    return found
 
 
 def _tail(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,15 @@ def arguments(run_dir: Path | str, manifest: Path | str, data_root: Path | str, 
     return ["--run", str(run_dir), "--manifest", str(manifest), "--data-root", str(data_root), *assignments]
 
 
-def submit_counted(cluster: RayHosts, job_id: str, run_dir: Path, *rest: str) -> str:
-    """Submit the training; its workers write down every step's samples in `run_dir`."""
+def submit_counted(cluster: RayHosts, job_id: str, run_dir: Path, *rest: str, step_pause_s: float = 0.0) -> str:
+    """Submit the training; its workers write down every step's samples in `run_dir`, and pause at every step.
+
+    Each computes with one thread: alone on its host it would take two, which add up in another order, and after a few
+    of Adam's first steps (which are all of one size, whatever the gradient's) that shows in the third decimal.
+    """
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / FAULTS_FILE).write_text(json.dumps({"record_ids": str(run_dir)}))
+    faults = {"record_ids": str(run_dir), "step_pause_s": step_pause_s, "threads": 1}
+    (run_dir / FAULTS_FILE).write_text(json.dumps(faults))
     return cluster.submit("python", "-m", "tests.cluster.counted", "jobs/train_stage3.py", *rest, job_id=job_id)
 
 
@@ -89,3 +95,17 @@ def assert_every_sample_once(run_dir: Path, manifest: Path, task: str, num_epoch
     counts = sample_counts(run_dir, task, started["steps_per_epoch"])
     assert counts == [Counter(range(number))] * num_epochs
     return number
+
+
+def starts(run_dir: Path) -> list[dict[int, str]]:
+    """For each start of the workers, the host of each rank, by train.log."""
+    found: list[dict[int, str]] = []
+    log = run_dir / "train.log"
+    for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else []:
+        match = re.search(r"rank (\d+) +pillsnap\.train\.worker: \w+ on ([^,]+), process", line)
+        if match:
+            rank = int(match[1])
+            if not found or rank in found[-1]:
+                found.append({})
+            found[-1][rank] = match[2]
+    return found

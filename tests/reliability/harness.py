@@ -175,10 +175,14 @@ def inject(faults: dict[str, Any], rank: int) -> None:
     """Make this process fail as `faults` say.
 
     {"oom_above_rows": n, "oom_rank": r}, {"nan_steps": [first, last], "nan_rank": r}, {"hang_step": k, "hang_rank": r,
-    "hang_once": a file that says it has hung}, {"record_ids": a folder}.
+    "hang_once": a file that says it has hung}, {"record_ids": a folder}, {"step_pause_s": longer steps},
+    {"threads": as many for torch, whatever the worker sets}.
     """
     from pillsnap.train import state
 
+    if "threads" in faults:
+        torch.set_num_threads(faults["threads"])
+        torch.set_num_threads = lambda number: None  # type: ignore[assignment]
     losses, step = state._Losses.forward, state.TrainingState.step
     now = {"step": 0}
 
@@ -188,6 +192,7 @@ def inject(faults: dict[str, Any], rank: int) -> None:
             line = {"task": self._task.name, "step": global_step + 1, "ids": [int(i) for i in batch.index if i >= 0]}
             with open(Path(faults["record_ids"]) / f"ids-{rank}.jsonl", "a") as file:
                 file.write(json.dumps(line) + "\n")
+        time.sleep(faults.get("step_pause_s", 0.0))
         if global_step + 1 == faults.get("hang_step") and rank == faults["hang_rank"]:
             marker = Path(faults["hang_once"])
             if not marker.exists():

@@ -1,0 +1,86 @@
+"""Processor time of the stream's scheduling loop for a row, measured with rows that cost nothing to make.
+
+    python -m benchmarks.scaling_costs [--quick] [--json FILE]
+
+Processor time is counted, not the clock, so other work on the machine does not show. The control is the same stream
+with rows of 9.6 MB, which the loop hands over without touching them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+ROW_BYTES = (16, 9_600_000)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="seconds")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    results = {}
+    for size in ROW_BYTES:
+        figures = measure_row_s(5.0 if options.quick else 30.0, size)
+        results[size] = figures
+        print(
+            f"rows of {size:,} bytes: {figures['rows_per_s']:.0f} a second, scheduling loop "
+            f"{figures['row_s'] * 1e3:.2f} ms of a core a row"
+        )
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class EmptyRecipe:
+    """Makes rows of nothing."""
+
+    row_bytes: int
+
+    def key(self, samples: Any, member: int) -> str:
+        return str(member)
+
+    def make(self, samples: Any, slot: Any, seed: int, capacity: int, source: Any) -> dict[str, Any]:
+        return {"image": np.zeros(self.row_bytes, np.uint8)}
+
+
+def measure_row_s(seconds: float, row_bytes: int = ROW_BYTES[0]) -> dict[str, float]:
+    """Rows a second of a stream of rows without work, and the core seconds a row of its scheduling."""
+    import psutil
+
+    from pillsnap.data.plan import StreamPlan
+    from pillsnap.data.sources import PhotoReader
+    from pillsnap.data.stream import Stream, share_samples
+    from pillsnap.train.session import ray_session
+
+    def used_s(title: str) -> float:
+        found = [p for p in psutil.Process().children(recursive=True) if title in " ".join(p.cmdline())]
+        return sum(sum(p.cpu_times()[:2]) for p in found)
+
+    with ray_session():
+        plan = StreamPlan(0, 1_000_000, 64, 0, 64, 1)
+        shared = share_samples(pa.table({"sample_id": ["x"]}))
+        recipe: Any = EmptyRecipe(row_bytes)
+        stream = Stream(plan, recipe, PhotoReader(".", 1), shared, shared, 8, 0.5)
+        (shard,) = stream.dataset().streaming_split(1, equal=True)
+        rows = iter(shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2))
+        begin_s = time.monotonic()
+        while time.monotonic() - begin_s < seconds / 2:
+            next(rows)
+        before, begin_s, number = used_s("SplitCoordinator"), time.monotonic(), 0
+        while time.monotonic() - begin_s < seconds:
+            next(rows)
+            number += 1
+        took_s = time.monotonic() - begin_s
+        return {"rows_per_s": number / took_s, "row_s": (used_s("SplitCoordinator") - before) / number}
+
+
+if __name__ == "__main__":
+    main()
