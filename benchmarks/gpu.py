@@ -6,6 +6,10 @@ Four questions, each with its control in the same run: a training step fed one b
 task, optimizer and moving average put together as its training script does, and against ultralytics' own trainer fed
 one batch again and again, at the same model, size, batch and precision; the whole of `pillsnap train` against the step
 alone; the highest memory; the plan for stage 3. Under ten minutes on a GPU; `--quick` runs at toy size on a CPU.
+
+On a GPU it first takes a step of each task under torch.cuda.set_sync_debug_mode("error"), with which CUDA refuses every
+operation that would make the host wait for the device: the run ends there if a step does. The same is checked without a
+GPU by tests/unit/train/test_no_waiting.py, as far as it shows there.
 """
 
 from __future__ import annotations
@@ -27,6 +31,10 @@ import torch
 
 from pillsnap.config import Settings, load_settings
 from pillsnap.train.measure import StepRates, measure_steps, mock_batch, this_device
+from pillsnap.train.memory import MicroBatches
+from pillsnap.train.peers import Peers
+from pillsnap.train.readings import Readings
+from pillsnap.train.state import TrainingState
 from pillsnap.train.tasks import make_task
 
 NUM_CLASSES = 1000
@@ -53,6 +61,25 @@ def our_step(settings: Settings, name: str, seconds: float) -> StepRates:
         task, settings.train, this_device(), batch_size=task.settings.batch_size, seconds=seconds,
         num_classes=NUM_CLASSES,
     )  # fmt: skip
+
+
+def step_without_waiting(settings: Settings, name: str) -> None:
+    """One step in which CUDA refuses to wait. Raises RuntimeError where one would."""
+    task = make_task(name, settings, [f"K-{number:06}" for number in range(NUM_CLASSES)])
+    device, size = this_device(), task.settings.batch_size
+    peers = Peers(device)
+    state = TrainingState(
+        task, settings.train, device, peers, MicroBatches(task.name, size, peers, None, print), None
+    )  # fmt: skip
+    batch, readings = mock_batch(task, size, device, NUM_CLASSES), Readings[int](device)
+    for number in range(4):  # the first ones compile, tune and allocate
+        torch.cuda.set_sync_debug_mode("error" if number == 3 else "default")
+        try:
+            step = state.step(batch, task.settings.lr, size, number)
+            readings.send(torch.stack([step.bad.float(), *step.losses.values()]), number)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert all(not values[0] for _, values in readings.all())
 
 
 def timm_step(settings: Settings, seconds: float) -> float:
@@ -257,6 +284,9 @@ def main() -> None:
         for name in settings.tasks:
             if name == "detection" and "ultralytics" in lacking:
                 continue
+            if this_device().type == "cuda":
+                step_without_waiting(settings, name)
+                print(f"{name}: a step waits for nothing", flush=True)
             peer_name = "ultralytics' trainer" if name == "detection" else "timm's loop"
             ours, theirs = [], []
             for number in range(1 if quick else ROUNDS):  # interleaved: a warm card is slower

@@ -144,8 +144,9 @@ class TrainSettings(_Settings):
     """`auto`: a GPU a worker where Ray has any, else CPUs; `gpu` refuses to begin without one."""
     cpus_per_worker: Positive = 0.5
     """CPUs a train worker reserves; the rest decodes."""
-    amp: Literal["auto", "bfloat16", "off"] = "auto"
-    """`auto`: bfloat16 where the hardware computes it (a GPU, or a CPU with native bfloat16)."""
+    amp: Literal["auto", "bfloat16", "float16", "off"] = "auto"
+    """`auto`: bfloat16 where the hardware computes it (a GPU, or a CPU with native bfloat16). `float16`, with a loss
+    scale that finds itself, is for GPUs that lack it."""
     compile: Literal["auto", "on", "off"] = "auto"
     """`auto`: torch.compile on a GPU."""
     grad_clip_norm: Positive = 10.0

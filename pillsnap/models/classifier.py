@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -51,10 +52,15 @@ def input_statistics(classifier: Any) -> tuple[tuple[float, ...], tuple[float, .
 
 def normalise(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
     """(n, s, s, 3) uint8 -> (n, 3, s, s) float32, channels last in memory."""
-    images = images.permute(0, 3, 1, 2).float()
-    shift = torch.tensor(mean, device=images.device).view(1, 3, 1, 1) * 255
-    scale = torch.tensor(std, device=images.device).view(1, 3, 1, 1) * 255
-    return (images - shift) / scale
+    shift, scale = _on_device(mean, images.device), _on_device(std, images.device)
+    return images.permute(0, 3, 1, 2).float().sub_(shift).div_(scale)
+
+
+@functools.cache
+def _on_device(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    # Copied once: a copy from the host's ordinary memory makes the host wait for the device.
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device).view(1, 3, 1, 1) * 255
 
 
 def resized(images: torch.Tensor, size_px: int) -> torch.Tensor:

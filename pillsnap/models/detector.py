@@ -70,25 +70,35 @@ def detection_loss(
     counts from 0 and matters to end-to-end heads only.
     The sum of the three, times n, is what ultralytics' own trainer differentiates.
     """
-    size_px = images.shape[-1]
+    predictions = detector(images)
+    if getattr(detector, "criterion", None) is None:
+        detector.criterion = _criterion(detector, images.device)
+    if hasattr(detector.criterion, "update"):  # ultralytics' trainer counts epochs with it; a resumed run must not
+        detector.criterion.updates = epoch - 1
+        detector.criterion.update()
+    batch = _batch(detector.criterion, images.shape[-1], boxes, num_boxes)
+    total, _ = detector.criterion(predictions, batch)
+    return dict(zip(("box", "cls", "dfl"), total / len(images), strict=True))
+
+
+def _criterion(detector: Any, device: torch.device) -> Any:
+    if device.type != "cuda":
+        return detector.init_criterion()
+    from pillsnap.models.dense_loss import dense_criterion
+
+    return dense_criterion(detector)
+
+
+def _batch(criterion: Any, size_px: int, boxes: torch.Tensor, num_boxes: torch.Tensor) -> dict[str, torch.Tensor]:
+    from pillsnap.models.dense_loss import is_dense
+
+    if is_dense(criterion):
+        return {"boxes": boxes, "num_boxes": num_boxes}
     rows = torch.arange(boxes.shape[1], device=boxes.device) < num_boxes[:, None]
     picture, _ = rows.nonzero(as_tuple=True)
     chosen = boxes[rows]
     centres = torch.cat([chosen[:, :2] + chosen[:, 2:] / 2, chosen[:, 2:]], dim=1) / size_px
-    batch = {
-        "img": images,
-        "batch_idx": picture,
-        "cls": torch.zeros(len(picture), 1, device=boxes.device),
-        "bboxes": centres,
-    }
-    predictions = detector(images)
-    if getattr(detector, "criterion", None) is None:
-        detector.criterion = detector.init_criterion()
-    if hasattr(detector.criterion, "update"):  # ultralytics' trainer counts epochs with it; a resumed run must not
-        detector.criterion.updates = epoch - 1
-        detector.criterion.update()
-    total, _ = detector.criterion(predictions, batch)
-    return dict(zip(("box", "cls", "dfl"), total / len(images), strict=True))
+    return {"batch_idx": picture, "cls": torch.zeros(len(picture), 1, device=boxes.device), "bboxes": centres}
 
 
 @torch.inference_mode()

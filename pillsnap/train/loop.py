@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from pillsnap.config import DataSettings, TrainSettings
@@ -21,9 +22,10 @@ from pillsnap.train.examples import draw_examples
 from pillsnap.train.memory import MEMORY_FILE, MicroBatches
 from pillsnap.train.meters import RunningMean, Throughput
 from pillsnap.train.peers import Peers
+from pillsnap.train.readings import Readings
 from pillsnap.train.saver import Saver
 from pillsnap.train.schedule import learning_rate
-from pillsnap.train.state import TrainingState
+from pillsnap.train.state import Step, TrainingState
 from pillsnap.train.task_log import TaskLog
 from pillsnap.train.tasks import Task
 
@@ -69,10 +71,8 @@ def train(job: Job, batches: Iterator[DeviceBatch]) -> Position:
         log.warn(note)
     done = position.epoch * plan.num_train + position.epoch_step * plan.batch_size
     meter = Throughput(plan.epochs * plan.num_train - done)
-    bad: list[str] = []
-    """The steps in a row, up to this one, that had no finite gradient, with their samples."""
     losses_so_far = RunningMean(remembered)
-
+    record = _Record(job, peers, log, meter, losses_so_far)
     with closing(Saver(job, peers, state, log)) as saver:
         for epoch in range(position.epoch, plan.epochs):
             # --- training ---------------------------------------------------------------------------------------------
@@ -88,38 +88,19 @@ def train(job: Job, batches: Iterator[DeviceBatch]) -> Position:
                     warmup_steps=round(settings.warmup_epochs * plan.train_steps),
                     final_fraction=settings.final_lr_fraction,
                 )
-                losses, gradient_norm = state.step(batch, lr, num_samples, position.global_step)
+                result = state.step(batch, lr, num_samples, position.global_step)
                 position = Position(epoch, step + 1, position.global_step + 1)
                 meter.step(num_samples, batch)
                 log.seen(batch)
-
-                if torch.isfinite(gradient_norm):
-                    bad = []
-                else:
-                    ids = peers.gather(job.sample_ids([int(i) for i in batch.index if i >= 0]))
-                    more = f" and {len(ids) - _IDS_NAMED} more" if len(ids) > _IDS_NAMED else ""
-                    bad.append(f"step {position.global_step}: {', '.join(ids[:_IDS_NAMED])}{more}")
-                    log.warn(f"{task.name}: the loss or its gradient is not finite; no update was made at {bad[-1]}.")
-                if len(bad) >= _MAX_BAD_STEPS:
-                    raise UserError(
-                        f"{task.name} stopped at step {position.global_step}: {len(bad)} steps in a row had a loss or "
-                        f"gradient that is not finite. Lower {task.name}.lr or look at these samples. {'; '.join(bad)}."
-                    )
-                if position.global_step % job.train.log_every_steps == 0 or step + 1 == plan.train_steps:
-                    mean = dict(zip(losses, peers.sum(torch.stack(list(losses.values()))), strict=True))
-                    losses_so_far.add(sum(mean.values()))
-                    log.write(
-                        "step", epoch=epoch + 1, step=position.global_step, loss=sum(mean.values()), losses=mean, lr=lr,
-                        gpu_memory_bytes=torch.cuda.max_memory_allocated() if job.device.type == "cuda" else None,
-                        **meter.figures(),
-                    )  # fmt: skip
-                    log.flush_quarantine()
+                told = position.global_step % job.train.log_every_steps == 0 or step + 1 == plan.train_steps
+                record.add(_Done(position, lr, batch.index, tuple(result.losses) if told else ()), result)
                 wishes = saver.wishes()
-                if wishes.any and not bad:  # a checkpoint of a bad step would skip it for good
+                if wishes.any and not record.ends_badly():  # a checkpoint of a bad step would skip it for good
                     saver.save(position, losses_so_far.remembered | log.remembered, best=False)
                     if wishes.stop:
                         saver.fence()
                         return position
+            after_bad = record.ends_badly()
             log.write(
                 "epoch",
                 epoch=epoch + 1,
@@ -141,7 +122,7 @@ def train(job: Job, batches: Iterator[DeviceBatch]) -> Position:
                         path = draw_examples(task, batch, found, job.run_dir, epoch + 1)
                         log.write("examples", epoch=epoch + 1, path=str(path.relative_to(job.run_dir)))
                     wishes = saver.wishes()
-                    if wishes.any and not bad:
+                    if wishes.any and not after_bad:
                         trained = Position(epoch, plan.train_steps, position.global_step)
                         saver.save(trained, losses_so_far.remembered | log.remembered, best=False)
                         if wishes.stop:
@@ -157,12 +138,78 @@ def train(job: Job, batches: Iterator[DeviceBatch]) -> Position:
 
             # --- checkpoint -------------------------------------------------------------------------------------------
             position = Position(epoch + 1, 0, position.global_step)
-            losses_so_far = RunningMean()
+            losses_so_far.clear()
             saver.save(position, log.remembered, best=best, metrics=metrics)
             if saver.wishes().stop and epoch + 1 < plan.epochs:
                 break
         saver.fence()
     return position
+
+
+@dataclass(frozen=True)
+class _Done:
+    """One training step, from when it was launched until its figures are read."""
+
+    position: Position
+    lr: float
+    index: np.ndarray
+    """Sample numbers of this worker's batch, -1 where there is none."""
+    losses: tuple[str, ...]
+    """Names of the losses that the event log is told; none of most steps."""
+
+
+class _Record:
+    """What became of the steps: read a little later than they are launched, by every worker at the same step."""
+
+    def __init__(self, job: Job, peers: Peers, log: TaskLog, meter: Throughput, losses_so_far: RunningMean) -> None:
+        self._job, self._peers, self._log, self._meter, self._losses = job, peers, log, meter, losses_so_far
+        self._readings: Readings[_Done] = Readings(job.device)
+        self._bad: list[str] = []
+        """The steps in a row, up to the last one read, that had no finite gradient, with their samples."""
+
+    def add(self, done: _Done, step: Step) -> None:
+        """Send for a step's figures and take in those that have come. Raises UserError after too many bad steps."""
+        figures = step.bad[None].float()
+        if done.losses:
+            shares = self._peers.sum_on_device(torch.stack(list(step.losses.values())))
+            figures = torch.cat([figures.to(shares.dtype), shares])
+        self._readings.send(figures, done)
+        for earlier, values in self._readings.due():
+            self._take(earlier, values)
+
+    def ends_badly(self) -> bool:
+        """Whether the last step of all made no update; waits for it."""
+        for done, values in self._readings.all():
+            self._take(done, values)
+        return bool(self._bad)
+
+    def _take(self, done: _Done, values: list[float]) -> None:
+        if values[0]:
+            self._take_bad(done)
+        else:
+            self._bad = []
+        if done.losses:
+            mean = dict(zip(done.losses, values[1:], strict=True))
+            self._losses.add(sum(mean.values()))
+            cuda = self._job.device.type == "cuda"
+            self._log.write(
+                "step", epoch=done.position.epoch + 1, step=done.position.global_step, loss=sum(mean.values()),
+                losses=mean, lr=done.lr, gpu_memory_bytes=torch.cuda.max_memory_allocated() if cuda else None,
+                **self._meter.figures(),
+            )  # fmt: skip
+            self._log.flush_quarantine()
+
+    def _take_bad(self, done: _Done) -> None:
+        name, step = self._job.task.name, done.position.global_step
+        ids = self._peers.gather(self._job.sample_ids([int(i) for i in done.index if i >= 0]))
+        more = f" and {len(ids) - _IDS_NAMED} more" if len(ids) > _IDS_NAMED else ""
+        self._bad.append(f"step {step}: {', '.join(ids[:_IDS_NAMED])}{more}")
+        self._log.warn(f"{name}: the loss or its gradient is not finite; no update was made at {self._bad[-1]}.")
+        if len(self._bad) >= _MAX_BAD_STEPS:
+            raise UserError(
+                f"{name} stopped at step {step}: {len(self._bad)} steps in a row had a loss or gradient that is not "
+                f"finite. Lower {name}.lr or look at these samples. {'; '.join(self._bad)}."
+            )
 
 
 def _next(batches: Iterator[DeviceBatch], epoch: int, training: bool, step: int) -> DeviceBatch:

@@ -54,13 +54,16 @@ class MicroBatches:
         if rows <= self.size:
             yield batch
             return
+        all_read = int((batch.index >= 0).sum()) == batch.num_valid
         for start in range(0, rows, self.size):
             taken = slice(start, start + self.size)
             targets = {name: tensor[taken] for name, tensor in batch.targets.items()}
+            members = int((batch.index[taken] >= 0).sum())
+            # Where a photo could not be read only the device knows which, and the host waits for it.
+            num_valid = members if all_read else int(targets["valid"].sum())
             yield replace(
-                batch, images=batch.images[taken], targets=targets, index=batch.index[taken],
-                num_valid=int(targets["valid"].sum()),
-            )  # fmt: skip
+                batch, images=batch.images[taken], targets=targets, index=batch.index[taken], num_valid=num_valid
+            )
 
     def run(
         self, batch: DeviceBatch, compute: Callable[[DeviceBatch, bool], Losses], undo: Callable[[], None]

@@ -18,6 +18,10 @@ class RunningMean:
         remembered = remembered or {}
         self._sum, self._count = remembered.get("loss_sum", 0.0), remembered.get("loss_count", 0)
 
+    def clear(self) -> None:
+        """Begin another epoch."""
+        self._sum, self._count = 0.0, 0
+
     def add(self, value: float) -> None:
         """Count one value; what is not finite is left out."""
         if math.isfinite(value):

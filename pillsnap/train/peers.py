@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from pillsnap.train.readings import Readings, lag_steps
 
 
 class Peers:
@@ -18,13 +20,30 @@ class Peers:
         started = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if started else 0
         self.count = dist.get_world_size() if started else 1
+        self.lag_steps = lag_steps(device) if self.count > 1 else 0
+        """Steps after which the answer of `sum_later` is there without waiting."""
 
     def sum(self, values: torch.Tensor) -> list[float]:
         """Element-wise sum over the workers, on the host."""
-        if self.count > 1:
-            values = values.to(self._device, torch.float64, copy=True)
-            dist.all_reduce(values)
-        return values.tolist()
+        return self.sum_on_device(values).tolist()
+
+    def sum_on_device(self, values: torch.Tensor) -> torch.Tensor:
+        """Element-wise sum over the workers, which the host does not wait for; in double precision with several."""
+        if self.count == 1:
+            return values
+        total = values.to(self._device, torch.float64, copy=True)
+        dist.all_reduce(total)
+        return total
+
+    def sum_later(self, values: torch.Tensor) -> Callable[[], list[float]]:
+        """Begin a sum of `values` on the host; what is returned waits for it."""
+        if self.count == 1 or self._device.type != "cuda":
+            return lambda: self.sum(values)
+        total = values.pin_memory().to(self._device, torch.float64, non_blocking=True)
+        dist.all_reduce(total)
+        readings: Readings[None] = Readings(self._device)
+        readings.send(total, None)
+        return lambda: next(readings.all())[1]
 
     def any(self, flag: bool) -> bool:
         """Whether any worker says so."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -43,6 +44,8 @@ class Saver:
         self._job, self._peers, self._state, self._log = job, peers, state, log
         self._started_s = self._last_save_s = self._last_question_s = time.monotonic()
         self._preempted = False
+        self._asked: deque[Callable[[], list[float]]] = deque()
+        """What the workers were asked at the last steps and has not been acted on."""
         self._writer: _Writer | None = None
         self._unreported: dict[str, float] | None = None
 
@@ -56,7 +59,10 @@ class Saver:
             now_s - self._last_question_s > _ASK_RAY_EVERY_S,
             written,
         ]
-        stop, due, ask, written = (total > 0 for total in self._peers.sum(torch.tensor(flags, dtype=torch.float64)))
+        self._asked.append(self._peers.sum_later(torch.tensor(flags, dtype=torch.float64)))
+        if len(self._asked) <= self._peers.lag_steps:
+            return Wishes(False, False)
+        stop, due, ask, written = (total > 0 for total in self._asked.popleft()())
         if written:
             self.fence()
         if ask:
@@ -96,6 +102,7 @@ class Saver:
 
     def fence(self) -> None:
         """Wait until the checkpoint that was started is on disk, and report it. Raises UserError when it cannot be."""
+        self._asked.clear()  # they speak of a time before this checkpoint
         failure = self._writer.wait() if self._writer else ""
         self._writer = None
         failures = [text for text in self._peers.gather([failure]) if text]

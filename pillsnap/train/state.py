@@ -5,23 +5,35 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from timm.optim import param_groups_layer_decay
-from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pillsnap.config import TrainSettings
 from pillsnap.data.loader import DeviceBatch
 from pillsnap.train.checkpoint import Checkpoint
+from pillsnap.train.guard import Buffers, LossScale, MovingAverage, clipped_step
 from pillsnap.train.memory import MicroBatches
-from pillsnap.train.peers import Peers, average_gradients, by_dtype, copy_from_first
+from pillsnap.train.peers import Peers, average_gradients
 from pillsnap.train.tasks import Task
 
 _EMA_WARMUP_POWER = 0.75
+
+
+class Step(NamedTuple):
+    """What one step gave, all of it on the device."""
+
+    losses: dict[str, torch.Tensor]
+    """This worker's share of the mean losses."""
+    norm: torch.Tensor
+    """Of the gradient, before clipping."""
+    bad: torch.Tensor
+    """Whether loss or gradient were not finite, bool (); the same on every worker. A float16 gradient that only a
+    smaller loss scale can mend is left out, too, but not called bad."""
 
 
 class TrainingState:
@@ -42,7 +54,7 @@ class TrainingState:
         if resume is not None:
             model.load_state_dict(resume.weights("model"))
         self.model = model.to(device).to(memory_format=torch.channels_last).train()
-        self.ema = ModelEmaV3(
+        self.ema = MovingAverage(
             self.model,
             decay=train.ema_decay,
             use_warmup=True,
@@ -50,11 +62,13 @@ class TrainingState:
             warmup_power=_EMA_WARMUP_POWER,
         )
         self.ema.requires_grad_(False)
+        self.ema.follow(self.model)
         self.optimizer = torch.optim.AdamW(
             _parameter_groups(self.model, task.settings.weight_decay, getattr(task.settings, "layer_decay", 1.0)),
             lr=task.settings.lr,
-            fused=device.type == "cuda",
+            fused=True,  # it alone can leave a step out without asking the host
         )
+        self.loss_scale = LossScale(device) if train.amp == "float16" else None
         self.best = float("-inf")
         self.notes: list[str] = []
         """What a user should know of how training was set up."""
@@ -67,8 +81,9 @@ class TrainingState:
                 self.model.compile(dynamic=False)
             else:
                 self.notes.append(f"{task.name}: the model is not compiled, steps take longer: {problem}.")
-        self._buffers = _Buffers(self.model)
+        self._buffers = Buffers(self.model)
         self._losses = _Losses(task, self.model)
+        self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self._synced: DistributedDataParallel | None = None
         if peers.count > 1:
             self._synced = DistributedDataParallel(self._losses, device_ids=[device] if device.type == "cuda" else None)
@@ -76,12 +91,9 @@ class TrainingState:
         if resume is not None:
             self._restore(resume)
 
-    def step(
-        self, batch: DeviceBatch, lr: float, samples_in_step: int, global_step: int
-    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """One optimizer step. Returns this worker's share of the mean losses, and the gradient's norm before clipping.
-
-        A loss or gradient that is not finite changes nothing.
+    def step(self, batch: DeviceBatch, lr: float, samples_in_step: int, global_step: int) -> Step:
+        """One optimizer step. A loss or gradient that is not finite changes nothing; nothing here waits for the device
+        to know.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
@@ -92,6 +104,7 @@ class TrainingState:
             self._buffers.copy_from_first()
         self._buffers.keep()
         random_state = _random_state()
+        scale = None if self.loss_scale is None else self.loss_scale.factor
 
         def compute(part: DeviceBatch, last: bool) -> dict[str, torch.Tensor]:
             with nullcontext() if synced is None or last else synced.no_sync():
@@ -102,7 +115,8 @@ class TrainingState:
                 # DistributedDataParallel averages over workers; times their number, the gradient is that of the mean
                 # over all samples. The second factor is 1, or NaN where the loss is not finite: so its gradient is
                 # not finite either, on every worker.
-                (total * self._peers.count * (1 + 0 * total.detach())).backward()
+                factor = self._peers.count * (1 + 0 * total.detach())
+                (total * (factor if scale is None else factor * scale)).backward()
             return {name: share.detach() for name, share in shares.items()}
 
         def undo() -> None:
@@ -112,15 +126,22 @@ class TrainingState:
 
         shares = self._memory.run(batch, compute, undo)
         if self._peers.count > 1 and synced is None:
-            average_gradients(self.model.parameters(), self._peers.count)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self._train.grad_clip_norm)
-        if torch.isfinite(norm):
-            self.optimizer.step()
-            self.ema.update(self.model, global_step + 1)
-        else:
-            self._buffers.put_back()  # the running statistics have seen what the weights must not
+            average_gradients(self._trained, self._peers.count)
+        gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
+        norm, good = clipped_step(self.optimizer, gradients, self._train.grad_clip_norm, scale)
+        self._buffers.put_back_unless(good)
+        self.ema.update_if(good, global_step + 1)
         self.optimizer.zero_grad(set_to_none=True)
-        return shares, norm.detach()
+        return Step(shares, norm, self._is_bad(good, shares))
+
+    def _is_bad(self, good: torch.Tensor, shares: dict[str, torch.Tensor]) -> torch.Tensor:
+        if self.loss_scale is None:
+            return ~good.bool()
+        # Gradients do not tell a loss that is not finite from a scale that is too large.
+        hopeless = ~torch.isfinite(torch.stack(list(shares.values()))).all() | self.loss_scale.exhausted
+        bad = self._peers.sum_on_device((hopeless & ~good.bool()).float()) > 0
+        self.loss_scale.update(good)
+        return bad
 
     def evaluating(self) -> AbstractContextManager[Any]:
         """The precision that validation runs in."""
@@ -128,7 +149,8 @@ class TrainingState:
 
     def trainer_state(self) -> dict[str, Any]:
         """What a checkpoint holds beside the weights; loads with weights_only=True."""
-        return {"optimizer": self.optimizer.state_dict(), "best": self.best} | _random_state()
+        scale = {} if self.loss_scale is None else {"loss_scale": self.loss_scale.state_dict()}
+        return {"optimizer": self.optimizer.state_dict(), "best": self.best} | scale | _random_state()
 
     def is_best(self, value: float) -> bool:
         """Whether this is the best validation figure so far; remembers it."""
@@ -139,29 +161,13 @@ class TrainingState:
     def _restore(self, resume: Checkpoint) -> None:
         self.ema.module.load_state_dict(resume.weights("ema"))
         state = resume.trainer_state()
+        for group in state["optimizer"]["param_groups"]:
+            group |= {"fused": True, "foreach": None}  # whatever the optimizer of the checkpoint was
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.loss_scale is not None and "loss_scale" in state:
+            self.loss_scale.load_state_dict(state["loss_scale"])
         self.best = state["best"]
         _set_random_state(state)
-
-
-class _Buffers:
-    """A model's running statistics, and what they were before the step."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._live = by_dtype([buffer for buffer in model.buffers() if buffer.numel()])
-        self._kept = [[buffer.clone() for buffer in same] for same in self._live]
-
-    def keep(self) -> None:
-        for kept, live in zip(self._kept, self._live, strict=True):
-            torch._foreach_copy_(kept, live)
-
-    def put_back(self) -> None:
-        for kept, live in zip(self._kept, self._live, strict=True):
-            torch._foreach_copy_(live, kept)
-
-    def copy_from_first(self) -> None:
-        for live in self._live:
-            copy_from_first(live)
 
 
 class _Losses(nn.Module):
@@ -185,9 +191,10 @@ def compile_problem(device: torch.device) -> str | None:
 
 
 def autocast(amp: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
-    """Mixed precision in bfloat16, where asked for or, with `auto`, where the hardware computes it."""
-    enabled = amp == "bfloat16" or (amp == "auto" and _native_bfloat16(device))
-    return lambda: torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+    """Mixed precision as asked for; with `auto`, bfloat16 where the hardware computes it."""
+    enabled = amp in ("bfloat16", "float16") or (amp == "auto" and _native_bfloat16(device))
+    dtype = torch.float16 if amp == "float16" else torch.bfloat16
+    return lambda: torch.autocast(device.type, dtype, enabled=enabled)
 
 
 def _native_bfloat16(device: torch.device) -> bool:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pillsnap.errors import UserError
+from pillsnap.train import readings
 from pillsnap.train.state import TrainingState, _Losses
 from tests.reliability.harness import LoopRun, inject, say, tiny, train_two
 
@@ -21,7 +22,13 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> dict:
     return faults
 
 
-def test_one_bad_step_is_left_out(faults: dict, toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lag", [0, 2])
+def test_one_bad_step_is_left_out(
+    lag: int, faults: dict, toy_manifest: Path, toy_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read at once, as on a CPU, or two steps later, as on a GPU."""
+    monkeypatch.setattr(readings, "lag_steps", lambda device: lag)
+
     def run(where: str) -> LoopRun:
         return LoopRun(tmp_path / where, "classification", tiny(classification__epochs=1), toy_manifest, toy_tree)
 
@@ -43,9 +50,11 @@ def test_one_bad_step_is_left_out(faults: dict, toy_manifest: Path, toy_tree: Pa
     assert all(torch.isfinite(value).all() for value in at_end.last().weights("model").values())  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("lag", [0, 2])
 def test_three_bad_steps_name_step_and_samples(
-    faults: dict, toy_manifest: Path, toy_tree: Path, tmp_path: Path
+    lag: int, faults: dict, toy_manifest: Path, toy_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(readings, "lag_steps", lambda device: lag)
     run = LoopRun(tmp_path / "run", "classification", tiny(), toy_manifest, toy_tree)
     run.train(stop_at=lambda asked: asked == 1)
     faults["nan_steps"] = [2, 99]
@@ -56,6 +65,7 @@ def test_three_bad_steps_name_step_and_samples(
     assert last is not None and last.position.global_step == 1
     ids = run.samples.train["sample_id"].take(run.trained_ids[1][2]).to_pylist()
     assert "step 2: " in text and all(sample_id in text for sample_id in ids)
+    assert "stopped at step 4: 3 steps in a row" in text and "step 5: " not in text
     say(1, 1, "NaN from step 2 on: no update, no checkpoint, the error names step 2 and its samples")
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+from pillsnap.train import guard
 from tests.reliability.harness import LoopRun, same_state, say, tiny
 
 
@@ -46,3 +48,30 @@ def test_interrupted_anywhere_the_end_is_the_same(
             assert figures[0] == figures[1], kind
         equal += 1
     say(equal, len(points), f"{name}: interrupted and continued equals uninterrupted bit for bit")
+
+
+def test_float16_goes_on_with_the_loss_scale_it_had(
+    toy_manifest: Path, toy_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first scale is far too large: its overflows cost steps, stop nothing, and end alike however often stopped."""
+    monkeypatch.setattr(guard, "_FIRST_SCALE", 2.0**22)
+    monkeypatch.setattr(guard, "_GROW_AFTER", 3)
+    settings = tiny(classification__batch_size=4, train__amp="float16")
+
+    def run(where: str) -> LoopRun:
+        return LoopRun(tmp_path / where, "classification", settings, toy_manifest, toy_tree)
+
+    whole, broken = run("whole"), run("broken")
+    whole.train()
+    for stop in (2, 9):
+        assert broken.train(stop_at=lambda asked, stop=stop: asked == stop).epoch < 3
+    broken.train()
+    end, last = whole.last(), broken.last()
+    assert end is not None and last is not None
+    assert same_state(end, last) == []
+    assert whole.events("warning") == broken.events("warning") == []
+    scale = end.trainer_state()["loss_scale"]
+    steps = float(end.trainer_state()["optimizer"]["state"][0]["step"])
+    assert 1 < float(scale["factor"]) < 2.0**22 and 3 < steps < end.position.global_step
+    assert all(torch.isfinite(value).all() for value in end.weights("model").values())
+    say(1, 1, f"float16: {end.position.global_step - steps:.0f} overflows of {end.position.global_step} steps")

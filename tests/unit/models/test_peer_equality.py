@@ -44,8 +44,12 @@ def yolo_folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["yolo11n", "yolo26n"])
 def test_loss_and_gradients_equal_those_of_the_running_detection_trainer(name: str, yolo_folder: Path) -> None:
-    """`DetectionTrainer.train()` itself, with its mosaic and colours, halted where its optimizer would step."""
+    """`DetectionTrainer.train()` itself, with its mosaic and colours, halted where its optimizer would step; against
+    the loss as it is on a CPU, and as it is on a GPU.
+    """
     from ultralytics.models.yolo.detect import DetectionTrainer
+
+    from pillsnap.models.dense_loss import dense_criterion
 
     seen: dict[str, Any] = {}
 
@@ -73,24 +77,27 @@ def test_loss_and_gradients_equal_those_of_the_running_detection_trainer(name: s
         trainer.train()
     batch, args = seen["batch"], trainer.args
 
-    model = build_detector(name, "random", box_gain=args.box, cls_gain=args.cls, dfl_gain=args.dfl).train()
-    model.load_state_dict(seen["weights"])
     boxes, num_boxes = _padded(batch)
     assert int(num_boxes.sum()) >= 4
-    losses = detection_loss(model, batch["img"], boxes, num_boxes)
-    total = sum(losses.values()) * len(batch["img"])
-    total.backward()
-
-    assert float(total.detach()) == pytest.approx(float(trainer.loss.detach()), rel=1e-5)
-    if name == "yolo11n":  # of an end-to-end head the trainer shows one branch, and differentiates both
-        for part, item in zip(losses.values(), trainer.loss_items.values(), strict=True):
-            assert float(part.detach()) == pytest.approx(float(item), abs=1e-5)
     theirs = {n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None}
-    ours = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    assert ours.keys() == theirs.keys() and len(ours) > 100
     scale = max(float(gradient.abs().max()) for gradient in theirs.values())
-    for n, gradient in theirs.items():
-        torch.testing.assert_close(ours[n] / scale, gradient / scale, rtol=1e-5, atol=1e-5, msg=n)
+    for dense in (False, True):
+        model = build_detector(name, "random", box_gain=args.box, cls_gain=args.cls, dfl_gain=args.dfl).train()
+        model.load_state_dict(seen["weights"])
+        if dense:
+            model.criterion = dense_criterion(model)
+        losses = detection_loss(model, batch["img"], boxes, num_boxes)
+        total = sum(losses.values()) * len(batch["img"])
+        total.backward()
+
+        assert float(total.detach()) == pytest.approx(float(trainer.loss.detach()), rel=1e-5)
+        if name == "yolo11n":  # of an end-to-end head the trainer shows one branch, and differentiates both
+            for part, item in zip(losses.values(), trainer.loss_items.values(), strict=True):
+                assert float(part.detach()) == pytest.approx(float(item), abs=1e-5)
+        ours = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        assert ours.keys() == theirs.keys() and len(ours) > 100
+        for n, gradient in theirs.items():
+            torch.testing.assert_close(ours[n] / scale, gradient / scale, rtol=1e-5, atol=1e-5, msg=n)
 
 
 def test_loss_and_accuracy_equal_timm_s_validation(tmp_path: Path) -> None:

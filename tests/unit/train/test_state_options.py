@@ -46,7 +46,7 @@ def test_without_a_compiler_training_goes_on_and_says_so(monkeypatch: pytest.Mon
     assert state.notes == [
         "classification: the model is not compiled, steps take longer: RuntimeError: Failed to find C compiler."
     ]
-    _, norm = state.step(mock_batch(state._task, 4, CPU, 2), 0.1, 4, 0)
-    assert torch.isfinite(norm)
+    step = state.step(mock_batch(state._task, 4, CPU, 2), 0.1, 4, 0)
+    assert torch.isfinite(step.norm) and not step.bad
     assert state_module.compile_problem(CPU) is not None
     assert new_state(train__compile="off").notes == []

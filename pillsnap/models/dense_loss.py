@@ -1,0 +1,132 @@
+"""ultralytics' detection loss over all anchors at once, for a GPU.
+
+ultralytics picks out the anchors that matter, whose number the host has to wait for, several times a step. Here the
+others weigh nothing instead: the same sums, equal within rounding, and the host never waits. On a CPU, where nothing
+waits, picking is faster. Import only through `detector.py`, which keeps ultralytics quiet.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
+from ultralytics.utils.metrics import bbox_iou
+from ultralytics.utils.tal import TaskAlignedAssigner, bbox2dist
+
+_MAX_PAIRS = 2**26
+"""Pairs of box and anchor above which their overlaps would take too much memory."""
+
+
+def dense_criterion(detector: Any) -> Any:
+    """What `detector.init_criterion()` gives, as a dense loss. Its batch has `boxes` (n, m, 4) x, y, w, h in pixels and
+    `num_boxes` (n,).
+    """
+    if getattr(detector.model[-1], "one2one_cv2", None) is not None:
+        return E2ELoss(detector, loss_fn=DenseLoss)
+    return DenseLoss(detector)
+
+
+def is_dense(criterion: Any) -> bool:
+    """Whether a criterion takes padded boxes."""
+    return isinstance(getattr(criterion, "one2many", criterion), DenseLoss)
+
+
+class DenseAssigner(TaskAlignedAssigner):
+    """Which anchors answer for which box, by scores and overlaps of all pairs.
+
+    Feng et al., "TOOD: Task-aligned One-stage Object Detection", 2021, as in ultralytics.
+    """
+
+    def get_box_metrics(
+        self, pd_scores: torch.Tensor, pd_bboxes: torch.Tensor, gt_labels: torch.Tensor, gt_bboxes: torch.Tensor,
+        mask_gt: torch.Tensor, **extra: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """Alignment and overlap (n, m, anchors), 0 where `mask_gt` (n, m, anchors) is."""
+        if mask_gt.numel() > _MAX_PAIRS:
+            return super().get_box_metrics(pd_scores, pd_bboxes, gt_labels, gt_bboxes, mask_gt, **extra)
+        allowed = mask_gt.bool()
+        overlaps = self.iou_calculation(gt_bboxes[:, :, None], pd_bboxes[:, None])
+        overlaps = torch.where(allowed, overlaps, 0)
+        anchors = pd_scores.shape[1]
+        scores = pd_scores.transpose(1, 2).gather(1, gt_labels.long().expand(-1, -1, anchors))
+        return torch.where(allowed, scores.pow(self.alpha) * overlaps.pow(self.beta), 0), overlaps
+
+    def select_candidates_in_gts(
+        self, xy_centers: torch.Tensor, gt_bboxes: torch.Tensor, mask_gt: torch.Tensor, eps: float = 1e-9
+    ) -> torch.Tensor:
+        """Which anchors' centres lie in which boxes, bool (n, m, anchors); a box is at least one middle stride wide."""
+        low, high = gt_bboxes[:, :, None].chunk(2, 3)
+        side = (high - low).clamp(min=self.stride_val)
+        half, middle = torch.where(mask_gt[..., None].bool(), side, high - low) / 2, (low + high) / 2
+        return ((xy_centers - (middle - half) > eps) & (middle + half - xy_centers > eps)).all(3)
+
+
+class DenseLoss(v8DetectionLoss):
+    """Box, class and distribution-focal loss over all anchors."""
+
+    def __init__(self, model: Any, tal_topk: int = 10, tal_topk2: int | None = None) -> None:
+        super().__init__(model, tal_topk, tal_topk2)
+        assert self.class_weights is None
+        theirs: TaskAlignedAssigner = self.assigner  # type: ignore[has-type]
+        self.assigner = DenseAssigner(
+            topk=tal_topk, topk2=tal_topk2, num_classes=self.nc, alpha=theirs.alpha, beta=theirs.beta,
+            stride=theirs.stride,
+        )  # fmt: skip
+        self._grids: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def loss(
+        self, preds: dict[str, Any], batch: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The three losses, gains applied, times the number of images."""
+        distances = preds["boxes"].permute(0, 2, 1).contiguous()
+        logits = preds["scores"].permute(0, 2, 1).contiguous()
+        centres, strides = self._grid(preds["feats"])
+        found = self.bbox_decode(centres, distances)
+        boxes, num_boxes = batch["boxes"], batch["num_boxes"]
+        given = torch.arange(boxes.shape[1], device=boxes.device) < num_boxes[:, None]
+        corners = torch.cat([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], 2) * given[..., None]
+        _, wanted, scores, chosen, _ = self.assigner(
+            logits.detach().sigmoid(), (found.detach() * strides).type(corners.dtype), centres * strides,
+            torch.zeros_like(corners[..., :1]), corners, given[..., None].type(corners.dtype),
+        )  # fmt: skip
+        wanted, weight, total = wanted / strides, scores.sum(-1, keepdim=True), scores.sum().clamp_(min=1)
+        class_loss = self.bce(logits, scores.to(logits.dtype)).sum() / total
+        # An anchor that answers for nothing is given the box itself, so that its gradient cannot be NaN times 0.
+        overlap = bbox_iou(torch.where(chosen[..., None], found, wanted), wanted, xywh=False, CIoU=True)
+        box_loss = ((1 - overlap) * weight).sum() / total
+        form_loss = (self._form(distances, wanted, centres, strides, preds["feats"][0]) * weight).sum() / total
+        losses = torch.stack(
+            [part.float() * gain for part, gain in (
+                (box_loss, self.hyp.box), (class_loss, self.hyp.cls), (form_loss, self.hyp.dfl)
+            )]
+        )  # fmt: skip
+        return losses * len(boxes), dict(zip(self.loss_names, losses.detach(), strict=True))
+
+    def _form(
+        self, distances: torch.Tensor, wanted: torch.Tensor, centres: torch.Tensor, strides: torch.Tensor,
+        finest: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        """(n, anchors, 1): how far the distances to a box's four sides are off, as a distribution or as numbers."""
+        shape = (*distances.shape[:2], 1)
+        if self.use_dfl:
+            sides = bbox2dist(centres, wanted, self.reg_max - 1)
+            return self.bbox_loss.dfl_loss(distances.view(-1, self.reg_max), sides.view(-1, 4)).view(shape)
+        height, width = (length * self.assigner.stride[0] for length in finest.shape[2:])
+        off = (distances - bbox2dist(centres, wanted)).abs() * strides
+        return torch.stack([off[..., 0::2] / width, off[..., 1::2] / height]).mean((0, 3)).view(shape)
+
+    def _grid(self, features: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Centres (anchors, 2) and strides (anchors, 1), made once for each size of image."""
+        key = (tuple(feature.shape[2:] for feature in features), features[0].dtype)
+        if key not in self._grids:
+            centres, strides = [], []
+            for (height, width), stride in zip(key[0], self.assigner.stride, strict=True):
+                options: dict[str, Any] = {"device": self.device, "dtype": features[0].dtype}
+                y, x = torch.meshgrid(
+                    torch.arange(height, **options) + 0.5, torch.arange(width, **options) + 0.5, indexing="ij"
+                )
+                centres.append(torch.stack([x, y], -1).view(-1, 2))
+                strides.append(torch.full((height * width, 1), stride, **options))
+            self._grids = {key: (torch.cat(centres), torch.cat(strides))}
+        return self._grids[key]
