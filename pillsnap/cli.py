@@ -22,6 +22,8 @@ from pillsnap.cli_models import export, plan, predict
 from pillsnap.cli_options import (
     Assignments,
     DataRoot,
+    Manifest,
+    NamedRun,
     Preset,
     RunDir,
     Seed,
@@ -29,10 +31,14 @@ from pillsnap.cli_options import (
     checked_data_root,
     chosen_settings,
     console,
+    default_manifest,
+    named_run,
     progress_bar,
+    uri_of,
 )
 from pillsnap.cli_prepare import prepare
 from pillsnap.errors import UserError
+from pillsnap.storage import join
 
 STOPPED = 130
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
@@ -79,8 +85,9 @@ def demo(run_dir: RunDir = None) -> None:
     """Everything at toy size on this machine: generate photos, train both models, judge them, write the report."""
     from pillsnap.demo import run_demo
 
-    metrics = _unless_stopped(lambda: run_demo((run_dir or Path("artifacts/demo")).absolute(), console))
-    _show_verdict((run_dir or Path("artifacts/demo")).absolute(), metrics)
+    directory = Path(run_dir or "artifacts/demo").absolute()
+    metrics = _unless_stopped(lambda: run_demo(directory, console))
+    _show_verdict(str(directory), metrics)
     raise typer.Exit(0 if metrics["met"] else 1)
 
 
@@ -124,7 +131,11 @@ def train(
     preset: Preset = None,
     data_root: DataRoot = None,
     run_dir: RunDir = None,
-    manifest: Annotated[Optional[Path], typer.Option(help="Manifest [default: the one in the run directory].")] = None,  # noqa: UP045
+    manifest: Manifest = None,
+    storage: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Where runs are kept: a folder or a URI such as s3://bucket/runs [default: artifacts]."),
+    ] = None,
     task: Annotated[Optional[str], typer.Option(help="detection, classification or both.")] = None,  # noqa: UP045
     epochs: Annotated[Optional[int], typer.Option(help="Epochs of the trained tasks.")] = None,  # noqa: UP045
     batch_size: Annotated[Optional[int], typer.Option(help="Samples a step, over all workers.")] = None,  # noqa: UP045
@@ -135,57 +146,64 @@ def train(
     assignments: Assignments = None,
 ) -> None:
     """Train detection, then classification, then judge the run. The same command continues an unfinished run."""
-    from pillsnap.config import TASKS, run_directory
+    from pillsnap.config import TASKS, run_location
     from pillsnap.observe.logs import setup_logging
+    from pillsnap.train.driver_lock import driving
     from pillsnap.train.run_directory import open_run
 
-    overrides: dict[str, Any] = {"train.task": task, "train.num_workers": num_workers}
+    overrides: dict[str, Any] = {"train.task": task, "train.num_workers": num_workers, "train.storage": storage}
     for name in TASKS if task in (None, "both") else (task,):
         overrides |= {f"{name}.epochs": epochs, f"{name}.batch_size": batch_size}
     settings = chosen_settings(stage, preset, overrides, assignments)
-    directory = run_directory(settings, run_dir)
+    where = run_location(settings, run_dir)
     root = checked_data_root(data_root)
-    # Late imports: torch takes seconds, and mistakes should not wait for it.
-    if checkpoint is None:
-        run, notes = open_run(directory, settings, manifest or directory, root, resume=resume)
-    else:
-        from pillsnap.train.adopt import adopt_checkpoint, as_config, named_checkpoint
+    with driving(where, _say) as directory:
+        chosen = manifest or default_manifest(settings, run_dir, directory)
+        options: dict[str, Any] = {"resume": resume, "uri": uri_of(where)}
+        # Late imports: torch takes seconds, and mistakes should not wait for it.
+        if checkpoint is None:
+            run, notes = open_run(directory, settings, chosen, root, **options)
+        else:
+            from pillsnap.train.adopt import adopt_checkpoint, as_config, named_checkpoint
 
-        start = named_checkpoint(checkpoint)
-        like = (str(start.path), as_config(start))
-        run, notes = open_run(directory, settings, manifest or directory, root, resume=resume, like=like)
-        notes.append(adopt_checkpoint(run, start))
-    from pillsnap.train.run import train_and_judge
+            start = named_checkpoint(checkpoint)
+            like = (str(start.path), as_config(start))
+            run, notes = open_run(directory, settings, chosen, root, like=like, **options)
+            notes.append(adopt_checkpoint(run, start))
+        from pillsnap.train.run import train_and_judge
 
-    setup_logging(directory, log_level)
-    for note in notes:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
-    metrics = _unless_stopped(lambda: train_and_judge(run, console))
-    _show_verdict(directory, metrics)
+        setup_logging(directory, log_level)
+        for note in notes:
+            _say(note)
+        metrics = _unless_stopped(lambda: train_and_judge(run, console))
+    _show_verdict(where, metrics)
 
 
 @app.command()
 def evaluate(
-    run_dir: Annotated[Path, typer.Option("--run", help="Run directory.")],
-    manifest: Annotated[Optional[Path], typer.Option(help="Another manifest to judge on.")] = None,  # noqa: UP045
+    run_dir: NamedRun,
+    manifest: Annotated[Optional[str], typer.Option(help="Another manifest to judge on.")] = None,  # noqa: UP045
     data_root: DataRoot = None,
     json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the metrics here as well.")] = None,  # noqa: UP045
-    compare: Annotated[Optional[Path], typer.Option(help="An earlier run, to show beside this one.")] = None,  # noqa: UP045
+    compare: Annotated[Optional[str], typer.Option(help="An earlier run, to show beside this one.")] = None,  # noqa: UP045
 ) -> None:
     """Judge a trained run against its targets: exit code 0 when they are met, 1 when one is missed."""
     from pillsnap.evaluate.run import evaluate_run
     from pillsnap.observe.logs import setup_logging
+    from pillsnap.train.driver_lock import driving
     from pillsnap.train.run_directory import load_run
     from pillsnap.train.session import ray_session
 
-    run = load_run(run_dir.absolute(), manifest_path=manifest, data_root=data_root)
-    setup_logging(run.run_dir)
+    where = named_run(run_dir)
     earlier = _read_metrics(compare) if compare else None
-    with ray_session(), console.status("running both models over the validation photos"):
-        metrics = evaluate_run(run, compare=earlier)
+    with driving(where, _say) as directory:
+        run = load_run(directory, manifest_path=manifest, data_root=data_root, uri=uri_of(where))
+        setup_logging(run.run_dir)
+        with ray_session(), console.status("running both models over the validation photos"):
+            metrics = evaluate_run(run, compare=earlier)
     if json_file:
         json_file.write_text(json.dumps(metrics, ensure_ascii=False, indent=2), encoding="utf-8")
-    _show_verdict(run.run_dir, metrics)
+    _show_verdict(where, metrics)
     raise typer.Exit(0 if metrics["met"] else 1)
 
 
@@ -195,30 +213,33 @@ def preflight(
     preset: Preset = None,
     data_root: DataRoot = None,
     run_dir: RunDir = None,
-    manifest: Annotated[Optional[Path], typer.Option(help="Manifest [default: the one in the run directory].")] = None,  # noqa: UP045
+    manifest: Manifest = None,
     assignments: Assignments = None,
 ) -> None:
     """Look at GPU, packages, manifest, photos and disk before a run: exit code 1 when something stands in its way."""
     from pillsnap.checklist import all_passed, print_checks
-    from pillsnap.config import run_directory
+    from pillsnap.config import run_location
+    from pillsnap.storage import local_manifest
+    from pillsnap.train.run_mirror import local_run
 
     settings = chosen_settings(stage, preset, {}, assignments)
-    directory = run_directory(settings, run_dir)
     root = checked_data_root(data_root)
+    directory = local_run(run_location(settings, run_dir))
     from pillsnap.train.preflight import preflight as look
 
-    checks = look(settings, directory, manifest or directory, root)
+    checks = look(settings, directory, local_manifest(manifest or default_manifest(settings, run_dir, directory)), root)
     print_checks(checks, console)
     raise typer.Exit(0 if all_passed(checks) else 1)
 
 
 @app.command()
-def verify(run_dir: Annotated[Path, typer.Option("--run", help="Run directory.")]) -> None:
+def verify(run_dir: NamedRun) -> None:
     """Check a run's models and checkpoints, its targets, what the next stage needs: exit code 1 if something lacks."""
     from pillsnap.checklist import all_passed, print_checks
     from pillsnap.train.run_directory import load_run
+    from pillsnap.train.run_mirror import local_run
 
-    run = load_run(run_dir.absolute())
+    run = load_run(local_run(named_run(run_dir)), uri=uri_of(named_run(run_dir)))
     from pillsnap.evaluate.verify import verify_run
 
     checks = verify_run(run)
@@ -228,7 +249,7 @@ def verify(run_dir: Annotated[Path, typer.Option("--run", help="Run directory.")
 
 @app.command()
 def monitor(
-    run_dir: Annotated[Path, typer.Option("--run", help="Run directory.")],
+    run_dir: NamedRun,
     port: Annotated[Optional[int], typer.Option(min=1, max=65535, help="Serve the page in a browser here.")] = None,  # noqa: UP045
     host: Annotated[
         str, typer.Option(help="Address to serve on; others than this machine need a token.")
@@ -241,38 +262,49 @@ def monitor(
 ) -> None:
     """Watch a run: in this terminal, or with --port or --daemon in a browser."""
     from pillsnap.monitor import daemon as background
+    from pillsnap.monitor.live_copy import live_copy
     from pillsnap.monitor.server import DEFAULT_PORT, serve
     from pillsnap.monitor.terminal import watch
 
+    where = named_run(run_dir)
     if stop:
-        console.print(f"ended process {background.stop(run_dir)}", highlight=False)
+        console.print(f"ended process {background.stop(where)}", highlight=False)
     elif daemon:
-        pid = background.start(run_dir, port or DEFAULT_PORT, host, token)
+        pid = background.start(where, port or DEFAULT_PORT, host, token)
         console.print(f"process {pid} serves http://{host}:{port or DEFAULT_PORT}", highlight=False, soft_wrap=True)
-    elif port:
-        os.nice(19)  # Ray's workers run at 15: training comes first
-        serve(run_dir, host, port, token)
     else:
-        os.nice(19)
-        raise typer.Exit(watch(run_dir, console))
+        os.nice(19)  # Ray's workers run at 15: training comes first
+        with live_copy(where) as directory:
+            if port:
+                serve(directory, host, port, token)
+            else:
+                raise typer.Exit(watch(directory, console))
 
 
 @app.command()
 def logs(
-    run_dir: Annotated[Path, typer.Option("--run", help="Run directory.")],
+    run_dir: NamedRun,
     follow: Annotated[bool, typer.Option(help="Go on as the log grows, until Ctrl-C.")] = False,
     lines: Annotated[int, typer.Option(min=0, help="Lines from the end to start with.")] = 50,
 ) -> None:
     """Show the end of a run's train.log."""
+    from pillsnap.monitor.live_copy import live_copy
     from pillsnap.observe.logs import tail_log
 
-    for line in tail_log(run_dir, lines, follow):
-        typer.echo(line)
+    with live_copy(named_run(run_dir)) as directory:
+        for line in tail_log(directory, lines, follow):
+            typer.echo(line)
 
 
-def _read_metrics(run_dir: Path) -> dict[str, Any]:
+def _say(line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _read_metrics(run_dir: str) -> dict[str, Any]:
+    from pillsnap.train.run_mirror import local_run
+
     try:
-        return json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
+        return json.loads((local_run(named_run(run_dir)) / "metrics.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{run_dir} has no metrics to compare with ({error}): evaluate it first.") from None
 
@@ -290,13 +322,13 @@ def _unless_stopped(train: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         raise typer.Exit(STOPPED) from None
 
 
-def _show_verdict(run_dir: Path, metrics: dict[str, Any]) -> None:
+def _show_verdict(where: str, metrics: dict[str, Any]) -> None:
     from pillsnap.evaluate.targets import verdict_lines
 
     console.print(verdict_lines(metrics))
     for miss in metrics["misses"]:
         console.print(miss, style="red", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"report: {run_dir / 'report.html'}", highlight=False, soft_wrap=True)
+    console.print(f"report: {join(where, 'report.html')}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pillsnap.cli_options import (
     checked_data_root,
     chosen_settings,
     console,
+    local_data_root,
     progress_bar,
 )
 from pillsnap.errors import UserError
@@ -44,7 +45,7 @@ def manifest_build(
     settings = chosen_settings(stage, preset, overrides, assignments)
     with progress_bar("building the manifest") as progress:
         result = build_manifest(
-            Path(checked_data_root(data_root)),
+            local_data_root(data_root),
             run_directory(settings, out),
             seed=seed,
             exclude=exclude,
@@ -85,7 +86,7 @@ def manifest_import(
     if source_format == "csv":
         if names is not None or group_by is not None:
             raise UserError("--names and --group-by are for --format yolo: CSV rows name their classes and groups.")
-        root = Path(checked_data_root(data_root)) if data_root else None
+        root = local_data_root(data_root) if data_root else None
         with progress_bar("importing") as progress:
             path = import_csv(
                 sources[0] if len(sources) == 1 else sources, out.absolute(), data_root=root, progress=progress
@@ -113,7 +114,7 @@ def _print_import_problems(folder: Path) -> None:
 
 @manifest_app.command("validate")
 def manifest_validate(
-    path: Annotated[Path, typer.Argument(help="A manifest, or the folder that holds it.")],
+    path: Annotated[str, typer.Argument(help="A manifest, or the folder that holds it: a path or a URI.")],
     data_root: DataRoot = None,
     deep: Annotated[
         bool, typer.Option(help="Decode every photo and look for near-duplicates across the split.")
@@ -122,9 +123,10 @@ def manifest_validate(
 ) -> None:
     """Check a manifest against its photos, read-only: exit code 1 when it is not fit to train on."""
     from pillsnap.data.audit import audit
+    from pillsnap.storage import local_manifest
 
     with progress_bar("checking") as progress:
-        report = audit(path, Path(checked_data_root(data_root)), deep=deep, progress=progress)
+        report = audit(local_manifest(path), checked_data_root(data_root), deep=deep, progress=progress)
     report.print_summary(console)
     if json_file:
         json_file.write_text(json.dumps(report.to_dict(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -8,13 +8,25 @@ from typing import Annotated, Optional
 
 import typer
 
-from pillsnap.cli_options import Assignments, DataRoot, Preset, RunDir, Stage, chosen_settings, console
+from pillsnap.cli_options import (
+    Assignments,
+    DataRoot,
+    NamedRun,
+    Preset,
+    RunDir,
+    Stage,
+    chosen_settings,
+    console,
+    named_run,
+    uri_of,
+)
 from pillsnap.errors import UserError
+from pillsnap.storage import join, local_manifest
 
 
 def predict(
-    paths: Annotated[list[Path], typer.Argument(help="Photos, folders of photos, or one manifest (.parquet).")],
-    run_dir: Annotated[Path, typer.Option("--run", help="Run directory.")],
+    paths: Annotated[list[str], typer.Argument(help="Photos, folders of photos, or one manifest (.parquet).")],
+    run_dir: NamedRun,
     mode: Annotated[
         str, typer.Option(help="single: the best pill of a photo; combination or auto: every pill.")
     ] = "auto",
@@ -30,14 +42,15 @@ def predict(
     """Find and name the pills of photos: JSON with box, code, EDI codes, name, confidence and the five best codes."""
     from pillsnap.evaluate.predict import list_photos, predict_manifest_photos, predict_photos
     from pillsnap.train.run_directory import load_run
+    from pillsnap.train.run_mirror import local_run
     from pillsnap.train.session import ray_session
 
     if mode not in ("auto", "single", "combination"):
         raise UserError(f"--mode {mode!r} is none of auto, single, combination.")
     single = mode == "single"
-    whole = len(paths) == 1 and paths[0].suffix == ".parquet"
-    photos = [] if whole else list_photos(paths)
-    run = load_run(run_dir.absolute())
+    whole = len(paths) == 1 and paths[0].endswith(".parquet")
+    photos = [] if whole else list_photos([Path(path) for path in paths])
+    run = load_run(local_run(named_run(run_dir)), uri=uri_of(named_run(run_dir)))
     with ray_session():
         if whole:
             results = predict_manifest_photos(run, paths[0], data_root, split, single=single)
@@ -52,7 +65,7 @@ def predict(
 
 
 def export(
-    run_dir: Annotated[Path, typer.Option("--run", help="Run directory.")],
+    run_dir: NamedRun,
     file_format: Annotated[str, typer.Option("--format", help="onnx is the one there is.")] = "onnx",
     out: Annotated[Optional[Path], typer.Option(help="Folder for the files [default: RUN/onnx].")] = None,  # noqa: UP045
 ) -> None:
@@ -61,14 +74,20 @@ def export(
         raise UserError(f"--format {file_format!r} is unknown: onnx is the one there is.")
     from pillsnap.models.export_onnx import export_run
     from pillsnap.train.run_directory import load_run
+    from pillsnap.train.run_mirror import local_run, publish_files
 
-    folder = out or run_dir / "onnx"
-    run = load_run(run_dir.absolute())
+    where = named_run(run_dir)
+    run = load_run(local_run(where), uri=uri_of(where))
+    folder = out or run.run_dir / "onnx"
     with console.status("exporting both models"):
         differences = export_run(run, folder)
+    shown = str(folder)
+    if run.uri and out is None:
+        publish_files(run.uri, run.run_dir, folder)
+        shown = join(run.uri, "onnx")
     for name, difference in differences.items():
-        console.print(f"{folder / name}.onnx: differs from torch by at most {difference:.1e}", soft_wrap=True)
-    console.print(f"python {folder / 'pipeline.py'} PHOTO names pills with them", highlight=False, soft_wrap=True)
+        console.print(f"{join(shown, name)}.onnx: differs from torch by at most {difference:.1e}", soft_wrap=True)
+    console.print(f"python {join(shown, 'pipeline.py')} PHOTO names pills with them", highlight=False, soft_wrap=True)
 
 
 def plan(
@@ -76,7 +95,7 @@ def plan(
     preset: Preset = None,
     data_root: DataRoot = None,
     run_dir: RunDir = None,
-    manifest: Annotated[Optional[Path], typer.Option(help="Manifest [default: the run directory's, if any].")] = None,  # noqa: UP045
+    manifest: Annotated[Optional[str], typer.Option(help="Manifest [default: the run directory's, if any].")] = None,  # noqa: UP045
     budget_minutes: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option("--budget", min=0.1, help="Minutes it may take [default: the preset's target]."),
@@ -89,11 +108,12 @@ def plan(
     """Measure a few steps of both tasks and of the loader here: how long a stage will take, what limits it, what fits
     its time budget. Exit code 1 when the stage as it is set does not fit.
     """
-    from pillsnap.config import run_directory
+    from pillsnap.config import run_location
+    from pillsnap.train.run_mirror import local_run
 
     budget = {"targets.total_time_s": budget_minutes * 60 if budget_minutes else None}
     settings = chosen_settings(stage, preset, budget, assignments)
-    where = manifest or run_directory(settings, run_dir)
+    where = local_manifest(manifest) if manifest else local_run(run_location(settings, run_dir))
     found = where.is_file() or (where / "manifest.parquet").is_file()
     if manifest and not found:
         raise UserError(f"There is no manifest {manifest}: build it, or leave --manifest out to plan without one.")

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from pillsnap.errors import UserError
+from pillsnap.storage import check_uri, is_uri, plain
 
 DATA_ROOT_ENV = "PILLSNAP_DATA_ROOT"
 
@@ -25,7 +26,12 @@ DataRoot = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(envvar=DATA_ROOT_ENV, help="Folder (or URI) that the manifest's paths start from."),
 ]
-RunDir = Annotated[Optional[Path], typer.Option("--run", help="Run directory [default: artifacts/<preset>].")]  # noqa: UP045
+RunDir = Annotated[Optional[str], typer.Option("--run", help="Run directory or URI [default: artifacts/<preset>].")]  # noqa: UP045
+NamedRun = Annotated[str, typer.Option("--run", help="Run directory, or its URI such as s3://bucket/runs/stage3.")]
+Manifest = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="Manifest, a path or a URI [default: the one in the run directory]."),
+]
 Assignments = Annotated[Optional[list[str]], typer.Option("--set", help="Any setting: --set classification.lr=1e-4")]  # noqa: UP045
 Seed = Annotated[int, typer.Option(min=0)]
 
@@ -45,11 +51,41 @@ def checked_data_root(given: str | None) -> str:
     """The data root as an absolute path or URI. Raises UserError when there is none."""
     if not given:
         raise UserError(f"Where are the photos? Give --data-root, or set {DATA_ROOT_ENV}.")
-    if "://" in given:
-        return given
+    given = plain(given)
+    if is_uri(given):
+        check_uri(given)
+        return given.rstrip("/")
     if not os.path.isdir(given):
         raise UserError(f"The data root {given} is not a folder: give --data-root, or set {DATA_ROOT_ENV}.")
     return str(Path(given).absolute())
+
+
+def local_data_root(given: str | None) -> Path:
+    """The data root as a folder of this machine: labels and archives are not looked for in remote storage."""
+    root = checked_data_root(given)
+    if is_uri(root):
+        raise UserError(f"A manifest is built and imported from a folder of this machine, not from {root}: mount it.")
+    return Path(root)
+
+
+def named_run(given: str) -> str:
+    """A run that exists: its folder as an absolute path, or its URI."""
+    given = plain(given)
+    return given.rstrip("/") if is_uri(given) else str(Path(given).absolute())
+
+
+def uri_of(where: str) -> str:
+    """The place of a run when it is remote, else empty."""
+    return where if is_uri(where) else ""
+
+
+def default_manifest(settings: Any, run_dir: str | None, directory: Path) -> Path:
+    """The manifest in a run's folder `directory`, or else, of a run that is kept elsewhere, the one built here."""
+    from pillsnap.config import run_directory
+
+    if (directory / "manifest.parquet").exists() or (run_dir is not None and is_uri(run_dir)):
+        return directory
+    return run_directory(settings, None if run_dir is None else Path(run_dir))
 
 
 @contextmanager

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 from pillsnap.cli_options import (
     Assignments,
     DataRoot,
+    Manifest,
     Preset,
     RunDir,
     Stage,
     checked_data_root,
     chosen_settings,
     console,
+    default_manifest,
     progress_bar,
 )
 from pillsnap.errors import UserError
@@ -27,18 +28,18 @@ def prepare(
     preset: Preset = None,
     data_root: DataRoot = None,
     run_dir: RunDir = None,
-    manifest: Annotated[Optional[Path], typer.Option(help="Manifest [default: the one in the run directory].")] = None,  # noqa: UP045
+    manifest: Manifest = None,
     verify: Annotated[bool, typer.Option(help="Read every shard, and make damaged ones anew.")] = False,
     remove: Annotated[bool, typer.Option(help="Delete the run's stores instead.")] = False,
     assignments: Assignments = None,
 ) -> None:
     """Decode every photo once: crops and reduced frames go into a store that training reads instead of the photos."""
-    from pillsnap.config import run_directory
+    from pillsnap.config import run_location
     from pillsnap.data.prepare import remove_stores, store_folder
 
     settings = chosen_settings(stage, preset, {}, assignments)
-    directory = run_directory(settings, run_dir)
-    folder = store_folder(settings.data.store_dir, directory)
+    where = run_location(settings, run_dir)
+    folder = store_folder(settings.data.store_dir, where)
     if remove:
         remove_stores(folder)
         console.print(f"removed {folder}", highlight=False, soft_wrap=True)
@@ -48,12 +49,16 @@ def prepare(
     root = checked_data_root(data_root)
     from pillsnap.data.prepare import fill
     from pillsnap.data.sources import PhotoReader
+    from pillsnap.storage import local_manifest
+    from pillsnap.train.run_mirror import local_run
     from pillsnap.train.run_stores import run_stores
     from pillsnap.train.session import ray_session
 
     reader = PhotoReader(root, settings.data.max_pixels)
     bad = 0
-    stores = run_stores(settings, directory, manifest or directory, folder)
+    directory = local_run(where)
+    chosen = local_manifest(manifest or default_manifest(settings, run_dir, directory))
+    stores = run_stores(settings, directory, chosen, folder)
     with ray_session():
         for name, store, samples in stores:
             if verify:

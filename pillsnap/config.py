@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pillsnap.errors import UserError
+from pillsnap.storage import check_uri, folder_of, is_uri, join, plain
 
 TASKS = ("detection", "classification")
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -153,6 +154,8 @@ class TrainSettings(_Settings):
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9998
     ema_warmup_steps: Positive = 10.0
     """Scale on which the moving average lengthens: its decay is 1 - (1 + step / this) ** -0.75, up to ema_decay."""
+    storage: str | None = None
+    """Where runs are kept [default: artifacts]: a folder, or a URI such as s3://bucket/runs."""
     keep_checkpoints: Count = 2
     checkpoint_minutes: Positive = 10.0
     """Longest time between two checkpoints within an epoch."""
@@ -319,6 +322,26 @@ def _siblings(location: tuple[int | str, ...]) -> list[str]:
     for part in location[:-1]:
         model = model.model_fields[str(part)].annotation
     return list(model.model_fields)
+
+
+def run_location(settings: Settings, run: str | Path | None) -> str:
+    """Where a run is kept, a folder or a URI: `run` when it is a URI, else of that name in train.storage.
+
+    Raises UserError when the two disagree.
+    """
+    storage = plain(settings.train.storage or "").rstrip("/")
+    if run is not None and is_uri(run):
+        check_uri(str(run))
+        if storage and folder_of(str(run)) != storage:
+            raise UserError(f"--run {run} does not lie in train.storage {storage}: give one of them.")
+        return str(run).rstrip("/")
+    if not storage:
+        return str(run_directory(settings, None if run is None else Path(run)))
+    name = settings.name if run is None else Path(run).absolute().name
+    if is_uri(storage):
+        check_uri(storage)
+        return join(storage, name)
+    return str(Path(storage, name).absolute())
 
 
 def run_directory(settings: Settings, run: Path | None) -> Path:

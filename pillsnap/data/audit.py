@@ -21,6 +21,7 @@ from pillsnap.data.inspection import Inspection, inspect_photos
 from pillsnap.data.manifest import CLASSES_NAME, manifest_hash, read_classes, read_manifest
 from pillsnap.data.near_duplicates import find_pairs
 from pillsnap.errors import UserError
+from pillsnap.storage import is_uri
 
 _CHUNK = {False: 500, True: 16}
 _PROCESSES_FROM = {False: 20_000, True: 64}
@@ -41,20 +42,21 @@ _MEANING = {
 
 def audit(
     manifest_path: Path,
-    data_root: Path,
+    data_root: str | Path,
     *,
     deep: bool = False,
     num_workers: int | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     progress: Progress | None = None,
 ) -> AuditReport:
-    """Check a manifest against the photos beneath `data_root`; nothing is written.
+    """Check a manifest against the photos beneath `data_root`, a folder or a URI; nothing is written.
 
     Without `deep` each file is opened for its header and end mark; with it every photo is decoded and compared across
     the split. `num_workers`: processes (None = all cores). Raises UserError for an unreadable manifest or data root.
     """
     table = read_manifest(manifest_path)
-    if not Path(data_root).is_dir():
+    root = str(data_root)
+    if not is_uri(root) and not Path(root).is_dir():
         raise UserError(f"{data_root}: the data root is not a folder; set --data-root or PILLSNAP_DATA_ROOT")
     class_file = (Path(manifest_path) if Path(manifest_path).is_dir() else Path(manifest_path).parent) / CLASSES_NAME
     classes = read_classes(class_file) if class_file.is_file() else None
@@ -63,9 +65,9 @@ def audit(
     if not table.num_rows:
         found = list(finding("no_photos", "error", "the manifest is empty", [str(manifest_path)]))
     else:
-        inspections = _inspect_all(Path(data_root), rows, deep, num_workers, max_pixels, progress)
+        inspections = _inspect_all(root, rows, deep, num_workers, max_pixels, progress)
         found = [*check_rows(rows, classes), *_check_files(rows, inspections), *check_boxes(rows)]
-        found += _check_duplicates(Path(data_root), rows, inspections, deep)
+        found += _check_duplicates(root, rows, inspections, deep)
         if deep:
             found += _check_near_duplicates(rows, inspections)
     codes = {code for row in rows["codes"] for code in row}
@@ -82,14 +84,13 @@ def audit(
 
 
 def _inspect_all(
-    data_root: Path,
+    root: str,
     rows: dict[str, list],
     deep: bool,
     num_workers: int | None,
     max_pixels: int,
     progress: Progress | None,
 ) -> list[Inspection]:
-    root = os.fspath(data_root)
     jobs = list(zip(rows["location"], rows["boxes"], strict=True))
     size = _CHUNK[deep]
     chunks = [jobs[start : start + size] for start in range(0, len(jobs), size)]
@@ -129,12 +130,10 @@ def _check_files(rows: dict[str, list], inspections: list[Inspection]) -> Iterat
     )
 
 
-def _check_duplicates(
-    data_root: Path, rows: dict[str, list], inspections: list[Inspection], deep: bool
-) -> Iterator[Finding]:
+def _check_duplicates(root: str, rows: dict[str, list], inspections: list[Inspection], deep: bool) -> Iterator[Finding]:
     marks = [seen.fingerprint for seen in inspections]
     # After a deep inspection the marks are of whole photos.
-    suspects = equal_marks(marks) if deep else equal_photos(os.fspath(data_root), rows["location"], marks)
+    suspects = equal_marks(marks) if deep else equal_photos(root, rows["location"], marks)
     leaks, contradictions, repeats = [], [], []
     for members in suspects:
         names = " = ".join(sorted({rows["image_path"][i] for i in members})[:5])

@@ -11,8 +11,9 @@ import numpy as np
 
 from pillsnap.data.archives import STORED, Place, parse_location, unpack_start
 from pillsnap.data.images import BadImage, check_pixels, decode_image, read_header
-from pillsnap.data.photos import MAX_PHOTO_BYTES, PhotoStore, open_photo
+from pillsnap.data.photos import MAX_PHOTO_BYTES, PhotoFile, PhotoStore, open_file
 from pillsnap.errors import UserError
+from pillsnap.storage import one_line
 
 THUMBNAIL_PX = 32
 _HEAD_BYTES = 4096
@@ -52,55 +53,53 @@ def inspect_photos(root: str, jobs: Sequence[Job], deep: bool, max_pixels: int) 
 def _inspect(root: str, location: str, boxes: list[list[float] | None], deep: bool, max_pixels: int) -> Inspection:
     place = parse_location(location)
     try:
-        descriptor = open_photo(root, location if place is None else place.archive)
+        file = open_file(root, location if place is None else place.archive)
     except BadImage as error:
         # The path is named next to the finding; what else there is to say is why a file that is there cannot be read.
         return Inspection(error.reason, error.detail if error.reason == "unreadable_file" else "")
-    try:
-        file_size = os.fstat(descriptor).st_size
-        start, size = (0, file_size) if place is None else (place.offset, place.length)
-        if size > MAX_PHOTO_BYTES:
-            return Inspection("too_large", f"{size} bytes")
-        if start + size > file_size:
-            return Inspection("truncated", "the archive ends before the photo does")
-        if not deep and (place is None or place.compression == STORED):
-            return _inspect_ends(descriptor, start, size, max_pixels)
-        if not deep and place is not None and size > _DEFLATED_BYTES:
-            return _inspect_deflated_head(descriptor, place, max_pixels)
-        return _inspect_pixels(PhotoStore(root, max_pixels).read(location), boxes, max_pixels)
-    except BadImage as error:
-        return Inspection(error.reason, error.detail)
-    except OSError as error:
-        return Inspection("unreadable_file", os.strerror(error.errno or 0))
-    except UserError as error:
-        return Inspection("corrupt", str(error))
-    finally:
-        os.close(descriptor)
+    with file:
+        try:
+            start, size = (0, file.size) if place is None else (place.offset, place.length)
+            if size > MAX_PHOTO_BYTES:
+                return Inspection("too_large", f"{size} bytes")
+            if start + size > file.size:
+                return Inspection("truncated", "the archive ends before the photo does")
+            if not deep and (place is None or place.compression == STORED):
+                return _inspect_ends(file, start, size, max_pixels)
+            if not deep and place is not None and size > _DEFLATED_BYTES:
+                return _inspect_deflated_head(file, place, max_pixels)
+            return _inspect_pixels(PhotoStore(root, max_pixels).read(location), boxes, max_pixels)
+        except BadImage as error:
+            return Inspection(error.reason, error.detail)
+        except OSError as error:
+            return Inspection("unreadable_file", os.strerror(error.errno) if error.errno else one_line(error))
+        except UserError as error:
+            return Inspection("corrupt", str(error))
 
 
-def _inspect_ends(descriptor: int, start: int, size: int, max_pixels: int) -> Inspection:
-    head = os.pread(descriptor, min(size, _HEAD_BYTES), start)
+def _inspect_ends(file: PhotoFile, start: int, size: int, max_pixels: int) -> Inspection:
+    head = file.read(min(size, _HEAD_BYTES), start)
     try:
         header = read_header(head)
     except BadImage as error:
         # A long colour profile or thumbnail can push the size far into a JPEG.
         if error.reason != "truncated" or size <= len(head):
             raise
-        header = read_header(os.pread(descriptor, min(size, _JPEG_HEAD_BYTES), start))
+        header = read_header(file.read(min(size, _JPEG_HEAD_BYTES), start))
     check_pixels(header, max_pixels)
-    tail = os.pread(descriptor, min(size, _TAIL_BYTES), start + max(0, size - _TAIL_BYTES))
+    tail = file.read(min(size, _TAIL_BYTES), start + max(0, size - _TAIL_BYTES))
     if (b"IEND" not in tail[-64:]) if header.format == "png" else (b"\xff\xd9" not in tail):
         raise BadImage("truncated", "the file ends before its end mark")
     return Inspection("", "", header.width, header.height, _hash_of_ends(head, tail, size))
 
 
-def _inspect_deflated_head(descriptor: int, place: Place, max_pixels: int) -> Inspection:
+def _inspect_deflated_head(file: PhotoFile, place: Place, max_pixels: int) -> Inspection:
     """Header of a deflated member. Its end mark could only be seen by unpacking all of it: that is left to `deep`."""
     start, size = place.offset, place.length
-    packed = os.pread(descriptor, _DEFLATED_BYTES, start)
+    packed = file.read(_DEFLATED_BYTES, start)
     header = read_header(unpack_start(packed, place, _JPEG_HEAD_BYTES))
     check_pixels(header, max_pixels)
-    tail = os.pread(descriptor, _TAIL_BYTES, start + size - _TAIL_BYTES)
+    tail = file.read(_TAIL_BYTES, start + size - _TAIL_BYTES)
     return Inspection("", "", header.width, header.height, _hash_of_ends(packed[:_HEAD_BYTES], tail, size))
 
 

@@ -10,14 +10,14 @@ import errno
 import os
 import re
 import stat
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
-from typing import Any
-from urllib.parse import urlsplit
 
 from pillsnap.data.archives import MAX_MEMBER_BYTES, STORED, Place, parse_location, unpack, unpack_start
 from pillsnap.data.images import DEFAULT_MAX_PIXELS, BadImage, check_pixels, read_header
 from pillsnap.errors import UserError
+from pillsnap.storage import file_system, is_uri, one_line
 
 MAX_PHOTO_BYTES = MAX_MEMBER_BYTES
 _HEADER_BYTES = 1 << 20
@@ -36,7 +36,6 @@ class PhotoStore:
     def __init__(self, root: str | Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
         self.root = str(root)
         self.max_pixels = max_pixels
-        self._filesystem: Any = None
 
     def read(self, location: str) -> bytes:
         """Bytes of one photo. Raises BadImage, whose reason is one of: outside_root, missing, link, not_a_file,
@@ -46,7 +45,7 @@ class PhotoStore:
         path = location if place is None else place.archive
         if place is not None and place.length > MAX_PHOTO_BYTES:
             raise BadImage("too_large", f"{place.length} bytes")
-        if len(urlsplit(self.root).scheme) > 1:
+        if is_uri(self.root):
             data = self._read_remote(path, None if place is None else (place.offset, place.length))
         else:
             descriptor = open_photo(self.root, path)
@@ -82,24 +81,52 @@ class PhotoStore:
         return min(MAX_PHOTO_BYTES, header.width * header.height * _BYTES_PER_PIXEL + _METADATA_BYTES)
 
     def _read_remote(self, path: str, part: tuple[int, int] | None) -> bytes:
-        from pyarrow import fs
-
         check_path(path)
-        if self._filesystem is None:
-            filesystem, base = fs.FileSystem.from_uri(self.root)
-            self._filesystem = fs.SubTreeFileSystem(base, filesystem)
         try:
-            if part is None:
-                with self._filesystem.open_input_stream(path) as stream:
-                    return stream.read()
-            with self._filesystem.open_input_file(path) as file:
-                offset, length = part
+            files, base = file_system(self.root)
+            with files.open_input_file(f"{base}/{path}") as file:
+                offset, length = part or (0, file.size())
+                if length > MAX_PHOTO_BYTES:
+                    raise BadImage("too_large", f"{length} bytes")
                 file.seek(offset)
                 return file.read(length)
         except FileNotFoundError:
             raise BadImage("missing", f"{path} is not there") from None
         except OSError as error:
-            raise BadImage("unreadable_file", str(error)) from None
+            raise BadImage("unreadable_file", one_line(error)) from None
+
+
+class PhotoFile:
+    """A file that photos are read from, local or remote, open until `close` or the end of a `with` block."""
+
+    def __init__(self, size: int, read: Callable[[int, int], bytes], close: Callable[[], None]) -> None:
+        self.size = size
+        self.read = read
+        """Up to so many bytes, from an offset on. Raises OSError."""
+        self.close = close
+
+    def __enter__(self) -> PhotoFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_file(root: str, path: str) -> PhotoFile:
+    """The regular file `path` beneath `root`, a folder or a URI. Raises BadImage as `open_photo` does."""
+    if not is_uri(root):
+        descriptor = open_photo(root, path)
+        size = os.fstat(descriptor).st_size
+        return PhotoFile(size, partial(os.pread, descriptor), partial(os.close, descriptor))
+    check_path(path)
+    try:
+        files, base = file_system(root)
+        remote = files.open_input_file(f"{base}/{path}")
+        return PhotoFile(remote.size(), remote.read_at, remote.close)
+    except FileNotFoundError:
+        raise BadImage("missing", f"{path} is not there") from None
+    except OSError as error:
+        raise BadImage("unreadable_file", one_line(error)) from None
 
 
 def open_photo(root: str, path: str) -> int:

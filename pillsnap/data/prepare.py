@@ -19,6 +19,7 @@ from pillsnap.data.sources import Cutter, PhotoReader, SplitStore
 from pillsnap.data.stream import share_samples
 from pillsnap.data.windows import JPEG_QUALITY, Codec
 from pillsnap.errors import UserError
+from pillsnap.storage import join
 
 if TYPE_CHECKING:
     import ray
@@ -42,9 +43,9 @@ class Filled:
     """(sample id, reason) of samples whose photo cannot be read."""
 
 
-def store_folder(store_dir: str | None, run_dir: Path) -> str:
-    """Where the stores of a run are: a folder or a URI."""
-    return store_dir.rstrip("/") if store_dir else str(run_dir / "store")
+def store_folder(store_dir: str | None, run: str | Path) -> str:
+    """Where the stores of a run, itself in a folder or beneath a URI, are: a folder or a URI."""
+    return store_dir.rstrip("/") if store_dir else join(str(run), "store")
 
 
 def remove_stores(folder: str) -> None:
@@ -61,7 +62,7 @@ def split_stores(folder: str, task: str, cutter: Cutter, codec: Codec, manifest_
     for split in ("train", "val"):
         parts = {"version": VERSION, "cutter": repr(cutter), "codec": codec, "quality": JPEG_QUALITY}
         transform = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
-        path = f"{folder}/{manifest_hash[:12]}-{task}-{split}-{transform}"
+        path = join(folder, f"{manifest_hash[:12]}-{task}-{split}-{transform}")
         about = {"task": task, "split": split, "manifest_hash": manifest_hash} | parts
         shard_folder(path).write(DESCRIPTION_NAME, json.dumps(about, indent=2).encode())
         stores[split] = SplitStore(ShardStore(path), cutter, codec, split == "train")

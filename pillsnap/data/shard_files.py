@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 import time
 from pathlib import Path
 from typing import Any, Protocol
 
 from pillsnap.data.manifest import write_atomically
+from pillsnap.storage import file_system, is_uri, scratch
 
 PREFIX, SUFFIX = "windows-", ".arrow"
 _DIGITS = 20
@@ -53,7 +53,7 @@ class ShardFolder(Protocol):
 
 def shard_folder(folder: str) -> ShardFolder:
     """The files of the store in a local folder or beneath a URI."""
-    return RemoteFolder(folder) if "://" in folder else LocalFolder(folder)
+    return RemoteFolder(folder) if is_uri(folder) else LocalFolder(folder)
 
 
 class LocalFolder:
@@ -94,11 +94,8 @@ class RemoteFolder:
     """A folder beneath a URI such as s3://bucket/path; shards are copied to this node once, and checked then."""
 
     def __init__(self, uri: str) -> None:
-        from pyarrow import fs
-
-        self._filesystem, self._base = fs.FileSystem.from_uri(uri)
-        key = hashlib.sha256(uri.encode()).hexdigest()[:16]
-        self._cache = Path(tempfile.gettempdir(), f"pillsnap-shards-{os.getuid()}", key)
+        self._filesystem, self._base = file_system(uri)
+        self._cache = scratch(uri, "shards")
         self._listed_s = float("-inf")
 
     def names(self) -> list[str] | None:

@@ -70,10 +70,10 @@ class Predictions:
 
 
 def predict_manifest(
-    manifest: pa.Table, run_dir: Path, settings: Settings, codes: list[str], data_root: str, *, classify: bool = True
+    manifest: pa.Table, run: str | Path, settings: Settings, codes: list[str], data_root: str, *, classify: bool = True
 ) -> Predictions:
-    """Run both models of a run over the photos of `manifest`. Ray must be up."""
-    rows = infer(manifest, run_dir, settings, codes, data_root, classify=classify)
+    """Run both models of a run, in a folder or beneath a URI, over the photos of `manifest`. Ray must be up."""
+    rows = infer(manifest, run, settings, codes, data_root, classify=classify)
     errors = {row["sample_id"]: row["error"] for row in rows if row["error"]}
     rows = [row for row in rows if not row["error"]]
     has_detector = any(row["boxes"] is not None for row in rows)
@@ -121,7 +121,7 @@ def predict_manifest(
 
 def infer(
     photos: pa.Table,
-    run_dir: Path,
+    run: str | Path,
     settings: Settings,
     codes: list[str],
     data_root: str,
@@ -156,7 +156,7 @@ def infer(
         warnings.simplefilter("ignore", DeprecationWarning)
         inferred = decoded.map_batches(
             _Model,
-            fn_constructor_args=(run_dir, settings, codes, classify, min_score),
+            fn_constructor_args=(run, settings, codes, classify, min_score),
             batch_size=None,
             batch_format="pyarrow",
             num_gpus=1 if num_gpus else 0,
@@ -193,7 +193,7 @@ def _decode(batch: pa.Table, *, reader: PhotoReader) -> pa.Table:
 class _Model:
     """An actor that holds both models."""
 
-    def __init__(self, run_dir: Path, settings: Settings, codes: list[str], classify: bool, min_score: float) -> None:
+    def __init__(self, run: str | Path, settings: Settings, codes: list[str], classify: bool, min_score: float) -> None:
         import os
 
         import torch
@@ -205,7 +205,7 @@ class _Model:
         self._settings = settings
         self._min_score = min_score
         self._labels = {code: index for index, code in enumerate(codes)}
-        self._models = TwoStage(run_dir, settings, codes, classify=classify)
+        self._models = TwoStage(run, settings, codes, classify=classify)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         rows = batch.drop_columns("pixels").to_pylist()

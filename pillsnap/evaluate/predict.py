@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from pillsnap.data.manifest import read_manifest
 from pillsnap.errors import UserError
 from pillsnap.evaluate.inference import infer
+from pillsnap.storage import local_manifest
 from pillsnap.train.run_directory import Run
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -50,13 +51,13 @@ def predict_photos(run: Run, photos: Sequence[Path], *, single: bool = False) ->
 
 
 def predict_manifest_photos(
-    run: Run, manifest_path: Path, data_root: str | None, split: str | None, *, single: bool = False
+    run: Run, manifest_path: str | Path, data_root: str | None, split: str | None, *, single: bool = False
 ) -> list[dict[str, Any]]:
     """As `predict_photos`, over a manifest's photos (of one split, if named) beneath `data_root` (or else the run's).
 
     Raises UserError when the manifest has no such photo.
     """
-    manifest = read_manifest(manifest_path)
+    manifest = read_manifest(local_manifest(manifest_path))
     if split is not None:
         manifest = manifest.filter(pc.equal(manifest["split"], split))
     if not len(manifest):
@@ -76,7 +77,7 @@ def _predict(run: Run, names: list[str], paths: list[str], root: str, single: bo
         }
     )
     sure = run.settings.evaluation.confidence
-    found = infer(table, run.run_dir, run.settings, run.codes, root, min_score=sure)
+    found = infer(table, run.where, run.settings, run.codes, root, min_score=sure)
     rows = {row["sample_id"]: row for row in found}
     return [_entry(run, rows[name], single) for name in names]
 

@@ -13,7 +13,7 @@ from pillsnap.evaluate.judge import judge, write_metrics
 from pillsnap.evaluate.report import write_report
 from pillsnap.evaluate.verify import model_problems
 from pillsnap.observe.events import EventLog, read_events
-from pillsnap.train.checkpoint import find_checkpoint
+from pillsnap.train.published import find_run_checkpoint
 from pillsnap.train.run_directory import Run
 
 SPLIT = "val"
@@ -28,8 +28,8 @@ def evaluate_run(run: Run, *, compare: dict[str, Any] | None = None) -> dict[str
         )
     problems = model_problems(run)
     predictions = Predictions(None, None, None, {})
-    if any(find_checkpoint(run.checkpoint_dir(task), "best")[0] for task in run.settings.tasks):
-        predictions = predict_manifest(photos, run.run_dir, run.settings, run.codes, run.data_root)
+    if any(find_run_checkpoint(run.where, task, "best")[0] for task in run.settings.tasks):
+        predictions = predict_manifest(photos, run.where, run.settings, run.codes, run.data_root)
     predictions.write(run.run_dir)
     for name in TABLES:  # of an earlier judgement, when the run had more models
         if getattr(predictions, name) is None:

@@ -47,19 +47,17 @@ class Names:
 
 
 class TwoStage:
-    """The best detector and classifier of a run, on one device. Either may be missing."""
+    """The best detector and classifier of a run in a folder or beneath a URI, on one device. Either may be missing."""
 
-    def __init__(self, run_dir: Path, settings: Settings, codes: list[str], *, classify: bool = True) -> None:
+    def __init__(self, run: str | Path, settings: Settings, codes: list[str], *, classify: bool = True) -> None:
         self._settings = settings
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._autocast = autocast(settings.train.amp, self._device)
         self._rng = np.random.default_rng(0)
-        detection = load_best(run_dir, "detection", settings, codes)
-        classification = load_best(run_dir, "classification", settings, codes) if classify else None
+        detection = load_best(run, "detection", settings, codes)
+        classification = load_best(run, "classification", settings, codes) if classify else None
         if detection is None and classification is None:
-            raise UserError(
-                f"{run_dir} has no complete checkpoint: train it first, with `pillsnap train --run {run_dir}`."
-            )
+            raise UserError(f"{run} has no complete checkpoint: train it first, with `pillsnap train --run {run}`.")
         self.detector = None if detection is None else self._ready(detection).fuse(verbose=False)
         self.classifier = None if classification is None else self._ready(classification)
         self.temperature = 1.0 if classification is None else classification.metrics.get("temperature", 1.0)

@@ -11,7 +11,8 @@ from pillsnap.data.manifest import read_manifest
 from pillsnap.errors import UserError
 from pillsnap.evaluate.targets import duration
 from pillsnap.observe.events import read_events
-from pillsnap.train.checkpoint import find_checkpoint
+from pillsnap.storage import folder_of, join, local_manifest
+from pillsnap.train.published import find_run_checkpoint
 from pillsnap.train.run_directory import Run
 
 _LAST_STAGE = 4
@@ -20,7 +21,7 @@ _LAST_STAGE = 4
 def verify_run(run: Run) -> list[Check]:
     """Checkpoint integrity, targets, restarts, and the next stage's manifest; reads only."""
     checks = [check for task in run.settings.tasks for check in _checkpoint_checks(run, task)]
-    return [*checks, *_target_checks(run.run_dir), _restart_check(run.run_dir), *_next_stage_checks(run)]
+    return [*checks, *_target_checks(run), _restart_check(run.run_dir), *_next_stage_checks(run)]
 
 
 def model_problems(run: Run) -> list[str]:
@@ -29,9 +30,9 @@ def model_problems(run: Run) -> list[str]:
     for task in run.settings.tasks:
         problem = exported_model_problem(run.export_path(task), task)
         problems += [f"The best {task} model cannot be used: {problem}."] if problem else []
-        checkpoint, damaged = find_checkpoint(run.checkpoint_dir(task), "best")
+        checkpoint, damaged = find_run_checkpoint(run.where, task, "best")
         if checkpoint is None and not damaged:
-            problems.append(f"The {task} task has no checkpoint in {run.checkpoint_dir(task)}.")
+            problems.append(f"The {task} task has no checkpoint in {join(run.where, f'checkpoints/{task}')}.")
         instead = f" Judged with {checkpoint.path.name} instead." if checkpoint is not None else ""
         problems += [f"The best {task} checkpoint cannot be used: {text}{instead}" for text in damaged[:1]]
     return problems
@@ -60,18 +61,18 @@ def _checkpoint_checks(run: Run, task: str) -> list[Check]:
     exported = Check(f"{task}: best model", not problem, problem or str(run.export_path(task)), "train the task again")
     checks = [exported]
     for pointer in ("best", "last"):
-        checkpoint, damaged = find_checkpoint(run.checkpoint_dir(task), pointer)
+        checkpoint, damaged = find_run_checkpoint(run.where, task, pointer)
         found = f"{checkpoint.path.name}, every file as recorded" if checkpoint and not damaged else "; ".join(damaged)
         advice = "the newest sound one is used instead" if checkpoint else "train the task again"
         checks.append(Check(f"{task}: {pointer} checkpoint", bool(checkpoint and not damaged), found or "none", advice))
     return checks
 
 
-def _target_checks(run_dir: Path) -> list[Check]:
+def _target_checks(run: Run) -> list[Check]:
     try:
-        metrics: dict[str, Any] = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
+        metrics: dict[str, Any] = json.loads((run.run_dir / "metrics.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return [Check("targets", False, "not judged yet", f"run `pillsnap evaluate --run {run_dir}`")]
+        return [Check("targets", False, "not judged yet", f"run `pillsnap evaluate --run {run.where}`")]
     missed, total_s = metrics["misses"], metrics["total_time_s"]
     target = metrics["targets"].get("total_time_s")
     found = duration(total_s) + (f", the target is {duration(target['target'])}" if target else ", without a target")
@@ -96,12 +97,13 @@ def _next_stage_checks(run: Run) -> list[Check]:
         return []
     from pillsnap.config import load_settings
 
-    path = run.run_dir.parent / f"stage{stage + 1}"
+    folder = folder_of(run.uri) if run.uri else str(run.run_dir.parent)
+    path = join(folder, f"stage{stage + 1}")
     wanted = load_settings(f"stage{stage + 1}").sampling.num_photos or 0
     name = f"stage {stage + 1}: manifest"
-    advice = f"run `pillsnap manifest build --stage {stage + 1} --exclude {run.run_dir} --out {path}`"
+    advice = f"run `pillsnap manifest build --stage {stage + 1} --exclude {run.where} --out {path}`"
     try:
-        count = len(read_manifest(path))
+        count = len(read_manifest(local_manifest(path)))
     except UserError as error:
         return [Check(name, False, str(error), advice)]
     return [Check(name, count >= wanted, f"{count:,} of {wanted:,} photos in {path}", advice)]

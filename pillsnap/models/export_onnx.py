@@ -47,10 +47,10 @@ def export_run(run: Run, folder: Path) -> dict[str, float]:
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"Exporting to ONNX needs {', '.join(missing)}: pip install {' '.join(missing)}")
-    best = {name: load_best(run.run_dir, name, run.settings, run.codes) for name in ("detection", "classification")}
+    best = {name: load_best(run.where, name, run.settings, run.codes) for name in ("detection", "classification")}
     untrained = [name for name, found in best.items() if found is None]
     if untrained:
-        raise UserError(f"{run.run_dir} has no trained model for {' and '.join(untrained)}: train it first.")
+        raise UserError(f"{run.where} has no trained model for {' and '.join(untrained)}: train it first.")
     folder.mkdir(parents=True, exist_ok=True)
     detection, classification = run.settings.detection, run.settings.classification
     detector: Any = best["detection"].model  # type: ignore[union-attr]

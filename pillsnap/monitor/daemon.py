@@ -15,8 +15,10 @@ import psutil
 import pillsnap
 from pillsnap.errors import UserError
 from pillsnap.monitor.access import check_bind
+from pillsnap.monitor.live_copy import live_copy
 from pillsnap.monitor.server import DEFAULT_PORT, serve
 from pillsnap.observe.priority import give_way
+from pillsnap.storage import is_uri, scratch
 
 PID_FILE = "monitor.pid"
 LOG_FILE = "monitor.log"
@@ -25,12 +27,19 @@ START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 5.0
 
 
-def start(run_dir: Path, port: int = DEFAULT_PORT, host: str = "127.0.0.1", token: str | None = None) -> int:
-    """Start the web monitor of `run_dir` in the background and return its process id once it listens.
+def start(where: str | Path, port: int = DEFAULT_PORT, host: str = "127.0.0.1", token: str | None = None) -> int:
+    """Start the web monitor of a run, in a folder or beneath a URI, in the background and return its process id once it
+    listens.
 
     UserError when it runs already, cannot start (the reason is in `monitor.log`), or is open to others without a token.
     """
     check_bind(host, token)
+    run_dir = _folder(where)
+    if is_uri(where):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        where = str(where)
+    else:
+        where = str(run_dir.resolve())
     if not run_dir.is_dir():
         raise UserError(f"{run_dir} is no directory: name the directory of a run with --run, such as artifacts/demo")
     running = _running(run_dir)
@@ -42,7 +51,7 @@ def start(run_dir: Path, port: int = DEFAULT_PORT, host: str = "127.0.0.1", toke
         environment[TOKEN_VARIABLE] = token  # in the arguments every user of the machine could read it
     with (run_dir / LOG_FILE).open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pillsnap.monitor.daemon", str(run_dir.resolve()), host, str(port)],
+            [sys.executable, "-m", "pillsnap.monitor.daemon", where, host, str(port)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -61,12 +70,13 @@ def start(run_dir: Path, port: int = DEFAULT_PORT, host: str = "127.0.0.1", toke
     return process.pid
 
 
-def stop(run_dir: Path) -> int:
-    """End the background monitor of `run_dir` and return its process id. UserError when none runs."""
+def stop(where: str | Path) -> int:
+    """End the background monitor of a run and return its process id. UserError when none runs."""
+    run_dir = _folder(where)
     process = _running(run_dir)
     if process is None:
         (run_dir / PID_FILE).unlink(missing_ok=True)
-        raise UserError(f"no monitor of {run_dir} runs in the background")
+        raise UserError(f"no monitor of {where} runs in the background")
     process.terminate()
     try:
         process.wait(STOP_TIMEOUT_S)
@@ -75,6 +85,11 @@ def stop(run_dir: Path) -> int:
         process.wait(STOP_TIMEOUT_S)
     (run_dir / PID_FILE).unlink(missing_ok=True)
     return process.pid
+
+
+def _folder(where: str | Path) -> Path:
+    """Where the log and the pid file are: in the run, or in this machine's copy of it."""
+    return scratch(str(where), "reader") if is_uri(where) else Path(where)
 
 
 def _running(run_dir: Path) -> psutil.Process | None:
@@ -106,11 +121,12 @@ def _last_line(path: Path) -> str:
 
 
 def main() -> None:
-    """The background process: the run's directory, the address and the port are its arguments."""
-    run_dir, host, port = sys.argv[1:4]
+    """The background process: the run's directory or URI, the address and the port are its arguments."""
+    where, host, port = sys.argv[1:4]
     give_way()
     try:
-        serve(Path(run_dir), host, int(port), os.environ.pop(TOKEN_VARIABLE, None))
+        with live_copy(where) as run_dir:
+            serve(run_dir, host, int(port), os.environ.pop(TOKEN_VARIABLE, None))
     except UserError as error:
         sys.exit(str(error))
 

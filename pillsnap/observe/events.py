@@ -1,7 +1,7 @@
 """The event log of a run: `events.jsonl` in the run directory, one JSON object a line, append only.
 
 Training appends; Weights & Biases, the progress bars, the monitors and the report only read. Every line carries `v`
-(schema version), `time` (unix seconds) and `kind`; the other fields of a kind are those of its model below.
+(schema version), `time` (unix seconds) and `kind`; the other fields of a kind are those of its model in event_kinds.py.
 """
 
 from __future__ import annotations
@@ -15,177 +15,26 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
-from typing import Any, Literal
+from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
+from pillsnap.observe.event_kinds import KINDS
 from pillsnap.observe.logs import log_event
+from pillsnap.storage import Storage, is_uri
 
 SCHEMA_VERSION = 1
 EVENTS_FILE = "events.jsonl"
 TASKS = ("detection", "classification")
 
-Task = Literal["detection", "classification"]
-# A diverged loss is a fact worth recording, and JSON has no NaN: not-a-number and infinity are written as null.
-Number = float | None
-
-
-class _Event(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Run(_Event):
-    """A run begins or is resumed. `stage` is 1 to 4, or a preset's name where it has no scale step (the demo)."""
-
-    run_id: str
-    name: str
-    stage: int | str | None
-    config: dict[str, Any]
-    manifest_hash: str
-    num_workers: int | str
-    versions: dict[str, Any]
-
-
-class TaskStatus(_Event):
-    """A task starts at (epoch, step), the position it continues from (0, 0 when fresh); has finished; or is skipped."""
-
-    task: Task
-    status: Literal["started", "finished", "skipped"]
-    epochs: int | None = None
-    steps_per_epoch: int | None = None
-    batch_size: int | None = None
-    num_train: int | None = None
-    num_val: int | None = None
-    epoch: int = 0
-    step: int = 0
-    duration_s: Number = None
-
-
-class Step(_Event):
-    """Training progress: `step` counts from 1 over the whole task, `data_wait_fraction` is 0 to 1."""
-
-    task: Task
-    epoch: int
-    step: int
-    loss: Number
-    losses: dict[str, Number] = {}
-    lr: Number = None
-    images_per_s: Number = None
-    data_wait_fraction: Number = None
-    gpu_memory_bytes: int | None = None
-    eta_s: Number = None
-
-
-class Epoch(_Event):
-    """An epoch (from 1) is trained; `loss` is its mean, `loader_ms` what an image took in each stage of the loader."""
-
-    task: Task
-    epoch: int
-    step: int
-    loss: Number
-    images_per_s: Number = None
-    data_wait_fraction: Number = None
-    duration_s: Number = None
-    loader_ms: dict[str, Number] | None = None
-
-
-class Validation(_Event):
-    """Validation figures after an epoch; `best` says that they are the best so far."""
-
-    task: Task
-    epoch: int
-    step: int
-    metrics: dict[str, Number]
-    best: bool = False
-    duration_s: Number = None
-
-
-class Checkpoint(_Event):
-    """A checkpoint is complete on storage."""
-
-    task: Task
-    epoch: int
-    step: int
-    path: str
-    best: bool = False
-
-
-class Quarantine(_Event):
-    """A photo could not be used."""
-
-    task: Task
-    sample_id: str
-    reason: str
-
-
-class Warn(_Event):
-    """Something a person should know, that does not stop the run."""
-
-    message: str
-
-
-class Failure(_Event):
-    """The run or a worker stopped: what happened, why, and what to do."""
-
-    message: str
-    cause: str = ""
-    advice: str = ""
-
-
-class System(_Event):
-    """What a node of the run is doing; the figures are those of `telemetry.sample`, `node` its name."""
-
-    node: str
-    gpus: list[dict[str, Any]] = []
-    cpu_fraction: Number = None
-    host_memory_used_bytes: int | None = None
-    host_memory_total_bytes: int | None = None
-    disk_free_bytes: int | None = None
-    disk_total_bytes: int | None = None
-
-
-class Examples(_Event):
-    """A picture of example predictions; `path` is a PNG relative to the run directory."""
-
-    task: Task
-    epoch: int
-    path: str
-
-
-class Target(_Event):
-    """One target of the verdict."""
-
-    target: Number
-    value: Number
-    met: bool
-
-
-class Verdict(_Event):
-    """The run is judged against its targets."""
-
-    met: bool
-    targets: dict[str, Target]
-    metrics_path: str = ""
-    report_path: str = ""
-
-
-KINDS: dict[str, type[_Event]] = {
-    "run": Run,
-    "task": TaskStatus,
-    "step": Step,
-    "epoch": Epoch,
-    "validation": Validation,
-    "checkpoint": Checkpoint,
-    "quarantine": Quarantine,
-    "warning": Warn,
-    "failure": Failure,
-    "system": System,
-    "examples": Examples,
-    "verdict": Verdict,
-}
-
 # Kinds that training repeats when a task starts again from an earlier position.
 _REPEATED_KINDS = ("step", "epoch", "validation", "checkpoint")
+
+
+class EventSink(Protocol):
+    """Where events are written to."""
+
+    def write(self, kind: str, **fields: Any) -> None: ...
 
 
 class EventLog:
@@ -205,7 +54,11 @@ class EventLog:
 
     def write(self, kind: str, **fields: Any) -> None:
         """Append one event. AssertionError for an unknown kind or field, or a value of the wrong type."""
-        line = encode_event(kind, time.time(), fields)
+        self.append(encode_event(kind, time.time(), fields))
+        log_event(kind, fields)
+
+    def append(self, line: bytes) -> None:
+        """Append one line as `encode_event` gives it."""
         with self._lock, _file_lock(self._fd):
             end = os.fstat(self._fd).st_size
             written = os.write(self._fd, line)
@@ -214,7 +67,6 @@ class EventLog:
                 raise OSError(
                     f"{self.path}: only {written} of {len(line)} bytes of an event could be written; free disk space"
                 )
-        log_event(kind, fields)
 
     def close(self) -> None:
         with self._lock:
@@ -246,8 +98,8 @@ def read_events(run_dir: Path | str) -> list[dict[str, Any]]:
     `run_dir` may be a URI (s3://…) that pyarrow.fs understands. A torn last line is left out, and so is what a task did
     after the position that it was later restarted from.
     """
-    if "://" in str(run_dir):
-        data = _read_remote(str(run_dir))
+    if is_uri(run_dir):
+        data = Storage(str(run_dir)).read(EVENTS_FILE) or b""
     else:
         path = Path(run_dir) / EVENTS_FILE
         data = path.read_bytes() if path.exists() else b""
@@ -364,17 +216,6 @@ def _parse_lines(data: bytes) -> list[dict[str, Any]]:
         if isinstance(event, dict) and "kind" in event:
             events.append(event)
     return events
-
-
-def _read_remote(uri: str) -> bytes:
-    from pyarrow import fs
-
-    file_system, root = fs.FileSystem.from_uri(uri)
-    path = f"{root.rstrip('/')}/{EVENTS_FILE}"
-    if file_system.get_file_info(path).type == fs.FileType.NotFound:
-        return b""
-    with file_system.open_input_stream(path) as stream:
-        return stream.read()
 
 
 def _plain(value: Any) -> Any:

@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
 from typing import Any, TextIO
@@ -29,11 +29,14 @@ _EVENT_LEVELS |= {"warning": logging.WARNING, "failure": logging.ERROR}
 _SECRET_ENDINGS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 
 
-def setup_logging(run_dir: Path, level: str = "INFO", rank: int | None = None) -> None:
+def setup_logging(
+    run_dir: Path, level: str = "INFO", rank: int | None = None, send: Callable[[str], None] | None = None
+) -> None:
     """Send the package's log to the console and to `run_dir`/train.log; calling it again replaces the first.
 
     `rank` marks a worker's lines (the driver has none). The file is rotated at 10 MB, five old ones are kept. Values of
-    environment variables that look like keys or passwords are masked. UserError for an unknown level.
+    environment variables that look like keys or passwords are masked. With `send`, lines go there instead of to the
+    file. UserError for an unknown level.
     """
     if level.upper() not in LEVELS:
         raise UserError(f"unknown log level {level!r}: use one of {', '.join(LEVELS)}")
@@ -47,7 +50,7 @@ def setup_logging(run_dir: Path, level: str = "INFO", rank: int | None = None) -
     secrets = [value for name, value in os.environ.items() if name.endswith(_SECRET_ENDINGS) and len(value) >= 8]
     line = f"%(asctime)s %(levelname)-7s {who:8} %(name)s: %(message)s"
     for handler, form in (
-        (SharedRotatingHandler(run_dir / LOG_FILE), line),
+        (_SendingHandler(send) if send else SharedRotatingHandler(run_dir / LOG_FILE), line),
         (_ConsoleHandler(), "%(levelname)s %(message)s" if rank is None else f"%(levelname)s {who}: %(message)s"),
     ):
         handler.setFormatter(_MaskingFormatter(form, secrets))
@@ -148,6 +151,15 @@ class SharedRotatingHandler(WatchedFileHandler):
 
     def _numbered(self, number: int) -> Path:
         return self.path.with_name(f"{self.path.name}.{number}") if number else self.path
+
+
+class _SendingHandler(logging.Handler):
+    def __init__(self, send: Callable[[str], None]) -> None:
+        super().__init__()
+        self._send = send
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._send(self.format(record))
 
 
 class _ConsoleHandler(logging.StreamHandler[TextIO]):

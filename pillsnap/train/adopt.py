@@ -9,6 +9,7 @@ from typing import Any
 
 from pillsnap.errors import UserError
 from pillsnap.train.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, point_to
+from pillsnap.train.published import PublishedCheckpoints, find_run_checkpoint
 from pillsnap.train.run_directory import Run
 
 
@@ -40,13 +41,13 @@ def adopt_checkpoint(run: Run, checkpoint: Checkpoint) -> str:
     if task not in run.settings.tasks:
         raise UserError(f"{checkpoint.path} is a checkpoint of {task}, which --task leaves out.")
     folder = run.checkpoint_dir(task)
-    last, _ = find_checkpoint(folder)
+    last, _ = find_run_checkpoint(run.where, task, role="driver")
     place = f"{task} goes on from {checkpoint.path}, step {checkpoint.position.global_step}"
     if last is not None:
         if last.path.resolve() == checkpoint.path.resolve():
             return place
         raise UserError(
-            f"{run.run_dir} already holds {last.path.name} of {task}, and nothing that exists is overwritten: "
+            f"{run.where} already holds {last.path.name} of {task}, and nothing that exists is overwritten: "
             f"continue there with --resume, or start from {checkpoint.path.name} in another --run."
         )
     best = checkpoint
@@ -58,6 +59,11 @@ def adopt_checkpoint(run: Run, checkpoint: Checkpoint) -> str:
         _copy(source, folder / source.name)
     point_to(folder, "best", best.path.name)
     point_to(folder, "last", checkpoint.path.name)
+    if run.uri:
+        published = PublishedCheckpoints(run.uri, task, "driver")
+        keep = run.settings.train.keep_checkpoints
+        for source in dict.fromkeys((best.path, checkpoint.path)):  # the one that comes last is the last
+            published.publish(folder / source.name, best=source == best.path, keep=keep, consent=lambda: None)
     return place
 
 

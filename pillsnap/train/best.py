@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from pillsnap.config import Settings
-from pillsnap.train.checkpoint import find_checkpoint
+from pillsnap.train.published import find_run_checkpoint
 from pillsnap.train.tasks import Task, make_task
 
 
@@ -21,9 +21,12 @@ class Best:
     metrics: dict[str, float]
 
 
-def load_best(run_dir: Path, name: str, settings: Settings, codes: list[str]) -> Best | None:
-    """What a task's best checkpoint holds; None when there is no complete checkpoint."""
-    checkpoint, _ = find_checkpoint(run_dir / "checkpoints" / name, "best")
+def load_best(where: str | Path, name: str, settings: Settings, codes: list[str], role: str = "reader") -> Best | None:
+    """What a task's best checkpoint holds, of a run in a folder or beneath a URI; None when there is no complete one.
+
+    `role` names this node's copy of a remote run.
+    """
+    checkpoint, _ = find_run_checkpoint(where, name, "best", role)
     if checkpoint is None:
         return None
     # The checkpoint brings the weights: building the model must not look for others.

@@ -20,7 +20,7 @@ def photos_without_boxes(manifest: pa.Table) -> pa.Table:
     return manifest.filter(pa.array(lacking, pa.bool_()))
 
 
-def find_boxes(photos: pa.Table, run_dir: Path, settings: Settings, data_root: str) -> dict[str, list[Box | None]]:
+def find_boxes(photos: pa.Table, run: str | Path, settings: Settings, data_root: str) -> dict[str, list[Box | None]]:
     """For each photo the detector's boxes for its unlabelled pills, in the order of its codes; None where that is not
     certain.
     """
@@ -28,9 +28,7 @@ def find_boxes(photos: pa.Table, run_dir: Path, settings: Settings, data_root: s
 
     known = {row["sample_id"]: row["boxes"] for row in photos.select(["sample_id", "boxes"]).to_pylist()}
     found: dict[str, list[Box | None]] = {}
-    for row in infer(
-        photos, run_dir, settings, [], data_root, classify=False, min_score=settings.evaluation.confidence
-    ):
+    for row in infer(photos, run, settings, [], data_root, classify=False, min_score=settings.evaluation.confidence):
         if row["error"] is None:
             sure = [
                 box

@@ -22,7 +22,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,7 +33,8 @@ import torch
 from pillsnap.errors import UserError
 
 FORMAT = 1
-_FILES = ("model.safetensors", "ema.safetensors", "trainer.pt")
+CHECKPOINT_FILES = ("model.safetensors", "ema.safetensors", "trainer.pt")
+META_FILE = "meta.json"
 
 
 class CheckpointError(UserError):
@@ -117,11 +118,11 @@ def save_checkpoint(
         save_file(dict(model), partial / "model.safetensors")
         save_file(dict(ema), partial / "ema.safetensors")
         torch.save(trainer, partial / "trainer.pt")
-        hashes = {name: _hash(partial / name) for name in _FILES}
-        for name in _FILES:
+        hashes = {name: _hash(partial / name) for name in CHECKPOINT_FILES}
+        for name in CHECKPOINT_FILES:
             _sync(partial / name)
         contents = {"format": FORMAT, "position": asdict(position), **meta, "files": hashes}
-        _write_synced(partial / "meta.json", _dump(contents | {"sha256": _hash_of_meta(contents)}))
+        _write_synced(partial / META_FILE, _dump(contents | {"sha256": _hash_of_meta(contents)}))
         _sync(partial)
     except Exception:
         shutil.rmtree(partial, ignore_errors=True)  # on a full disk, its bytes are needed
@@ -162,13 +163,13 @@ def only_writer(folder: Path, patience_s: float = 60.0) -> Iterator[None]:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read and verify one checkpoint. Raises CheckpointError naming the file that is missing or damaged."""
     try:
-        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+        meta = json.loads((path / META_FILE).read_text(encoding="utf-8"))
         files, recorded = meta["files"], meta.pop("sha256")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path / 'meta.json'} is missing or damaged ({type(error).__name__}).") from None
+        raise CheckpointError(f"{path / META_FILE} is missing or damaged ({type(error).__name__}).") from None
     if recorded != _hash_of_meta(meta):
-        raise CheckpointError(f"{path / 'meta.json'} is damaged: its sha256 is not the one that was recorded.")
-    for name in _FILES:
+        raise CheckpointError(f"{path / META_FILE} is damaged: its sha256 is not the one that was recorded.")
+    for name in CHECKPOINT_FILES:
         try:
             sound = _hash(path / name) == files.get(name)
         except OSError:
@@ -184,26 +185,43 @@ def find_checkpoint(folder: Path, pointer: str = "last") -> tuple[Checkpoint | N
     When the pointer or its checkpoint is damaged, the newest complete one is taken instead. (None, …) when there is
     none.
     """
-    damaged: list[str] = []
-    candidates = sorted((path for path in folder.glob("step-*") if path.is_dir()), key=_age, reverse=True)
+    names = sorted((path.name for path in folder.glob("step-*") if path.is_dir()), key=age, reverse=True)
     try:
-        named = folder / str(json.loads((folder / f"{pointer}.json").read_text(encoding="utf-8"))["checkpoint"])
-        candidates = [named, *(path for path in candidates if path != named)]
+        pointed: str | None = (folder / f"{pointer}.json").read_text(encoding="utf-8")
     except FileNotFoundError:
-        if candidates:
-            damaged.append(f"{folder / f'{pointer}.json'} is missing.")
-    except (OSError, ValueError, KeyError, TypeError):
-        damaged.append(f"{folder / f'{pointer}.json'} is damaged.")
-    for path in candidates:
+        pointed = None
+    except (OSError, ValueError):
+        pointed = ""
+    return newest_sound(names, pointed, str(folder / f"{pointer}.json"), lambda name: load_checkpoint(folder / name))
+
+
+def newest_sound(
+    names: list[str], pointed: str | None, pointer_path: str, load: Callable[[str], Checkpoint]
+) -> tuple[Checkpoint | None, list[str]]:
+    """The checkpoint that a pointer's content (None: there is no such file) names, or else the first of `names` that
+    can be loaded, and what was found damaged on the way.
+    """
+    damaged: list[str] = []
+    if pointed is None:
+        if names:
+            damaged.append(f"{pointer_path} is missing.")
+    else:
         try:
-            return load_checkpoint(path), damaged
+            named = str(json.loads(pointed)["checkpoint"])
+            names = [named, *(name for name in names if name != named)]
+        except (ValueError, KeyError, TypeError):
+            damaged.append(f"{pointer_path} is damaged.")
+    for name in names:
+        try:
+            return load(name), damaged
         except CheckpointError as error:
             damaged.append(str(error))
     return None, damaged
 
 
-def _age(path: Path) -> tuple[int, int]:
-    parts = path.name.split("-")
+def age(name: str) -> tuple[int, int]:
+    """What checkpoints are ordered by, from their names."""
+    parts = name.split("-")
     return int(parts[1]), int(parts[3]) if len(parts) > 3 else -1
 
 
@@ -220,7 +238,7 @@ def _prune(folder: Path, keep: int) -> None:
     for pointer in ("last", "best"):
         if (folder / f"{pointer}.json").exists():
             named.add(json.loads((folder / f"{pointer}.json").read_text(encoding="utf-8"))["checkpoint"])
-    complete = sorted((path for path in folder.glob("step-*") if path.is_dir()), key=_age)
+    complete = sorted((path for path in folder.glob("step-*") if path.is_dir()), key=lambda path: age(path.name))
     for path in complete[:-keep]:
         if path.name not in named:
             shutil.rmtree(path)

@@ -9,7 +9,7 @@ import threading
 import uuid
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pillsnap.config import DataSettings
 from pillsnap.data.plan import StreamPlan
@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 _FEW_CPUS = 4
 
 
-def make_trainer(run: Run, name: str, stream: Stream, workers: Workers, clock: TaskClock) -> TorchTrainer:
-    """Ray Train's trainer for one task."""
+def make_trainer(
+    run: Run, name: str, stream: Stream, workers: Workers, clock: TaskClock, desk: Any = None
+) -> TorchTrainer:
+    """Ray Train's trainer for one task; `desk` is that of a remote run."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -61,6 +63,8 @@ def make_trainer(run: Run, name: str, stream: Stream, workers: Workers, clock: T
         clock.started_at_s,
         clock.before_s,
         current_level(),
+        run.uri,
+        desk,
     )
     resources = {"CPU": train.cpus_per_worker} | ({"GPU": 1} if workers.use_gpu else {})
     fixed = workers.least == workers.most
@@ -81,7 +85,7 @@ def make_trainer(run: Run, name: str, stream: Stream, workers: Workers, clock: T
             failure_config=FailureConfig(max_failures=train.max_failures),
         ),
         datasets={STREAM: placeholder},
-        dataset_config=StreamFromCheckpoint(stream, run.checkpoint_dir(name)),
+        dataset_config=StreamFromCheckpoint(stream, run.where, name),
     )
 
 
@@ -90,7 +94,7 @@ def make_stream(run: Run, name: str, samples: TaskSamples, recipe: Recipe) -> St
     the workers makes it one for their number.
     """
     settings, data = getattr(run.settings, name), run.settings.data
-    folder = store_folder(data.store_dir, run.run_dir)
+    folder = store_folder(data.store_dir, run.where)
     stores = {} if data.store == "off" else split_stores(folder, name, recipe, data.store, run.manifest_hash)
     return Stream(
         plan=StreamPlan(

@@ -16,14 +16,14 @@ from pillsnap.config import DataSettings, TrainSettings
 from pillsnap.data.loader import DeviceBatch
 from pillsnap.data.plan import StreamPlan
 from pillsnap.errors import UserError
-from pillsnap.observe.events import EventLog
+from pillsnap.observe.events import EventSink
 from pillsnap.train.checkpoint import Checkpoint, Position
 from pillsnap.train.examples import draw_examples
 from pillsnap.train.memory import MEMORY_FILE, MicroBatches
 from pillsnap.train.meters import RunningMean, Throughput
 from pillsnap.train.peers import Peers
 from pillsnap.train.readings import Readings
-from pillsnap.train.saver import Saver
+from pillsnap.train.saver import Publish, Saver
 from pillsnap.train.schedule import learning_rate
 from pillsnap.train.state import Step, TrainingState
 from pillsnap.train.task_log import TaskLog
@@ -48,7 +48,7 @@ class Job:
     resume: Checkpoint | None
     elapsed_before_s: float
     """Seconds that the task took before this worker began."""
-    events: EventLog | None
+    events: EventSink | None
     sample_ids: Callable[[list[int]], list[str]]
     """Names of training samples, for messages."""
     stop_requested: Callable[[], bool]
@@ -56,6 +56,10 @@ class Job:
     """Whether a node is about to be taken away; asked by every worker at the same steps."""
     report: Callable[[dict[str, float]], None]
     """Called by every worker once an epoch, after its checkpoint is on disk."""
+    publish: Publish | None = None
+    """Uploads a checkpoint that is on disk, when the run is kept elsewhere."""
+    share: Callable[[Path], None] | None = None
+    """Hands in a file that was written to run_dir, when the run is kept elsewhere."""
 
 
 def train(job: Job, batches: Iterator[DeviceBatch]) -> Position:
@@ -65,7 +69,7 @@ def train(job: Job, batches: Iterator[DeviceBatch]) -> Position:
     peers = Peers(job.device)
     remembered = job.resume.trainer_state().get("progress", {}) if job.resume else {}
     log = TaskLog(job, peers, remembered)
-    memory = MicroBatches(task.name, plan.worker_batch_size, peers, job.run_dir / MEMORY_FILE, log.warn)
+    memory = MicroBatches(task.name, plan.worker_batch_size, peers, job.run_dir / MEMORY_FILE, log.warn, job.share)
     state = TrainingState(task, job.train, job.device, peers, memory, job.resume)
     for note in state.notes:
         log.warn(note)
@@ -120,6 +124,8 @@ def train(job: Job, batches: Iterator[DeviceBatch]) -> Position:
                     log.seen(batch)
                     if step == 0 and job.events:
                         path = draw_examples(task, batch, found, job.run_dir, epoch + 1)
+                        if job.share:
+                            job.share(path)
                         log.write("examples", epoch=epoch + 1, path=str(path.relative_to(job.run_dir)))
                     wishes = saver.wishes()
                     if wishes.any and not after_bad:

@@ -35,10 +35,20 @@ class MicroBatches:
     """Computes batches in parts of `size` rows.
 
     `compute` runs one part forward and backward, adds to the gradients, and returns its share of the step's losses.
-    `undo` takes back what a failed attempt did. `say` is told once when the size changes.
+    `undo` takes back what a failed attempt did. `say` is told once when the size changes, and `share`
+    the file that remembers it.
     """
 
-    def __init__(self, task: str, batch_size: int, peers: Peers, path: Path | None, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        task: str,
+        batch_size: int,
+        peers: Peers,
+        path: Path | None,
+        say: Callable[[str], None],
+        share: Callable[[Path], None] | None = None,
+    ) -> None:
+        self._share = share
         self._task, self._batch_size, self._peers, self._path, self._say = task, batch_size, peers, path, say
         self.size = min(batch_size, _read(path).get(task, batch_size))
         self._trials_left = _TRIAL_STEPS
@@ -115,6 +125,8 @@ class MicroBatches:
         self._trials_left = _TRIAL_STEPS
         if self._path is not None and (alone or self._peers.rank == 0):
             write_json(self._path, _read(self._path) | {self._task: self.size})
+            if self._share is not None:
+                self._share(self._path)
         self._say(
             f"{self._task}: a batch of {self._batch_size} a worker does not fit into GPU memory. It is now computed in "
             f"parts of {self.size} whose gradients are added up; the step's batch stays as it was."

@@ -18,8 +18,10 @@ from pillsnap.observe.nodes import NodeWatch
 from pillsnap.observe.progress import ProgressView
 from pillsnap.observe.versions import versions
 from pillsnap.observe.wandb_mirror import WandbMirror
+from pillsnap.storage import join
 from pillsnap.train.boxes import find_boxes, photos_without_boxes
 from pillsnap.train.clock import TaskClock
+from pillsnap.train.desk import open_desk
 from pillsnap.train.diagnosis import diagnose
 from pillsnap.train.fit import fit, make_stream, make_trainer
 from pillsnap.train.node_checks import node_checks, require_alike
@@ -55,7 +57,7 @@ def _train_and_judge(run: Run, console: Console) -> dict[str, Any]:
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    with ray_session(), EventLog(run.run_dir) as events:
+    with ray_session(), open_desk(run.uri, run.run_dir) as desk, EventLog(run.run_dir) as events:
         mirror = WandbMirror(
             run.run_dir,
             wandb.project,
@@ -67,7 +69,7 @@ def _train_and_judge(run: Run, console: Console) -> dict[str, Any]:
         with mirror:
             try:
                 with ProgressView(run.run_dir, console), NodeWatch(events, run.run_dir):
-                    train_run(run)
+                    train_run(run, desk)
                 say("judging: both models over the validation photos")
                 return evaluate_run(run)
             except RunStopped:
@@ -88,10 +90,11 @@ def _explained(run: Run, error: Exception) -> UserError:
     return UserError(str(diagnosis))
 
 
-def train_run(run: Run) -> None:
-    """Train what is not trained yet. Ray must be up. Raises RunStopped when a stop was asked for, UserError when it
-    failed.
+def train_run(run: Run, desk: Any = None) -> None:
+    """Train what is not trained yet. Ray must be up. `desk` is that of a remote run. Raises RunStopped when a stop was
+    asked for, UserError when it failed.
     """
+    assert bool(desk) == bool(run.uri)
     (run.run_dir / STOP_FILE).unlink(missing_ok=True)
     workers = count_workers(run.settings)
     require_alike(node_checks(run.settings, run.run_dir, run.data_root, run.manifest))
@@ -110,17 +113,17 @@ def train_run(run: Run) -> None:
             if check.ok is False:
                 events.write("warning", message=f"{check.name}: {check.found}: {check.advice}")
         for name in run.settings.tasks:
-            _train_task(run, name, workers, events)
+            _train_task(run, name, workers, events, desk)
 
 
-def _train_task(run: Run, name: str, workers: Workers, events: EventLog) -> None:
+def _train_task(run: Run, name: str, workers: Workers, events: EventLog, desk: Any) -> None:
     from pillsnap.train.best import load_best
-    from pillsnap.train.checkpoint import find_checkpoint
+    from pillsnap.train.published import find_run_checkpoint
     from pillsnap.train.tasks import make_task
 
     task = make_task(name, run.settings, run.codes)
     folder = run.checkpoint_dir(name)
-    last, _ = find_checkpoint(folder)
+    last, _ = find_run_checkpoint(run.where, name, role="driver")
     clock = TaskClock(folder, last.meta["elapsed_s"] if last else 0.0)
     if last is None or last.position.epoch < task.settings.epochs:
         found_boxes = _boxes_for_unlabelled(run, events) if name == "classification" else None
@@ -128,19 +131,21 @@ def _train_task(run: Run, name: str, workers: Workers, events: EventLog) -> None
         _check_samples(name, samples, events)
         stream = make_stream(run, name, samples, task.recipe(samples))
         try:
-            fit(make_trainer(run, name, stream, workers, clock), run.run_dir, clock)
+            fit(make_trainer(run, name, stream, workers, clock, desk), run.run_dir, clock)
         except Exception as error:  # Ray raises whatever its parts raise
             raise _explained(run, error) from error
-        last, _ = find_checkpoint(folder)
+        last, _ = find_run_checkpoint(run.where, name, role="driver")
         if last is None or last.position.epoch < task.settings.epochs:
             raise _why_unfinished(run, name, last.position.epoch if last else 0, clock.started_at_s)
     elif run.export_path(name).exists() and _is_finished(run, name):
         events.write("task", task=name, status="skipped")
         return
     assert last is not None
-    best = load_best(run.run_dir, name, run.settings, run.codes)
+    best = load_best(run.where, name, run.settings, run.codes, "driver")
     assert best is not None
     best.task.export(best.model, run.export_path(name), best.metrics)
+    if desk:
+        _publish_now(desk)
     events.write(
         "task",
         task=name,
@@ -149,6 +154,16 @@ def _train_task(run: Run, name: str, workers: Workers, events: EventLog) -> None
         epoch=last.position.epoch,
         step=last.position.global_step,
     )
+
+
+def _publish_now(desk: Any) -> None:
+    """Raises StorageError when what the run has written cannot be published."""
+    import ray
+
+    try:
+        ray.get(desk.flush.remote())
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
 
 
 def _is_finished(run: Run, name: str) -> bool:
@@ -181,13 +196,17 @@ def _boxes_for_unlabelled(run: Run, events: EventLog) -> dict[str, list]:
     path = run.run_dir / FOUND_BOXES_FILE
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
+    if run.uri:
+        from pillsnap.train.published import find_run_checkpoint
+
+        find_run_checkpoint(run.where, "detection", "best", "driver")  # brings the pointer here
     if not (run.checkpoint_dir("detection") / "best.json").exists():
         events.write(
             "warning",
             message=f"{len(photos)} photos have unlabelled pills, left out as there is no detector to box them.",
         )
         return {}
-    found = find_boxes(photos, run.run_dir, run.settings, run.data_root)
+    found = find_boxes(photos, run.where, run.settings, run.data_root)
     write_json(path, found)
     boxed = sum(box is not None for boxes in found.values() for box in boxes)
     events.write("warning", message=f"The detector boxed {boxed} pills in {len(photos)} photos with unlabelled pills.")
@@ -197,7 +216,8 @@ def _boxes_for_unlabelled(run: Run, events: EventLog) -> dict[str, list]:
 def _why_unfinished(run: Run, name: str, epoch: int, started_at_s: float) -> Exception:
     if (run.run_dir / STOP_FILE).exists():
         (run.run_dir / STOP_FILE).unlink()
-        return RunStopped(f"{name} stopped in epoch {epoch + 1}; its last checkpoint is in {run.checkpoint_dir(name)}.")
+        place = join(run.where, f"checkpoints/{name}")
+        return RunStopped(f"{name} stopped in epoch {epoch + 1}; its last checkpoint is in {place}.")
     failures = [
         event for event in read_events(run.run_dir) if event["kind"] == "failure" and event["time"] >= started_at_s
     ]

@@ -15,8 +15,19 @@ from typing import Any
 import pyarrow as pa
 
 from pillsnap.config import Settings, settings_from_dict
-from pillsnap.data.manifest import ClassInfo, manifest_hash, read_classes, read_manifest, write_json
+from pillsnap.data.manifest import (
+    CLASSES_NAME,
+    CSV_NAMES,
+    PARQUET_NAME,
+    ClassInfo,
+    manifest_hash,
+    read_classes,
+    read_manifest,
+    write_atomically,
+    write_json,
+)
 from pillsnap.errors import UserError
+from pillsnap.storage import is_uri, join, local_manifest
 
 CONFIG_FILE = "config.json"
 FOUND_BOXES_FILE = "found_boxes.json"
@@ -24,8 +35,7 @@ STOP_FILE = "stop-requested"
 """Its presence asks the training loop to write a checkpoint and end."""
 # What may change when a run is taken up again: none of it decides what is learned up to the change.
 _MAY_CHANGE = ("train.num_workers", "train.cpus_per_worker", "train.device", "train.keep_checkpoints",
-               "train.checkpoint_minutes",
-               "train.max_failures", "train.hang_timeout_s",
+               "train.checkpoint_minutes", "train.storage", "train.max_failures", "train.hang_timeout_s",
                "train.log_every_steps", "train.task", "train.compile", "train.amp", "detection.lr", "classification.lr",
                "detection.weights", "classification.weights")  # fmt: skip
 _MAY_CHANGE_GROUPS = ("data.", "evaluation.", "targets.", "wandb.", "sampling.")
@@ -42,6 +52,13 @@ class Run:
     classes: list[ClassInfo]
     data_root: str
     run_id: str
+    uri: str = ""
+    """Where the run is kept when `run_dir` is only this node's copy of it."""
+
+    @property
+    def where(self) -> str:
+        """What another node finds the run by."""
+        return self.uri or str(self.run_dir)
 
     @property
     def codes(self) -> list[str]:
@@ -79,24 +96,29 @@ def only_driver(run_dir: Path) -> Iterator[None]:
 def open_run(
     run_dir: Path,
     settings: Settings,
-    manifest_path: Path,
+    manifest_path: str | Path,
     data_root: str | Path,
     *,
     resume: bool = False,
     like: tuple[str, dict[str, Any]] | None = None,
+    uri: str = "",
 ) -> tuple[Run, list[str]]:
     """Create the run in `run_dir`, or take up the unfinished one there. Second, what has changed since, one line each.
 
     Raises UserError when the manifest, the classes or a setting that decides the training is another, or when the run
     is finished and `resume` does not ask to look at it again: nothing that exists is overwritten. `like` is the name
-    and the configuration of something else, a checkpoint, that the run must fit in the same way.
+    and the configuration of something else, a checkpoint, that the run must fit in the same way. With `uri` the run is
+    kept there, its manifest too, and `run_dir` is this node's copy.
     """
+    where = uri or str(run_dir)
+    named = str(manifest_path) if is_uri(manifest_path) else str(Path(manifest_path).absolute())
+    manifest_path = local_manifest(manifest_path)
     manifest = read_manifest(manifest_path)
     classes = read_classes(manifest_path if manifest_path.is_dir() else manifest_path.parent)
     config = {
         "run_id": f"{settings.name}-{uuid.uuid4().hex[:8]}",
         "data_root": str(data_root),
-        "manifest": str(manifest_path.absolute()),
+        "manifest": join(uri, PARQUET_NAME) if uri else named,
         "manifest_hash": manifest_hash(manifest_path),
         "classes": [asdict(entry) for entry in classes],
         "settings": settings.model_dump(mode="json"),
@@ -105,49 +127,72 @@ def open_run(
         path = run_dir / CONFIG_FILE
         notes = _compare(*like, config) if like else []
         if resume and not path.exists():
-            raise UserError(f"{run_dir} holds no run that --resume could take up: name one with --run.")
+            raise UserError(f"{where} holds no run that --resume could take up: name one with --run.")
         if path.exists():
-            before = _read_config(run_dir)
-            notes = _compare(str(run_dir), before, config)
+            before = _read_config(run_dir, where)
+            notes = _compare(where, before, config)
             config["run_id"] = before["run_id"]
             if (run_dir / "metrics.json").exists() and not resume and not notes:
                 raise UserError(
-                    f"{run_dir} holds a finished run: judge it with `pillsnap evaluate --run {run_dir}`, "
+                    f"{where} holds a finished run: judge it with `pillsnap evaluate --run {where}`, "
                     "continue what is left with --resume, or train into another directory with --run."
                 )
-            notes.insert(0, f"continuing the run {before['run_id']} in {run_dir}")
+            notes.insert(0, f"continuing the run {before['run_id']} in {where}")
+        if uri:
+            _copy_manifest(manifest_path, run_dir)
         write_json(path, config)
-    return _as_run(run_dir, config, manifest), notes
+    return _as_run(run_dir, config, manifest, uri), notes
 
 
-def load_run(run_dir: Path, *, manifest_path: Path | None = None, data_root: str | Path | None = None) -> Run:
-    """An existing run as it was trained; it may be judged on another manifest or data root."""
-    config = _read_config(run_dir)
+def load_run(
+    run_dir: Path, *, manifest_path: str | Path | None = None, data_root: str | Path | None = None, uri: str = ""
+) -> Run:
+    """An existing run as it was trained; it may be judged on another manifest or data root. With `uri` the run is kept
+    there and `run_dir` is this node's copy.
+    """
+    config = _read_config(run_dir, uri or str(run_dir))
     if manifest_path is not None:
-        config |= {"manifest": str(manifest_path), "manifest_hash": manifest_hash(manifest_path)}
+        local = local_manifest(manifest_path)
+        config |= {"manifest": str(manifest_path), "manifest_hash": manifest_hash(local)}
+    elif is_uri(config["manifest"]) and (run_dir / PARQUET_NAME).is_file():
+        local = run_dir / PARQUET_NAME  # published with the run
+    else:
+        local = local_manifest(config["manifest"])
     if data_root is not None:
         config["data_root"] = str(data_root)
-    return _as_run(run_dir, config, read_manifest(Path(config["manifest"])))
+    return _as_run(run_dir, config, read_manifest(local), uri)
 
 
-def _as_run(run_dir: Path, config: dict[str, Any], manifest: pa.Table) -> Run:
+def _copy_manifest(path: Path, run_dir: Path) -> None:
+    """The manifest and what belongs to it, so that the run can be judged and gone on with from anywhere."""
+    folder = path if path.is_dir() else path.parent
+    parquet = folder / PARQUET_NAME if path.is_dir() else path
+    others = (CLASSES_NAME, *CSV_NAMES.values())
+    for source, name in ((parquet, PARQUET_NAME), *((folder / name, name) for name in others)):
+        if source.is_file() and not (run_dir / name).exists():
+            write_atomically(run_dir / name, source.read_bytes())
+
+
+def _as_run(run_dir: Path, config: dict[str, Any], manifest: pa.Table, uri: str) -> Run:
     settings = settings_from_dict(config["settings"])
     classes = [ClassInfo(**entry) for entry in config["classes"]]
-    return Run(run_dir, settings, manifest, config["manifest_hash"], classes, config["data_root"], config["run_id"])
+    return Run(
+        run_dir, settings, manifest, config["manifest_hash"], classes, config["data_root"], config["run_id"], uri
+    )
 
 
 def _codes(config: dict[str, Any]) -> list[str]:
     return [entry["code"] for entry in config["classes"]]
 
 
-def _read_config(run_dir: Path) -> dict[str, Any]:
+def _read_config(run_dir: Path, where: str) -> dict[str, Any]:
     path = run_dir / CONFIG_FILE
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         missing = {"run_id", "data_root", "manifest", "manifest_hash", "classes", "settings"} - set(config)
     except FileNotFoundError:
         raise UserError(
-            f"{run_dir} is not a run: it has no {CONFIG_FILE}. Train it first, or name another with --run."
+            f"{where} is not a run: it has no {CONFIG_FILE}. Train it first, or name another with --run."
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); name another run with --run.") from None

@@ -7,11 +7,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 
 from pillsnap.errors import UserError
+from pillsnap.storage import StorageError
 from pillsnap.train.checkpoint import Position, copy_state, copy_weights, save_checkpoint
 
 if TYPE_CHECKING:
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
     from pillsnap.train.task_log import TaskLog
 
 _ASK_RAY_EVERY_S = 5.0
+_LOOK_EVERY_S = 0.2
+
+
+class Publish(Protocol):
+    """Uploads a committed checkpoint; `announce` writes its event, once it is there and before it counts."""
+
+    def __call__(self, path: Path, *, best: bool, keep: int, announce: Callable[[], None]) -> None: ...
 
 
 class Wishes(NamedTuple):
@@ -90,6 +98,7 @@ class Saver:
                 self._job.run_dir / "checkpoints" / self._job.task.name,
                 position,
                 self._commit,
+                self._job.publish,
                 model=copy_weights(self._state.model.state_dict()),
                 ema=copy_weights(self._state.ema.module.state_dict()),
                 trainer=copy_state(self._state.trainer_state() | {"progress": progress}),
@@ -101,8 +110,13 @@ class Saver:
         self._last_save_s = time.monotonic()
 
     def fence(self) -> None:
-        """Wait until the checkpoint that was started is on disk, and report it. Raises UserError when it cannot be."""
+        """Wait until the checkpoint that was started is on disk, and where the run is kept, and report it. Raises
+        UserError when it cannot be.
+        """
         self._asked.clear()  # they speak of a time before this checkpoint
+        if self._job.publish is not None:  # an upload may take longer than workers wait for each other
+            while self._peers.any(self._is_writing):
+                time.sleep(_LOOK_EVERY_S)
         failure = self._writer.wait() if self._writer else ""
         self._writer = None
         failures = [text for text in self._peers.gather([failure]) if text]
@@ -111,6 +125,10 @@ class Saver:
         if self._unreported is not None:
             self._job.report(self._unreported)
             self._unreported = None
+
+    @property
+    def _is_writing(self) -> bool:
+        return self._writer is not None and not self._writer.ended
 
     def close(self) -> None:
         """End the writing thread, whatever happened; nobody waits for the other workers."""
@@ -131,7 +149,12 @@ class _Writer:
     """One checkpoint on its way to the disk."""
 
     def __init__(
-        self, folder: Path, position: Position, commit: Callable[[Position, Path, bool], None], **contents: Any
+        self,
+        folder: Path,
+        position: Position,
+        commit: Callable[[Position, Path, bool], None],
+        publish: Publish | None,
+        **contents: Any,
     ) -> None:
         self._failure: Exception | None = None
         self._step, self._folder = position.global_step, folder
@@ -139,7 +162,11 @@ class _Writer:
         def write() -> None:
             try:
                 path = save_checkpoint(folder, position, **contents)
-                commit(position, path, contents["best"])
+                best = contents["best"]
+                if publish is None:
+                    commit(position, path, best)
+                else:
+                    publish(path, best=best, keep=contents["keep"], announce=lambda: commit(position, path, best))
             except Exception as error:  # whatever it is, it belongs to the training thread
                 self._failure = error
 
@@ -151,10 +178,15 @@ class _Writer:
         return not self._thread.is_alive()
 
     def wait(self) -> str:
-        """Until it is on disk; why it is not, where that is the disk's fault, else empty."""
+        """Until it is on disk, and published; why it is not, where that is the storage's fault, else empty."""
         self._thread.join()
         if self._failure is None:
             return ""
+        if isinstance(self._failure, StorageError):
+            return (
+                f"The checkpoint at step {self._step} could not be published; the one before is intact. "
+                f"{self._failure} Then give the same command again."
+            )
         if not is_storage_error(self._failure):
             raise self._failure
         return (

@@ -33,6 +33,10 @@ class WorkerConfig:
     elapsed_before_s: float
     """Seconds that the task took under earlier drivers."""
     log_level: str = "INFO"
+    uri: str = ""
+    """Where the run is kept, when it is not in run_dir."""
+    desk: Any = None
+    """Then, the actor that takes what belongs into the run."""
 
 
 def run_worker(config: WorkerConfig) -> None:
@@ -46,8 +50,10 @@ def run_worker(config: WorkerConfig) -> None:
     from pillsnap.data.shipping import decode_ahead
     from pillsnap.observe.events import EventLog
     from pillsnap.observe.logs import setup_logging
-    from pillsnap.train.checkpoint import find_checkpoint, only_writer
+    from pillsnap.train.checkpoint import only_writer
     from pillsnap.train.loop import Job, train
+    from pillsnap.train.published import find_run_checkpoint
+    from pillsnap.train.remote_run import RemoteRun
     from pillsnap.train.run_directory import STOP_FILE
     from pillsnap.train.tasks import make_task
 
@@ -60,17 +66,20 @@ def run_worker(config: WorkerConfig) -> None:
     else:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-    run_dir = Path(config.run_dir)
-    setup_logging(run_dir, config.log_level, rank=context.get_world_rank())
+    remote = RemoteRun(config.uri, config.task, config.desk) if config.uri else None
+    run_dir = remote.run_dir if remote else Path(config.run_dir)
+    send = remote.send_log if remote else None
+    setup_logging(run_dir, config.log_level, rank=context.get_world_rank(), send=send)
     log = logging.getLogger(__name__)
     log.info("%s on %s, process %d, %s", config.task, socket.gethostname(), os.getpid(), device)
     folder = run_dir / "checkpoints" / config.task
     first = context.get_world_rank() == 0
     # In this order: once the lock is held no worker of an earlier start can add a checkpoint, then the stream is placed
     # at the last one (StreamFromCheckpoint, which the first worker's call sets off), and then all workers read it.
-    with only_writer(folder) if first else nullcontext(), EventLog(run_dir) if first else nullcontext() as events:
+    log_of_run = (remote.take_over if remote else lambda: EventLog(run_dir)) if first else nullcontext
+    with only_writer(folder) if first else nullcontext(), log_of_run() as events:
         shard = ray_train.get_dataset_shard(STREAM)
-        resume, damaged = find_checkpoint(folder)
+        resume, damaged = find_run_checkpoint(config.uri or run_dir, config.task, role="worker")
         plan = replace(config.stream.plan, num_workers=context.get_world_size())
         if events is not None:
             for message in damaged:
@@ -88,7 +97,6 @@ def run_worker(config: WorkerConfig) -> None:
                 epoch=position.epoch if position else 0,
                 step=position.global_step if position else 0,
             )
-        stop_file = run_dir / STOP_FILE
         job = Job(
             task=make_task(config.task, config.settings, config.codes),
             plan=plan,
@@ -101,9 +109,11 @@ def run_worker(config: WorkerConfig) -> None:
             elapsed_before_s=config.elapsed_before_s + time.time() - config.started_at_s,
             events=events,
             sample_ids=lambda numbers: ray.get(config.stream.train_samples)["sample_id"].take(numbers).to_pylist(),
-            stop_requested=stop_file.exists,
+            stop_requested=remote.stop_requested(first) if remote else (run_dir / STOP_FILE).exists,
             preempted=lambda: ray_train.get_preemption_info() is not None,
             report=ray_train.report,
+            publish=remote.publish if remote else None,
+            share=remote.share if remote else None,
         )
         rows = shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
         if config.stream.ship_bytes:

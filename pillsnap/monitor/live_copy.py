@@ -1,0 +1,97 @@
+"""Watching a run that is kept in remote storage: a copy of its logs on this machine that grows as they do."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pillsnap.errors import UserError
+from pillsnap.observe.events import EVENTS_FILE
+from pillsnap.observe.logs import LOG_FILE
+from pillsnap.storage import Stamp, Storage, StorageError, is_uri, scratch
+from pillsnap.train.run_mirror import only_one
+
+POLL_INTERVAL_S = 2.0
+_OVERLAP_BYTES = 256
+_PICTURE_PREFIX = "examples/"
+
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def live_copy(where: str) -> Iterator[Path]:
+    """The folder of a run to watch: itself, or a copy whose event log, train.log and pictures are kept up to date from
+    a thread. Raises UserError when there is no such remote run, StorageError when it cannot be read.
+    """
+    if not is_uri(where):
+        yield Path(where)
+        return
+    copy = _LiveCopy(where)
+    if not copy.update():
+        raise UserError(f"{where} is no run: it has no {EVENTS_FILE}. Name another with --run.")
+    stop = threading.Event()
+
+    def follow() -> None:
+        while not stop.wait(POLL_INTERVAL_S):
+            try:
+                copy.update()
+            except (StorageError, OSError):  # the network may come back
+                _log.warning("the run's log could not be read", exc_info=True)
+
+    thread = threading.Thread(target=follow, name="live-copy", daemon=True)
+    thread.start()
+    try:
+        yield copy.local
+    finally:
+        stop.set()
+        thread.join(timeout=POLL_INTERVAL_S)
+
+
+class _LiveCopy:
+    def __init__(self, uri: str) -> None:
+        self._storage, self.local = Storage(uri), scratch(uri, "reader")
+        self._seen: dict[str, Stamp] = {}
+
+    def update(self) -> bool:
+        """Bring what is new; False when there is no event log."""
+        self.local.mkdir(parents=True, exist_ok=True)
+        with only_one(self.local / ".fetch.lock"):
+            for line in self._bring(EVENTS_FILE).split(b"\n"):
+                if b'"examples"' in line:
+                    self._bring_picture(line)
+            self._bring(LOG_FILE)
+        return EVENTS_FILE in self._seen
+
+    def _bring(self, name: str) -> bytes:
+        """The bytes that a log has more than its copy had; all of it when it is another log now."""
+        stamp, path = self._storage.stamp(name), self.local / name
+        if stamp is None or stamp == self._seen.get(name):
+            return b""
+        size = path.stat().st_size if path.exists() else 0
+        start = max(0, size - _OVERLAP_BYTES)
+        known = b""
+        if size:
+            with path.open("rb") as file:
+                file.seek(start)
+                known = file.read()
+        new = (self._storage.read(name, start) or b"") if stamp.size >= size else b""
+        if stamp.size < size or not new.startswith(known):
+            self._storage.download(name, path)
+            new, known = path.read_bytes(), b""
+        else:
+            with path.open("ab") as file:
+                file.write(new[len(known) :])
+        self._seen[name] = stamp
+        return new[len(known) :]
+
+    def _bring_picture(self, line: bytes) -> None:
+        try:
+            name = str(json.loads(line)["path"])
+        except (ValueError, KeyError, TypeError):
+            return
+        if name.startswith(_PICTURE_PREFIX) and ".." not in name and not (self.local / name).exists():
+            self._storage.download(name, self.local / name)

@@ -1,0 +1,187 @@
+"""A run whose photos, manifest, checkpoints and events are in S3, with driver and workers that share no disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pillsnap.observe.events import read_events
+from pillsnap.storage import Storage
+from tests.conftest import ROOT, S3_SECRET
+from tests.integration.test_train import TINY
+
+TIMEOUT_S = 600
+SETTINGS = TINY | {"detection.epochs": 3, "train.hang_timeout_s": 300}
+
+
+class Host:
+    """Two cache folders that nobody else knows: one machine's driver, and another machine's workers."""
+
+    def __init__(self, folder: Path, storage: str) -> None:
+        self.folder, self.storage = folder, storage
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        caches = [str(self.folder / "driver"), str(self.folder / "worker")]
+        command = [sys.executable, "-m", "tests.integration.remote_driver", *caches, *arguments]
+        return subprocess.Popen(
+            command, cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def train(self) -> subprocess.Popen[str]:
+        options = [f"--set={key}={value}" for key, value in SETTINGS.items()]
+        return self.start(
+            "train", "--preset=demo", f"--storage={self.storage}/runs", "--run=toy", "--log-level=DEBUG",
+            f"--manifest={self.storage}/manifest", f"--data-root={self.storage}/photos", *options,
+        )  # fmt: skip
+
+    def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        process = self.start(*arguments)
+        out, errors = process.communicate(timeout=TIMEOUT_S)
+        return subprocess.CompletedProcess(arguments, process.returncode, out, errors)
+
+
+@pytest.fixture
+def bucket(s3_environment: str, toy_tree: Path, toy_manifest: Path) -> str:
+    """Photos and manifest in S3."""
+    photos, manifest = Storage(f"{s3_environment}/photos"), Storage(f"{s3_environment}/manifest")
+    for path in toy_tree.rglob("*.png"):
+        photos.upload(path, path.relative_to(toy_tree).as_posix())
+    for name in ("manifest.parquet", "classes.json"):
+        manifest.upload(toy_manifest.parent / name, name)
+    return s3_environment
+
+
+def events_of(uri: str, kind: str, **wanted: Any) -> list[dict[str, Any]]:
+    return [
+        event for event in read_events(uri)
+        if event["kind"] == kind and all(event.get(key) == value for key, value in wanted.items())
+    ]  # fmt: skip
+
+
+def test_killed_and_gone_on_with_on_another_machine(bucket: str, tmp_path: Path) -> None:
+    """The driver is killed in detection's second epoch and every copy deleted: the same command goes on from the
+    published checkpoint, and what judges, shows and exports the run needs nothing but its URI.
+    """
+    uri = f"{bucket}/runs/toy"
+    first = Host(tmp_path / "first", bucket)
+    process = first.train()
+    end_s = time.monotonic() + TIMEOUT_S
+    while not [e for e in events_of(uri, "step", task="detection") if e["epoch"] == 2]:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end_s
+        time.sleep(0.2)
+    process.kill()
+    process.communicate()
+    pointer = json.loads(Storage(f"{uri}/checkpoints/detection").read("last.json") or b"")
+    meta = json.loads(Storage(f"{uri}/checkpoints/detection").read(f"{pointer['checkpoint']}/meta.json") or b"")
+    published_step = meta["position"]["global_step"]
+    assert published_step > 0
+    assert published_step in [e["step"] for e in events_of(uri, "checkpoint")]
+    assert list((first.folder / "driver").rglob("events.jsonl"))
+    assert not list((first.folder / "worker").rglob("events.jsonl"))  # no test passes by a shared disk
+    assert not list((first.folder / "driver").rglob("model.safetensors"))
+    shutil.rmtree(first.folder)
+
+    second = Host(tmp_path / "second", bucket)
+    process = second.train()
+    out, errors = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, errors
+    assert "continuing the run demo-" in out and f"report: {uri}/report.html" in out.replace("\n", "")
+    starts = events_of(uri, "task", status="started")
+    assert [(e["task"], e["step"]) for e in starts] == [
+        ("detection", 0), ("detection", published_step), ("classification", 0)
+    ]  # fmt: skip
+    for task in ("detection", "classification"):
+        steps = [e["step"] for e in events_of(uri, "step", task=task)]
+        assert steps == list(range(1, len(steps) + 1))
+        epochs = SETTINGS[f"{task}.epochs"]
+        for kind in ("epoch", "validation"):
+            assert [e["epoch"] for e in events_of(uri, kind, task=task)] == list(range(1, epochs + 1))
+    there = set(Storage(uri).files())
+    assert {
+        "config.json", "classes.json", "manifest.parquet", "metrics.json", "report.html", "events.jsonl", "train.log",
+        "checkpoints/demo_detection_best.pt", "checkpoints/demo_classification_best.pt", "predictions/pipeline.parquet",
+        "checkpoints/detection/last.json", "checkpoints/classification/best.json",
+    } <= there  # fmt: skip
+    for example in events_of(uri, "examples"):
+        assert example["path"] in there
+    assert ".driver.lock" not in there
+    assert len({name.split("/")[2] for name in there if name.startswith("checkpoints/detection/step-")}) <= 3
+    log = (Storage(uri).read("train.log") or b"").decode()
+    assert "driver" in log and "rank 0" in log
+    config = json.loads(Storage(uri).read("config.json") or b"")
+    assert config["manifest"] == f"{uri}/manifest.parquet" and config["data_root"] == f"{bucket}/photos"
+
+    judge = Host(tmp_path / "judge", bucket)
+    judged = judge("evaluate", f"--run={uri}", f"--json={tmp_path / 'metrics.json'}")
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert judged.returncode == (0 if metrics["met"] else 1), judged.stderr
+    assert metrics["detection"]["num_photos"] > 0 and metrics["classification"]["num_samples"] > 0
+    assert len(events_of(uri, "verdict")) == 2
+    photo = next(iter(Storage(f"{bucket}/photos").files()))
+    Storage(f"{bucket}/photos").download(photo, tmp_path / "photo.png")
+    found = json.loads(judge("predict", f"--run={uri}", str(tmp_path / "photo.png")).stdout)
+    assert found[0]["error"] is None
+    checked = judge("verify", f"--run={uri}")
+    assert "detection: last checkpoint" in checked.stdout and "every file as recorded" in checked.stdout
+    shown = judge("logs", f"--run={uri}", "--lines=3")
+    assert shown.returncode == 0 and len(shown.stdout.splitlines()) == 3, shown.stderr
+    watched = judge("monitor", f"--run={uri}")
+    assert "detection" in watched.stdout, watched.stderr
+
+    for name in Storage(bucket).files():
+        assert S3_SECRET.encode() not in (Storage(bucket).read(name) or b""), name
+    for folder in (second.folder, judge.folder):
+        for path in folder.rglob("*"):
+            assert not path.is_file() or S3_SECRET.encode() not in path.read_bytes(), path
+    assert S3_SECRET not in out + errors
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "storage", "reason"),
+    [
+        ("AWS_DEFAULT_REGION", "us-east-1", "s3://no-such-bucket-at-all/runs", "NO_SUCH_BUCKET"),
+        ("AWS_ENDPOINT_URL", "http://127.0.0.1:9", "", "NETWORK_CONNECTION"),
+    ],
+)
+def test_storage_that_cannot_be_used_is_one_line_within_seconds(
+    variable: str, value: str, storage: str, reason: str, bucket: str, toy_manifest: Path, toy_tree: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv(variable, value)
+    started_s = time.monotonic()
+    ended = Host(tmp_path, bucket)(
+        "train", "--preset=demo", f"--storage={storage or bucket}", "--run=toy", f"--manifest={toy_manifest}",
+        f"--data-root={toy_tree}",
+    )  # fmt: skip
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert len(ended.stderr.strip().splitlines()) == 1
+    assert ended.stderr.startswith("pillsnap: s3://") and reason in ended.stderr
+    assert time.monotonic() - started_s < 30
+    assert "PILLSNAP_CACHE_DIR" not in os.environ
+
+
+def test_validate_finds_the_same_in_s3(bucket: str, toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
+    host = Host(tmp_path, bucket)
+    findings = []
+    missing = next(iter(Storage(f"{bucket}/photos").files()))
+    Storage(f"{bucket}/photos").remove(missing)
+    kept = tmp_path / "photos"
+    shutil.copytree(toy_tree, kept)
+    (kept / missing).unlink()
+    for manifest, root in ((f"{bucket}/manifest", f"{bucket}/photos"), (str(toy_manifest), str(kept))):
+        file = tmp_path / "findings.json"
+        ended = host("manifest", "validate", manifest, f"--data-root={root}", f"--json={file}")
+        assert ended.returncode == 1, ended.stderr
+        findings.append(json.loads(file.read_text()) | {"manifest": ""})
+    assert findings[0] == findings[1]
+    assert missing in json.dumps(findings[0])
