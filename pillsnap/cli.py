@@ -224,10 +224,12 @@ def preflight(
 
     settings = chosen_settings(stage, preset, {}, assignments)
     root = checked_data_root(data_root)
-    directory = local_run(run_location(settings, run_dir))
+    where = run_location(settings, run_dir)
+    directory = local_run(where)
     from pillsnap.train.preflight import preflight as look
 
-    checks = look(settings, directory, local_manifest(manifest or default_manifest(settings, run_dir, directory)), root)
+    chosen = local_manifest(manifest or default_manifest(settings, run_dir, directory))
+    checks = look(settings, directory, chosen, root, uri_of(where))
     print_checks(checks, console)
     raise typer.Exit(0 if all_passed(checks) else 1)
 

@@ -82,7 +82,7 @@ def cache_folder() -> Path:
         return Path(os.environ[CACHE_ENV]).absolute()
     folder = Path(tempfile.gettempdir(), f"pillsnap-{os.getuid()}")
     with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
+        folder.mkdir(mode=0o700, parents=True)
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
         raise UserError(f"{folder} belongs to somebody else: name another folder for copies with {CACHE_ENV}.")

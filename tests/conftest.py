@@ -91,7 +91,7 @@ S3_SECRET = "pillsnap-secret-that-nobody-may-see"
 
 
 @pytest.fixture
-def s3_environment(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+def s3_environment(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """What a user of that server has in the environment; a bucket of the test's own, as a URI."""
     from pyarrow import fs
 
@@ -101,6 +101,7 @@ def s3_environment(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
         "AWS_SECRET_ACCESS_KEY": S3_SECRET,
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
+        "PILLSNAP_CACHE_DIR": str(tmp_path / "cache"),
     }.items():
         monkeypatch.setenv(name, value)
     bucket = f"pills-{uuid.uuid4().hex[:8]}"

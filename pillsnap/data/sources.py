@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +16,10 @@ from pillsnap.data.images import BadImage, decode_image
 from pillsnap.data.photos import PhotoStore
 from pillsnap.data.shards import ShardStore
 from pillsnap.data.windows import Codec, EncodedWindow, Window
+from pillsnap.storage import is_uri
+
+_READS_AT_ONCE = 8
+"""Of a task, from remote storage."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +29,17 @@ class PhotoReader:
     data_root: str
     max_pixels: int
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether photos come over a network, from storage that is not mounted."""
+        return is_uri(self.data_root)
+
     def read(self, image_path: str) -> np.ndarray | BadImage:
         """RGB pixels, or why there are none."""
-        data = self.read_bytes(image_path)
+        return self.decode(self.read_bytes(image_path))
+
+    def decode(self, data: bytes | BadImage) -> np.ndarray | BadImage:
+        """RGB pixels of a photo's bytes, or why there are none."""
         if isinstance(data, BadImage):
             return data
         try:
@@ -43,6 +57,32 @@ class PhotoReader:
             return BadImage("missing", f"{image_path} is not there")
         except (OSError, ValueError) as error:
             return BadImage("unreadable", str(error))
+
+
+class ReadAhead:
+    """Photos that will be asked for one after the other. From remote storage, where a read is mostly waiting, several
+    are read at a time.
+    """
+
+    def __init__(self, reader: PhotoReader, image_paths: Iterable[str]) -> None:
+        self._reader = reader
+        self._coming: dict[str, Future[bytes | BadImage]] = {}
+        if reader.is_remote:
+            self._coming = {path: _readers().submit(reader.read_bytes, path) for path in dict.fromkeys(image_paths)}
+
+    def read_bytes(self, image_path: str) -> bytes | BadImage:
+        """As the reader's."""
+        coming = self._coming.get(image_path)
+        return self._reader.read_bytes(image_path) if coming is None else coming.result()
+
+    def read(self, image_path: str) -> np.ndarray | BadImage:
+        """As the reader's."""
+        return self._reader.decode(self.read_bytes(image_path))
+
+
+@lru_cache(maxsize=1)
+def _readers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_READS_AT_ONCE, "photos")
 
 
 class Cutter(Hashable, Protocol):
@@ -95,10 +135,19 @@ class Source:
     reader: PhotoReader
     read_s: float = 0.0
     decode_s: float = 0.0
+    _ahead: ReadAhead | None = None
+
+    def expect(self, samples: pa.Table, numbers: Sequence[int]) -> None:
+        """These samples will be asked for: their photos may be read beforehand."""
+        paths = samples["image_path"]
+        self._ahead = ReadAhead(self.reader, (paths[number].as_py() for number in numbers))
+
+    def _photos(self) -> ReadAhead | PhotoReader:
+        return self._ahead or self.reader
 
     def fetch(self, samples: pa.Table, number: int) -> EncodedWindow | BadImage:
         """The encoded window of a sample, or why there is none."""
-        data = self.reader.read_bytes(samples["image_path"][number].as_py())
+        data = self._photos().read_bytes(samples["image_path"][number].as_py())
         return data if isinstance(data, BadImage) else EncodedWindow(data, own=False)
 
     def has_all(self, samples: pa.Table, numbers: np.ndarray) -> bool:
@@ -131,6 +180,10 @@ class StoreSource(Source):
     """(key, window) made here, which the store lacks."""
     _photo: tuple[str, np.ndarray | BadImage] | None = None
 
+    def expect(self, samples: pa.Table, numbers: Sequence[int]) -> None:
+        store = self.store
+        super().expect(samples, [n for n in numbers if store.shards.get(self.keys(samples, n)) is None])
+
     def fetch(self, samples: pa.Table, number: int) -> EncodedWindow | BadImage:
         store = self.store
         key = self.keys(samples, number)
@@ -157,7 +210,7 @@ class StoreSource(Source):
     def _read(self, image_path: str) -> np.ndarray | BadImage:
         # The pills of one photo are neighbours in the sample table: filling a store decodes it once.
         if self._photo is None or self._photo[0] != image_path:
-            self._photo = image_path, self.reader.read(image_path)
+            self._photo = image_path, self._photos().read(image_path)
         return self._photo[1]
 
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pillsnap.config import Settings
 from pillsnap.data.archives import with_locations
 from pillsnap.data.images import BadImage
-from pillsnap.data.sources import PhotoReader
+from pillsnap.data.sources import PhotoReader, ReadAhead
 from pillsnap.evaluate.boxes import MIN_SCORE
 
 if TYPE_CHECKING:
@@ -176,8 +176,10 @@ def _decode(batch: pa.Table, *, reader: PhotoReader) -> pa.Table:
     pixels: list[bytes] = []
     shapes: list[list[int]] = []
     errors: list[str | None] = []
-    for image_path in batch["image_path"].to_pylist():
-        photo = reader.read(image_path)
+    paths = batch["image_path"].to_pylist()
+    photos = ReadAhead(reader, paths)
+    for image_path in paths:
+        photo = photos.read(image_path)
         if isinstance(photo, BadImage):
             pixels.append(b"")
             shapes.append([0, 0, 3])

@@ -6,6 +6,7 @@ import hashlib
 import os
 import socket
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from pillsnap.data.images import DEFAULT_MAX_PIXELS, BadImage
 from pillsnap.data.photos import PhotoStore
 from pillsnap.errors import UserError
 from pillsnap.observe.versions import versions
+from pillsnap.storage import Storage, StorageError, is_uri
 
 ANSWER_TIMEOUT_S = 60.0
 NUM_PHOTOS = 5
@@ -34,7 +36,7 @@ class Question:
     photos: tuple[str, ...]
     """Locations of a few photos."""
     folder: str
-    """The run directory, or the nearest folder above it that exists."""
+    """The run directory, or the nearest folder above it that exists, or the run's URI."""
     marker: str
     """Name of a file that the driver has just written there; empty where it could not."""
     max_pixels: int = DEFAULT_MAX_PIXELS
@@ -63,10 +65,10 @@ def look(question: Question) -> Answer:
     )
 
 
-def node_checks(settings: Settings, run_dir: Path, data_root: str, manifest: pa.Table | None) -> list[Check]:
+def node_checks(settings: Settings, run: str | Path, data_root: str, manifest: pa.Table | None) -> list[Check]:
     """Compare what all nodes of Ray's cluster see with what this process sees; nothing for a single node.
 
-    Each reads a few photos of the manifest. Ray must be up.
+    `run` is the run's folder or URI. Each reads a few photos of the manifest. Ray must be up.
     """
     import ray
 
@@ -77,7 +79,7 @@ def node_checks(settings: Settings, run_dir: Path, data_root: str, manifest: pa.
     if manifest is not None:
         few = range(0, len(manifest), max(1, len(manifest) // NUM_PHOTOS))[:NUM_PHOTOS]
         photos = with_locations(manifest.take(list(few)))["image_path"].to_pylist()
-    with _marked(run_dir) as (folder, marker):
+    with _marked(str(run)) as (folder, marker):
         question = Question(data_root, tuple(photos), folder, marker, settings.data.max_pixels)
         answers, silent = _ask(question, nodes)
         own = look(question)
@@ -101,6 +103,7 @@ def compare(own: Answer, answers: Sequence[Answer], folder: str, data_root: str)
         ),
         _verdict(
             "run directory on every node", answers, lambda answer: answer.folder, f"{folder} is one folder for all",
+            "give that node the same AWS_* variables" if is_uri(folder) else
             "mount it there, under the same path, with the right to write",
         ),
         _verdict(
@@ -138,9 +141,21 @@ def _ask(question: Question, nodes: dict[str, str]) -> tuple[list[Answer], list[
 
 
 @contextmanager
-def _marked(run_dir: Path) -> Iterator[tuple[str, str]]:
-    """The run directory, or the nearest that exists above it, with a file in it by which others know it again."""
-    folder = run_dir
+def _marked(run: str) -> Iterator[tuple[str, str]]:
+    """The run directory, or the nearest that exists above it, or the run's URI, with a file in it by which others know
+    it again.
+    """
+    if is_uri(run):
+        marker = f".pillsnap-preflight-{uuid.uuid4().hex[:8]}"
+        try:
+            Storage(run).write(marker, b"here")
+        except StorageError:  # no right to write: each node says so of itself
+            marker = ""
+        yield run, marker
+        if marker:
+            Storage(run).remove(marker)
+        return
+    folder = Path(run)
     while not folder.exists():
         folder = folder.parent
     with ExitStack() as stack:
@@ -152,11 +167,27 @@ def _marked(run_dir: Path) -> Iterator[tuple[str, str]]:
 
 
 def _folder_problem(folder: str, marker: str) -> str:
+    if is_uri(folder):
+        return storage_problem(folder, marker)
     if not os.path.isdir(folder):
         return f"{folder} is not there"
     if marker and not os.path.exists(os.path.join(folder, marker)):
         return f"{folder} is another folder than the driver's"
     return "" if os.access(folder, os.W_OK) else f"{folder} cannot be written to"
+
+
+def storage_problem(uri: str, marker: str = "") -> str:
+    """Why this node cannot keep a run there, or does not see the driver's file `marker`; empty when it can."""
+    own = f".pillsnap-preflight-{uuid.uuid4().hex[:8]}"
+    try:
+        storage = Storage(uri)
+        if marker and storage.read(marker) is None:
+            return f"{uri} is another folder than the driver's"
+        storage.write(own, b"here")
+        storage.remove(own)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def _digest(store: PhotoStore, path: str) -> str:

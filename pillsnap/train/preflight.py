@@ -22,19 +22,29 @@ MIN_DISK_BYTES = 10 * 10**9
 _PHOTOS_TRIED = 20
 
 
-def preflight(settings: Settings, run_dir: Path, manifest_path: Path, data_root: str) -> list[Check]:
-    """Every check that needs no training. On a cluster (RAY_ADDRESS) every node looks, too."""
+def preflight(settings: Settings, run_dir: Path, manifest_path: Path, data_root: str, uri: str = "") -> list[Check]:
+    """Every check that needs no training. On a cluster (RAY_ADDRESS) every node looks, too. `uri` is where the run is
+    kept when `run_dir` is only this node's copy.
+    """
     return [
         *gpu_checks(),
         *_computing_checks(),
         _packages_check(),
         *_manifest_checks(settings, manifest_path, data_root),
         disk_check(run_dir),
-        *_cluster_checks(settings, run_dir, manifest_path, data_root),
+        *([_storage_check(uri)] if uri else []),
+        *_cluster_checks(settings, uri or str(run_dir), manifest_path, data_root),
     ]
 
 
-def _cluster_checks(settings: Settings, run_dir: Path, manifest_path: Path, data_root: str) -> list[Check]:
+def _storage_check(uri: str) -> Check:
+    from pillsnap.train.node_checks import storage_problem
+
+    problem = storage_problem(uri)
+    return Check("storage", not problem, problem or f"{uri} can be read and written", "look at AWS_* and the bucket")
+
+
+def _cluster_checks(settings: Settings, run: str, manifest_path: Path, data_root: str) -> list[Check]:
     """What the nodes of the cluster that a run would join see; none without a cluster, or without a manifest."""
     if not os.environ.get("RAY_ADDRESS"):
         return []
@@ -46,7 +56,7 @@ def _cluster_checks(settings: Settings, run_dir: Path, manifest_path: Path, data
     except UserError:  # which the check of the manifest has told
         manifest = None
     with ray_session():
-        return node_checks(settings, run_dir, data_root, manifest)
+        return node_checks(settings, run, data_root, manifest)
 
 
 def gpu_checks() -> list[Check]:

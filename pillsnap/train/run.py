@@ -97,7 +97,7 @@ def train_run(run: Run, desk: Any = None) -> None:
     assert bool(desk) == bool(run.uri)
     (run.run_dir / STOP_FILE).unlink(missing_ok=True)
     workers = count_workers(run.settings)
-    require_alike(node_checks(run.settings, run.run_dir, run.data_root, run.manifest))
+    require_alike(node_checks(run.settings, run.where, run.data_root, run.manifest))
     with EventLog(run.run_dir) as events:
         events.write(
             "run",

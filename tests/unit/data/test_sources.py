@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import cv2
@@ -12,9 +13,11 @@ import pytest
 from pillsnap.data.augment import CropJitter
 from pillsnap.data.batches import CropRecipe
 from pillsnap.data.images import BadImage
+from pillsnap.data.photos import PhotoStore
 from pillsnap.data.shards import ShardStore
 from pillsnap.data.sources import KeyMemo, PhotoReader, ShippedSource, Source, SplitStore
 from pillsnap.data.windows import Window
+from pillsnap.storage import Storage
 
 RECIPE = CropRecipe(32, 0.1, CropJitter(0.1, 0.1, 180.0))
 
@@ -109,3 +112,62 @@ def test_a_key_is_worked_out_once(samples: pa.Table) -> None:
     keys = KeyMemo(Counting(32, 0.1, CropJitter()))
     assert [keys(samples, number) for number in (2, 0, 2, 0)] == [RECIPE.key(samples, n) for n in (2, 0, 2, 0)]
     assert asked == [2, 0]
+
+
+def test_remote_photos_are_read_several_at_a_time_and_once(
+    samples: pa.Table, tmp_path: Path, s3_environment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(f"{s3_environment}/photos")
+    storage.upload(tmp_path / "a.png", "a.png")
+    remote, local = (PhotoReader(root, 10**6) for root in (storage.uri, str(tmp_path)))
+    assert remote.is_remote and not local.is_remote
+    reads: list[str] = []
+    at_once = threading.Barrier(2, timeout=10)  # broken unless both photos are being read at the same time
+    original = PhotoStore.read
+
+    def read(store: PhotoStore, location: str) -> bytes:
+        if store.root == storage.uri:
+            reads.append(location)
+            at_once.wait()
+        return original(store, location)
+
+    monkeypatch.setattr(PhotoStore, "read", read)
+    windows = []
+    for reader in (remote, local):
+        source = Source(reader)
+        source.expect(samples, range(3))
+        windows.append([source.window(samples, number) for number in range(3)])
+    assert sorted(reads) == ["a.png", "b.png"]
+    assert all(isinstance(found[2], BadImage) and found[2].reason == "missing" for found in windows)
+    for far, near in zip(windows[0][:2], windows[1][:2], strict=True):
+        assert isinstance(far, Window) and isinstance(near, Window)
+        assert np.array_equal(far.pixels, near.pixels)
+
+
+def test_one_connection_a_process(tmp_path: Path, s3_environment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyarrow import fs
+
+    made: list[int] = []
+    original = fs.S3FileSystem
+    monkeypatch.setattr("pyarrow.fs.S3FileSystem", lambda **options: made.append(1) or original(**options))
+    reader = PhotoReader(f"{s3_environment}/photos", 10**6)
+    for _ in range(20):
+        assert isinstance(reader.read_bytes("none.png"), BadImage)
+    assert len(made) == 1
+
+
+def test_prefetching_for_a_store_leaves_out_what_it_has(samples: pa.Table, tmp_path: Path, s3_environment: str) -> None:
+    storage = Storage(f"{s3_environment}/photos")
+    storage.upload(tmp_path / "a.png", "a.png")
+    store = SplitStore(ShardStore(str(tmp_path / "store")), RECIPE, "png", training=True)
+    source = store.source(PhotoReader(storage.uri, 10**6))
+    source.expect(samples, range(2))
+    first = [source.window(samples, number) for number in range(2)]
+    source.flush()
+    storage.remove("a.png")
+    again = store.source(PhotoReader(storage.uri, 10**6))
+    again.expect(samples, range(2))
+    for number, before in enumerate(first):
+        window = again.window(samples, number)
+        assert isinstance(window, Window) and isinstance(before, Window)
+        assert np.array_equal(window.pixels, before.pixels)

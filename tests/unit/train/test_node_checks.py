@@ -11,7 +11,8 @@ import pytest
 from pillsnap.checklist import Check
 from pillsnap.data.manifest import read_manifest
 from pillsnap.errors import UserError
-from pillsnap.train.node_checks import Answer, Question, compare, look, require_alike
+from pillsnap.storage import Storage
+from pillsnap.train.node_checks import Answer, Question, _marked, compare, look, require_alike
 
 HERE = Answer("head", ("a" * 64, "b" * 64), "", {"python": "3.11.7", "ray": "2.60.0", "torch": "2.15.0"})
 
@@ -60,3 +61,16 @@ def test_what_a_node_sees(toy_manifest: Path, toy_tree: Path, tmp_path: Path) ->
     assert len(other.photos[1]) == 64 and other.photos[1] != own.photos[1]
     assert other.folder == f"{tmp_path / 'nothing'} is not there"
     assert look(replace(question, folder=str(copy))).folder == f"{copy} is another folder than the driver's"
+
+
+def test_storage_instead_of_a_folder(s3_environment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    question = Question("/photos", (), f"{s3_environment}/runs/one", "")
+    with _marked(question.folder) as (folder, marker):
+        marked = replace(question, folder=folder, marker=marker)
+        assert look(marked).folder == ""
+        other = f"{s3_environment}/runs/two"
+        assert look(replace(marked, folder=other)).folder == f"{other} is another folder than the driver's"
+    assert Storage(question.folder).files() == {}
+    assert "NO_SUCH_BUCKET" in look(replace(question, folder="s3://no-such-bucket/runs")).folder
+    with _marked("s3://no-such-bucket/runs") as (_, marker):
+        assert marker == ""
