@@ -58,7 +58,8 @@ def exported_model_problem(path: Path, task: str) -> str:
 
 def _checkpoint_checks(run: Run, task: str) -> list[Check]:
     problem = exported_model_problem(run.export_path(task), task)
-    exported = Check(f"{task}: best model", not problem, problem or str(run.export_path(task)), "train the task again")
+    place = join(run.where, run.export_path(task).relative_to(run.run_dir).as_posix())
+    exported = Check(f"{task}: best model", not problem, problem or place, "train the task again")
     checks = [exported]
     for pointer in ("best", "last"):
         checkpoint, damaged = find_run_checkpoint(run.where, task, pointer)

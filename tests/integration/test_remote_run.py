@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -31,13 +32,15 @@ class Host:
         caches = [str(self.folder / "driver"), str(self.folder / "worker")]
         command = [sys.executable, "-m", "tests.integration.remote_driver", *caches, *arguments]
         return subprocess.Popen(
-            command, cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+            command, cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=os.environ | {"COLUMNS": "250"},
+        )  # fmt: skip
 
     def train(self, num_workers: int = 1) -> subprocess.Popen[str]:
         options = [f"--set={key}={value}" for key, value in SETTINGS.items()]
         return self.start(
-            "train", "--preset=demo", f"--storage={self.storage}/runs", "--run=toy", "--log-level=DEBUG", f"--num-workers={num_workers}",
+            "train", "--preset=demo", f"--storage={self.storage}/runs", "--run=toy", "--log-level=DEBUG",
+            f"--num-workers={num_workers}",
             f"--manifest={self.storage}/manifest", f"--data-root={self.storage}/photos", *options,
         )  # fmt: skip
 
