@@ -7,7 +7,11 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -147,28 +151,77 @@ def test_killed_and_gone_on_with_on_another_machine(bucket: str, tmp_path: Path)
     assert S3_SECRET not in out + errors
 
 
+@pytest.fixture
+def denying_server() -> Iterator[str]:
+    """An S3 server that lets nobody do anything."""
+
+    class Denies(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+            self.send_response(403)
+            self.send_header("Content-Type", "application/xml")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        do_PUT = do_POST = do_HEAD = do_DELETE = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Denies)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
 @pytest.mark.parametrize(
-    ("variable", "value", "storage", "reason"),
+    ("endpoint", "storage", "reason"),
     [
-        ("AWS_DEFAULT_REGION", "us-east-1", "s3://no-such-bucket-at-all/runs", "NO_SUCH_BUCKET"),
-        ("AWS_ENDPOINT_URL", "http://127.0.0.1:9", "", "NETWORK_CONNECTION"),
+        ("", "s3://no-such-bucket-at-all/runs", "NO_SUCH_BUCKET"),
+        ("http://127.0.0.1:9", "s3://pills/runs", "NETWORK_CONNECTION"),
+        ("denying", "s3://pills/runs", "ACCESS_DENIED"),
     ],
 )
 def test_storage_that_cannot_be_used_is_one_line_within_seconds(
-    variable: str, value: str, storage: str, reason: str, bucket: str, toy_manifest: Path, toy_tree: Path,
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    endpoint: str, storage: str, reason: str, s3_environment: str, denying_server: str, toy_manifest: Path,
+    toy_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setenv(variable, value)
+    if endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", denying_server if endpoint == "denying" else endpoint)
     started_s = time.monotonic()
-    ended = Host(tmp_path, bucket)(
-        "train", "--preset=demo", f"--storage={storage or bucket}", "--run=toy", f"--manifest={toy_manifest}",
+    ended = Host(tmp_path, storage)(
+        "train", "--preset=demo", f"--storage={storage}", "--run=toy", f"--manifest={toy_manifest}",
         f"--data-root={toy_tree}",
     )  # fmt: skip
-    assert ended.returncode == 2
-    assert ended.stdout == ""
+    assert (ended.returncode, ended.stdout) == (2, "")
     assert len(ended.stderr.strip().splitlines()) == 1
-    assert ended.stderr.startswith("pillsnap: s3://") and reason in ended.stderr
+    assert ended.stderr.startswith(f"pillsnap: {storage}/toy") and reason in ended.stderr
     assert time.monotonic() - started_s < 30
+
+
+def test_a_bucket_that_goes_away_ends_the_run_with_one_line(
+    s3_environment: str, s3_server: str, toy_manifest: Path, toy_tree: Path, tmp_path: Path
+) -> None:
+    host = Host(tmp_path, s3_environment)
+    options = [f"--set={key}={value}" for key, value in SETTINGS.items()]
+    process = host.start(
+        "train", "--preset=demo", "--task=classification", f"--storage={s3_environment}/runs", "--run=toy",
+        f"--manifest={toy_manifest}", f"--data-root={toy_tree}", *options,
+    )  # fmt: skip
+    end_s = time.monotonic() + TIMEOUT_S
+    while not events_of(f"{s3_environment}/runs/toy", "task", status="started"):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end_s
+        time.sleep(0.2)
+    urllib.request.urlopen(urllib.request.Request(f"{s3_server}/moto-api/reset", method="POST")).close()
+    out, errors = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 2, out
+    (line,) = errors.strip().splitlines()
+    assert line.startswith("pillsnap: The checkpoint at step ") and "could not be published" in line
+    assert "NO_SUCH_BUCKET" in line and "the one before is intact" in line
+    assert "the end of the run was not published" in out
 
 
 def test_validate_finds_the_same_in_s3(bucket: str, toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
