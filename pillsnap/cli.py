@@ -141,7 +141,7 @@ def train(
     batch_size: Annotated[Optional[int], typer.Option(help="Samples a step, over all workers.")] = None,  # noqa: UP045
     num_workers: Annotated[Optional[str], typer.Option(help="auto (one a GPU), a number, or MIN:MAX.")] = None,  # noqa: UP045
     resume: Annotated[bool, typer.Option(help="Go on from the run's last checkpoint, also of a finished run.")] = False,
-    checkpoint: Annotated[Path | None, typer.Option(help="Begin a new run at this checkpoint of another.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="Begin a new run at this checkpoint of another.")] = None,
     log_level: Annotated[str, typer.Option(help="Level of train.log.")] = "INFO",
     assignments: Assignments = None,
 ) -> None:

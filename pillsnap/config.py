@@ -330,11 +330,12 @@ def run_location(settings: Settings, run: str | Path | None) -> str:
     Raises UserError when the two disagree.
     """
     storage = plain(settings.train.storage or "").rstrip("/")
+    run = None if run is None else plain(str(run))
     if run is not None and is_uri(run):
-        check_uri(str(run))
-        if storage and folder_of(str(run)) != storage:
+        check_uri(run)
+        if storage and folder_of(run) != storage:
             raise UserError(f"--run {run} does not lie in train.storage {storage}: give one of them.")
-        return str(run).rstrip("/")
+        return run.rstrip("/")
     if not storage:
         return str(run_directory(settings, None if run is None else Path(run)))
     name = settings.name if run is None else Path(run).absolute().name

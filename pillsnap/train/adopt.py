@@ -8,19 +8,37 @@ from pathlib import Path
 from typing import Any
 
 from pillsnap.errors import UserError
-from pillsnap.train.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, point_to
+from pillsnap.storage import folder_of, is_uri, last_name
+from pillsnap.train.checkpoint import META_FILE, Checkpoint, find_checkpoint, load_checkpoint, point_to
 from pillsnap.train.published import PublishedCheckpoints, find_run_checkpoint
 from pillsnap.train.run_directory import Run
 
 
-def named_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint that a user names by its folder or a file in it. Raises UserError when it is none or damaged."""
+def named_checkpoint(where: str | Path) -> Checkpoint:
+    """The checkpoint that a user names by its folder, or its URI, or a file in it. Raises UserError when it is none or
+    damaged.
+    """
+    if is_uri(where):
+        return _remote_checkpoint(str(where).removesuffix(f"/{META_FILE}").rstrip("/"))
+    path = Path(where)
     folder = path.parent if path.is_file() else path
     if not (folder / "meta.json").is_file():
         raise UserError(
             f"--checkpoint {path} is no checkpoint: name a folder such as RUN/checkpoints/detection/step-00000120."
         )
     return load_checkpoint(folder.absolute())
+
+
+def _remote_checkpoint(uri: str) -> Checkpoint:
+    """This node's copy of it, with the run's best one beside it."""
+    folder = folder_of(uri)
+    if last_name(folder_of(folder)) != "checkpoints":
+        raise UserError(
+            f"--checkpoint {uri} is no checkpoint: name one such as RUN/checkpoints/detection/step-00000120."
+        )
+    store = PublishedCheckpoints(folder_of(folder_of(folder)), last_name(folder), "reader")
+    store.find("best")
+    return store.fetch(last_name(uri))
 
 
 def as_config(checkpoint: Checkpoint) -> dict[str, Any]:

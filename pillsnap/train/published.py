@@ -65,7 +65,7 @@ class PublishedCheckpoints:
             names,
             None if pointed is None else pointed.decode(errors="replace"),
             join(self.uri, f"{pointer}.json"),
-            self._fetch,
+            self.fetch,
         )
         self._drop_all_but(names)
         if found is not None:
@@ -118,7 +118,7 @@ class PublishedCheckpoints:
         found = {name.partition("/")[0] for name in names if name.endswith(f"/{META_FILE}")}
         return sorted(filter(_NAME.fullmatch, found), key=age, reverse=True)
 
-    def _fetch(self, name: str) -> Checkpoint:
+    def fetch(self, name: str) -> Checkpoint:
         """This node's verified copy of a checkpoint. Raises CheckpointError naming the remote file at fault."""
         if not _NAME.fullmatch(name):
             raise CheckpointError(f"{self.uri} has no checkpoint {name!r}.")

@@ -228,5 +228,11 @@ def test_adopting_a_checkpoint_publishes_it(run_uri: str, toy_manifest: Path, to
     for pointer, epoch in (("last", 2), ("best", 1)):
         found, damaged = find_run_checkpoint(run_uri, "detection", pointer)
         assert found is not None and found.position.epoch == epoch and damaged == []
+    other = named_checkpoint(f"{run_uri}/checkpoints/detection/{path.name}")
+    assert other.position == Position(2, 0, 2) and other.path.is_relative_to(scratch(run_uri, "reader"))
+    assert (other.path.parent / "best.json").exists()
+    for wrong in (f"{run_uri}/checkpoints/detection/step-00000099", f"{run_uri}/checkpoints"):
+        with pytest.raises(UserError, match=r"is missing|is no checkpoint"):
+            named_checkpoint(wrong)
     with pytest.raises(UserError, match=f"{run_uri} already holds"):
         adopt_checkpoint(run, named_checkpoint(tmp_path / "from" / "step-00000001-epoch-0001"))
