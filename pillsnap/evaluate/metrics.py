@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from pillsnap.evaluate.boxes import list_arrays, read_boxes, read_photos
+from pillsnap.evaluate.coco import coco_precision
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10, dtype=np.float32)
 CALIBRATION_BINS = 15
@@ -19,7 +20,8 @@ IMAGE_TYPES = ("single", "combination")
 
 
 def detection_metrics(manifest: pa.Table, detections: pa.Table, split: str = "val") -> dict[str, Any]:
-    """Average precision, precision and recall over the photos whose every pill has a label box.
+    """Average precision, precision and recall over the photos whose every pill has a label box. `map50_coco` and
+    `map50_95_coco` are COCO's average precision of the same boxes.
 
     Photos with a missing label box are left out (`num_photos_left_out`): a right detection of an unlabelled pill would
     count as a mistake. Photos without a row in `detections` could not be read (`num_photos_unread`).
@@ -33,8 +35,10 @@ def detection_metrics(manifest: pa.Table, detections: pa.Table, split: str = "va
         boxes = predicted[photo.sample_id]
         hits.append(match_detections(photo.boxes, boxes.xywh))
         scores.append(boxes.scores)
+    found = [predicted[photo.sample_id].xywh for photo in judged]
     return {
         **average_precision(hits, scores, sum(len(photo.boxes) for photo in judged)),
+        **coco_precision([photo.boxes for photo in judged], found, scores),
         "num_photos": len(judged),
         "num_photos_left_out": len(photos) - len(complete),
         "num_photos_unread": len(complete) - len(judged),

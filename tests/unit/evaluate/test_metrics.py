@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import contextlib
-import io
-
 import numpy as np
 import pytest
 
+from benchmarks.average_precision import pycocotools_precision
 from pillsnap.evaluate.metrics import (
     calibration,
     classification_metrics,
@@ -90,6 +88,7 @@ def test_without_any_label_box_there_is_no_figure(manifest_of, detections_of):
     manifest = manifest_of([{"sample_id": "p0", "codes": ["K-1"], "boxes": [None]}])
     figures = detection_metrics(manifest, detections_of([("p0", [BOX], [0.9])]))
     assert (figures["map50"], figures["num_photos"], figures["num_photos_left_out"]) == (None, 0, 1)
+    assert figures["map50_coco"] is figures["map50_95_coco"] is None
 
 
 def test_matching_and_precision_are_those_of_ultralytics_own_validator():
@@ -116,6 +115,7 @@ def random_photo(rng: np.random.Generator, spread_px: float = 6) -> tuple[np.nda
     jittered = [kept + rng.normal(0, spread, kept.shape) for spread in (spread_px, 3 * spread_px)]
     strays = np.c_[rng.uniform(0, 700, (2, 2)), rng.uniform(100, 250, (2, 2))]
     predictions = np.concatenate([*jittered, strays]).astype(np.float32)
+    predictions[:, 2:] = np.maximum(predictions[:, 2:], 1)
     scores = np.concatenate([rng.beta(5, 2, len(kept)), rng.beta(2, 4, len(predictions) - len(kept))])
     order = np.argsort(-scores)
     return labels, predictions[order], scores[order]
@@ -136,11 +136,13 @@ def test_average_precision_agrees_with_pycocotools(manifest_of, detections_of, s
         found.append((f"p{number}", predictions.tolist(), scores.tolist()))
         annotations += [{"image_id": number, "bbox": box} for box in labels.tolist()]
         results += [
-            {"image_id": number, "category_id": 1, "bbox": box, "score": score}
+            {"image_id": number, "category_id": 1, "bbox": box, "score": float(np.float32(score))}
             for box, score in zip(predictions.tolist(), scores.tolist(), strict=True)
         ]
     figures = detection_metrics(manifest_of(rows), detections_of(found))
-    coco_map50_95, coco_map50 = coco_precision(annotations, results, num_photos=250)
+    coco_map50_95, coco_map50 = pycocotools_precision(annotations, results, num_photos=250)
+    assert figures["map50_coco"] == pytest.approx(coco_map50, abs=1e-9)
+    assert figures["map50_95_coco"] == pytest.approx(coco_map50_95, abs=1e-9)
     assert least_map50 < figures["map50"] < least_map50 + 0.2
     ends = figures["pr_curve"]["precision"][0] + figures["pr_curve"]["precision"][-1]
     assert figures["map50"] == pytest.approx((101 * coco_map50 - ends / 2) / 100, abs=0.001)
@@ -149,26 +151,25 @@ def test_average_precision_agrees_with_pycocotools(manifest_of, detections_of, s
             assert ours == pytest.approx(coco, abs=0.002)
 
 
-def coco_precision(annotations: list[dict], results: list[dict], num_photos: int) -> tuple[float, float]:
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = {
-            "images": [{"id": number} for number in range(num_photos)],
-            "categories": [{"id": 1}],
-            "annotations": [
-                {"id": i, "category_id": 1, "iscrowd": 0, "area": entry["bbox"][2] * entry["bbox"][3], **entry}
-                for i, entry in enumerate(annotations, start=1)
-            ],
-        }
-        truth.createIndex()
-        judge = COCOeval(truth, truth.loadRes(results), "bbox")
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
-    return float(judge.stats[0]), float(judge.stats[1])
+def test_coco_counts_a_hundred_boxes_a_photo_and_gives_ties_to_the_last(manifest_of, detections_of):
+    rng = np.random.default_rng(4)
+    rows, found, annotations, results = [], [], [], []
+    for number in range(6):
+        labels = [[10, 10, 40, 40], [10, 10, 40, 40], [120, 10, 30, 30]][: 1 + number % 3]
+        corners = rng.integers(0, 12, (130, 2)) * 10
+        boxes = np.concatenate([[[10, 10, 40, 40]], np.c_[corners, rng.integers(2, 5, (130, 2)) * 10]]).tolist()
+        scores = np.sort(rng.permutation(1000)[:131] / 1000)[::-1].tolist()
+        rows.append({"sample_id": f"p{number}", "codes": ["K-1"] * len(labels), "boxes": labels})
+        found.append((f"p{number}", boxes, scores))
+        annotations += [{"image_id": number, "bbox": box} for box in labels]
+        results += [
+            {"image_id": number, "category_id": 1, "bbox": box, "score": float(np.float32(score))}
+            for box, score in zip(boxes, scores, strict=True)
+        ]
+    figures = detection_metrics(manifest_of(rows), detections_of(found))
+    coco_map50_95, coco_map50 = pycocotools_precision(annotations, results, num_photos=6)
+    assert 0.05 < coco_map50_95 < coco_map50 < 0.95
+    assert (figures["map50_coco"], figures["map50_95_coco"]) == pytest.approx((coco_map50, coco_map50_95), abs=1e-9)
 
 
 def test_precision_recall_curve_falls_from_one_to_the_last_recall(manifest_of, detections_of):
