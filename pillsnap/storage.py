@@ -10,8 +10,10 @@ import contextlib
 import errno
 import hashlib
 import os
+import shutil
 import stat
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 CACHE_ENV = "PILLSNAP_CACHE_DIR"
 _CHUNK_BYTES = 8 << 20
 _CONNECT_TIMEOUT_S = 5.0
+_KEEP_COPIES_S = 14 * 86_400.0
 _ATTEMPTS = 5
 """Of a request that the network refuses: about five seconds in all, half a minute when nobody answers."""
 _REPLACE_WHOLE = ("s3", "gcs", "abfs")
@@ -92,6 +95,15 @@ def cache_folder() -> Path:
 def scratch(uri: str, role: str) -> Path:
     """Where this node keeps its copy of a remote folder, for one `role`; its last part is the remote folder's name."""
     return cache_folder() / role / hashlib.sha256(uri.encode()).hexdigest()[:16] / last_name(uri)
+
+
+def drop_old_copies(role: str) -> None:
+    """Delete this node's copies of remote folders in which nothing was written for two weeks."""
+    oldest_s = time.time() - _KEEP_COPIES_S
+    for copy in (cache_folder() / role).glob("*"):
+        with contextlib.suppress(FileNotFoundError):  # somebody works there this moment
+            if max(path.lstat().st_mtime for path in (copy, *copy.rglob("*"))) < oldest_s:
+                shutil.rmtree(copy, ignore_errors=True)
 
 
 def local_manifest(where: str | Path) -> Path:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pillsnap.errors import UserError
-from pillsnap.storage import Storage, StorageError, is_uri, scratch
+from pillsnap.storage import Storage, StorageError, drop_old_copies, is_uri, scratch
 from pillsnap.train.run_directory import STOP_FILE
 from pillsnap.train.run_mirror import RunMirror
 
@@ -146,6 +146,7 @@ def driving(where: str, say: Callable[[str], None]) -> Iterator[Path]:
     if not is_uri(where):
         yield Path(where)
         return
+    drop_old_copies("driver")
     local = scratch(where, "driver")
     local.mkdir(parents=True, exist_ok=True)
     (local / _LOST_FILE).unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from pillsnap.observe.events import encode_event
 from pillsnap.observe.logs import log_event
-from pillsnap.storage import scratch
+from pillsnap.storage import StorageError, drop_old_copies, scratch
 from pillsnap.train.memory import MEMORY_FILE
 from pillsnap.train.published import PublishedCheckpoints
 
@@ -42,6 +42,10 @@ class DeskLog:
             ray.get(self._desk.flush.remote(self._holder), timeout=_ANSWER_S)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
+        except ray.exceptions.GetTimeoutError:
+            raise StorageError(
+                f"The driver's node did not publish the run's events within {_ANSWER_S:.0f} s: look at its network."
+            ) from None
 
 
 class RemoteRun:
@@ -50,6 +54,7 @@ class RemoteRun:
     def __init__(self, uri: str, task: str, desk: Any) -> None:
         import ray
 
+        drop_old_copies("worker")
         self.run_dir = scratch(uri, "worker")
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self._checkpoints = PublishedCheckpoints(uri, task, "worker")

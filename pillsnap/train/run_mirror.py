@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pillsnap.data.manifest import write_json
-from pillsnap.storage import Stamp, Storage, is_uri, scratch
+from pillsnap.storage import Stamp, Storage, drop_old_copies, is_uri, scratch
 
 _INDEX = ".published.json"
 _STAYS = re.compile(
@@ -102,6 +102,7 @@ def local_run(where: str) -> Path:
     """A run's folder that can be read on this node: itself, or a copy of what is published, fetched now."""
     if not is_uri(where):
         return Path(where).absolute()
+    drop_old_copies("reader")
     mirror = RunMirror(where, scratch(where, "reader"))
     mirror.fetch()
     return mirror.local

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import time
 from pathlib import Path
 
 import pytest
 
 from pillsnap.config import load_settings, run_location
 from pillsnap.errors import UserError
-from pillsnap.storage import Storage, StorageError, cache_folder, is_uri, join, local_manifest, scratch
+from pillsnap.storage import Storage, StorageError, cache_folder, drop_old_copies, is_uri, join, local_manifest, scratch
 
 
 @pytest.fixture(params=["s3", "file"])
@@ -96,6 +98,22 @@ def test_copies_lie_apart_for_each_role_and_nobody_else(tmp_path: Path, monkeypa
     (tmp_path / "pillsnap-12345").mkdir()
     with pytest.raises(UserError, match="belongs to somebody else"):
         cache_folder()
+
+
+def test_copies_that_nobody_used_for_two_weeks_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PILLSNAP_CACHE_DIR", str(tmp_path))
+    copies = {name: scratch(f"s3://bucket/{name}", "worker") for name in ("old", "used", "new")}
+    for copy in copies.values():
+        (copy / "deep").mkdir(parents=True)
+        (copy / "deep" / "file").touch()
+    fifteen_days_ago = time.time() - 15 * 86_400
+    for name in ("old", "used"):
+        for path in (copies[name].parent, *copies[name].parent.rglob("*")):
+            os.utime(path, (fifteen_days_ago, fifteen_days_ago))
+    os.utime(copies["used"] / "deep" / "file")
+    drop_old_copies("worker")
+    assert [name for name, copy in copies.items() if copy.exists()] == ["used", "new"]
+    drop_old_copies("none")
 
 
 def test_a_manifest_is_brought_here(s3_environment: str, toy_manifest: Path, monkeypatch: pytest.MonkeyPatch,
