@@ -104,6 +104,7 @@ class DriverLock:
         self._storage.write(LOCK_FILE, json.dumps(self._mark | {"renewals": self._renewals}).encode())
 
     def _renew(self) -> None:
+        told = False
         while not self._stop.wait(RENEW_EVERY_S):
             try:
                 other = self._read()
@@ -113,8 +114,11 @@ class DriverLock:
                     return
                 self._renewals += 1
                 self._write()
+                told = False
             except StorageError as error:  # a checkpoint that cannot be published ends the run, this need not
-                _log.warning("the run's lock could not be renewed: %s", error)
+                if not told:
+                    _log.warning("the run's lock could not be renewed: %s", error)
+                told = True
 
 
 def _this_process() -> dict[str, Any]:
