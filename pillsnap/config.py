@@ -125,6 +125,8 @@ class ClassificationSettings(_Settings):
     hue: Fraction = 0.01
     saturation: Fraction = 0.3
     brightness: Fraction = 0.25
+    erasing: Fraction = 0.0
+    """Share of training crops in which a rectangle is hidden."""
     class_balance: Fraction = 0.0
     """How far rare classes are shown more often: 0 as they come, 1 all classes equally often."""
     mixup: Annotated[float, Field(ge=0.0)] = 0.0

@@ -7,7 +7,7 @@ Boxes are (n, 4) float32 arrays of x, y, w, h in pixels. Images are (height, wid
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -16,6 +16,8 @@ PADDING_GREY = 114
 _MIN_BOX_PX = 2.0
 _MIN_VISIBLE = 0.1
 _MAX_ASPECT = 100.0
+_ERASED_AREA = (0.02, 0.2)
+_ERASED_LOG_ASPECT = 1.2
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,9 @@ class CropJitter:
     hue: float = 0.0
     saturation: float = 0.0
     brightness: float = 0.0
+    erase: float = field(default=0.0, repr=False)
+    """Share of crops that lose a rectangle. What is cut out for a store, which its name tells, does not depend on it.
+    """
 
 
 def sample_rng(seed: int, epoch: int, sample_id: str) -> np.random.Generator:
@@ -81,7 +86,23 @@ def crop(
         @ _translation(0.5 - center_x, 0.5 - center_y)
     )
     patch = warp(image, matrix, size_px, border=cv2.BORDER_REPLICATE, target=target)
-    return _colour(patch, jitter.hue, jitter.saturation, jitter.brightness, rng)
+    patch = _colour(patch, jitter.hue, jitter.saturation, jitter.brightness, rng)
+    if jitter.erase and rng.random() < jitter.erase:
+        erase(patch, rng)
+    return patch
+
+
+def erase(image: np.ndarray, rng: np.random.Generator) -> None:
+    """Fill a rectangle of 2 to 20 % of a square image with one colour, in place: glare, a finger, another pill.
+
+    Zhong et al., "Random Erasing Data Augmentation", 2020.
+    """
+    size_px = len(image)
+    side = size_px * np.sqrt(rng.uniform(*_ERASED_AREA))
+    aspect = np.exp(rng.uniform(-_ERASED_LOG_ASPECT, _ERASED_LOG_ASPECT) / 2)
+    height, width = (max(1, min(size_px, round(length))) for length in (side * aspect, side / aspect))
+    top, left = (int(rng.integers(size_px - length + 1)) for length in (height, width))
+    image[top : top + height, left : left + width] = rng.integers(0, 256, 3)
 
 
 def letterbox_matrix(width: int, height: int, size_px: int) -> np.ndarray:

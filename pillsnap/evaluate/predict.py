@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pillsnap.data.archives import with_locations
 from pillsnap.data.manifest import read_manifest
 from pillsnap.errors import UserError
 from pillsnap.evaluate.inference import infer
@@ -62,8 +63,8 @@ def predict_manifest_photos(
         manifest = manifest.filter(pc.equal(manifest["split"], split))
     if not len(manifest):
         raise UserError(f"{manifest_path} has no photo" + (f" of the split {split!r}." if split else "."))
-    paths = manifest["image_path"].to_pylist()
-    return _predict(run, paths, paths, data_root or run.data_root, single)
+    places = with_locations(manifest)["image_path"].to_pylist()  # photos may lie in archives
+    return _predict(run, manifest["image_path"].to_pylist(), places, data_root or run.data_root, single)
 
 
 def _predict(run: Run, names: list[str], paths: list[str], root: str, single: bool) -> list[dict[str, Any]]:

@@ -59,7 +59,7 @@ class TwoStage:
         if detection is None and classification is None:
             raise UserError(f"{run} has no complete checkpoint: train it first, with `pillsnap train --run {run}`.")
         self.detector = None if detection is None else self._ready(detection).fuse(verbose=False)
-        self.classifier = None if classification is None else self._ready(classification)
+        self.classifier = None if classification is None else self._quick_classifier(classification)
         self.temperature = 1.0 if classification is None else classification.metrics.get("temperature", 1.0)
 
     @torch.inference_mode()
@@ -98,11 +98,11 @@ class TwoStage:
         return [names.rows(slice(end - len(rows), end)) for end, rows in zip(ends, boxes, strict=True)]
 
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
-        from pillsnap.models.classifier import input_statistics, normalise
+        from pillsnap.models.classifier import normalise
 
         classifier = self.classifier
         assert classifier is not None
-        inputs = normalise(images, *input_statistics(classifier))
+        inputs = normalise(images, *self._statistics)
         turns = self._settings.evaluation.rotations
         with self._autocast():
             logits = [classifier(inputs.rot90(turn * 4 // turns, (2, 3))) for turn in range(turns)]
@@ -120,6 +120,15 @@ class TwoStage:
                 self._rng,
             )
         return augment.crop(photo, box, settings.image_size_px, settings.crop_margin, NO_CROP_JITTER, self._rng)
+
+    def _quick_classifier(self, best: Best) -> Any:
+        from pillsnap.models.classifier import input_statistics
+        from pillsnap.models.fusion import fused
+
+        model, size_px = self._ready(best), self._settings.classification.image_size_px
+        self._statistics = input_statistics(model)
+        example = torch.randn(1, 3, size_px, size_px, generator=torch.Generator().manual_seed(0))
+        return fused(model, example.to(self._device))
 
     def _ready(self, best: Best) -> Any:
         return best.model.to(self._device).to(memory_format=torch.channels_last)

@@ -140,7 +140,9 @@ class ClassificationTask:
 
     def recipe(self, samples: TaskSamples) -> CropRecipe:
         s = self.settings
-        jitter = CropJitter(s.jitter_center, s.jitter_scale, s.rotation_deg, s.hue, s.saturation, s.brightness)
+        jitter = CropJitter(
+            s.jitter_center, s.jitter_scale, s.rotation_deg, s.hue, s.saturation, s.brightness, s.erasing
+        )
         return CropRecipe(s.image_size_px, s.crop_margin, jitter, whole_frame=s.input == "frame")
 
     def build(self) -> nn.Module:

@@ -119,3 +119,24 @@ def test_sample_rng_depends_on_seed_epoch_and_sample_alone() -> None:
     }
     assert len(set(draws.values())) == len(draws)
     assert augment.sample_rng(1, 0, "a").integers(2**62) == draws[1, 0, "a"]
+
+
+def test_erasing_hides_a_rectangle_of_some_crops_and_changes_no_other() -> None:
+    image = np.full((200, 200, 3), 90, np.uint8)
+    box = np.array([50, 50, 100, 100], np.float32)
+    plain, erasing = CropJitter(rotation_deg=180), CropJitter(rotation_deg=180, erase=0.4)
+    shares = []
+    for number in range(300):
+        crops = [
+            augment.crop(image, box, 64, 0.1, jitter, augment.sample_rng(7, 1, f"p{number}"))
+            for jitter in (plain, erasing, erasing)
+        ]
+        assert (crops[1] == crops[2]).all()  # the same wherever and however often it is made
+        changed = (crops[0] != crops[1]).any(2)
+        if changed.any():
+            rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
+            assert changed[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+            assert len(np.unique(crops[1][changed], axis=0)) == 1
+            shares.append(changed.mean())
+    assert 0.3 < len(shares) / 300 < 0.5
+    assert min(shares) >= 0.015 and 0.19 < max(shares) <= 0.21
