@@ -44,7 +44,7 @@ class Reads(LogicalOperator, SourceOperator):
 
     def infer_metadata(self) -> BlockMetadata:
         """Rows and bytes of all blocks."""
-        return BlockMetadata(self.num_outputs, None, None, None)
+        return BlockMetadata(num_rows=self.num_outputs, size_bytes=None, input_files=None, exec_stats=None)
 
     def infer_schema(self) -> pa.Schema:
         """Two numbers."""
@@ -90,8 +90,8 @@ class _ReadList(InputDataBuffer):
         self._next_slot = min(first + self._reads.slots_per_read, self._reads.end_slot)
         self._num_listed += 1
         block = pa.table({"first": [first], "end": [self._next_slot]}, schema=_SCHEMA)
-        entry = BlockEntry(ray.put(block), BlockMetadata(1, block.nbytes, None, None))
-        bundle = RefBundle((entry,), owns_blocks=False, schema=_SCHEMA)
+        facts = BlockMetadata(num_rows=1, size_bytes=block.nbytes, input_files=None, exec_stats=None)
+        bundle = RefBundle((BlockEntry(ray.put(block), facts),), owns_blocks=False, schema=_SCHEMA)
         self._kept.append(bundle)
         self._metrics.on_input_received(bundle)
         return bundle

@@ -21,7 +21,6 @@ from pillsnap.data.allocation import keep_freed_memory
 from pillsnap.data.batches import Batch
 from pillsnap.data.images import BadImage
 from pillsnap.data.plan import Slot, StreamPlan
-from pillsnap.data.reads import reads_dataset
 from pillsnap.data.scheduling import BatchBlocks
 from pillsnap.data.sources import Cutter, KeyMemo, PhotoReader, Source, SplitStore, StoreSource
 from pillsnap.data.windows import EncodedWindow
@@ -60,6 +59,8 @@ class Stream:
 
     def dataset(self, first_slot: int = 0) -> ray.data.Dataset:
         """The rows from `first_slot` to the end, in order."""
+        from pillsnap.data.reads import reads_dataset
+
         with BatchBlocks(_ROWS_AHEAD * self.plan.num_workers if self.ship_bytes else None):
             reads = reads_dataset(first_slot, self.plan.num_slots, self._slots_per_read)
             return reads.map_batches(

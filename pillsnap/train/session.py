@@ -59,12 +59,12 @@ def ray_session() -> Iterator[None]:
 
 
 def _warm_up() -> None:
-    """Let the processes that will decode import what they need while this one gets ready."""
+    """Let the processes that will coordinate and decode import what they need while this one gets ready."""
     import ray
 
     @ray.remote(num_cpus=1)
     def import_stream() -> None:
-
+        import pillsnap.data.reads
         import pillsnap.data.stream  # noqa: F401
 
     for _ in range(int(ray.cluster_resources().get("CPU", 0))):
