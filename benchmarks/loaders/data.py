@@ -84,8 +84,8 @@ def prepare(folder: Path, num_photos: int) -> Prepared:
     fill(store, samples, prepared.reader(), decoding_cpus=0.75)
     (folder / "crops").mkdir()
     boxes, rows = [], []
-    for number in range(len(samples)):
-        window = store.shards.get(RECIPE.key(samples, number))
+    for number, key in enumerate(RECIPE.keys(samples).tolist()):
+        window = store.shards.get(key)
         assert window is not None
         box = window.decode(0).place(np.array(samples["box"][number].as_py()))
         data = bytes(window.data)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -67,10 +67,10 @@ class CropRecipe:
         box = np.array(samples["box"][number].as_py())
         return crop_window(photo, box, self.size_px, self.margin, self._jitter(training), codec)
 
-    def key(self, samples: pa.Table, number: int) -> int:
+    def keys(self, samples: pa.Table) -> np.ndarray:
         """The window depends on the photo and the box."""
-        box = "" if self.whole_frame else samples["box"][number].as_py()
-        return _key(f"{samples['sample_id'][number].as_py()} {box}")
+        boxes = [""] * len(samples) if self.whole_frame else samples["box"].to_pylist()
+        return _keys(f"{name} {box}" for name, box in zip(samples["sample_id"].to_pylist(), boxes, strict=True))
 
     def _jitter(self, training: bool) -> CropJitter:
         return self.jitter if training else NO_CROP_JITTER
@@ -126,9 +126,9 @@ class FrameRecipe:
         """What `make` needs of a photo: it, reduced by whole halves to no less than the frame."""
         return frame_window(photo, self.size_px)
 
-    def key(self, samples: pa.Table, number: int) -> int:
+    def keys(self, samples: pa.Table) -> np.ndarray:
         """The window depends on the photo."""
-        return _key(samples["sample_id"][number].as_py())
+        return _keys(samples["sample_id"].to_pylist())
 
     def _tiles(self, row: int, readable: Container[int], epoch: int, rng: np.random.Generator) -> list[int]:
         if epoch >= self.mosaic_epochs or rng.random() >= self.jitter.mosaic:
@@ -140,8 +140,8 @@ class FrameRecipe:
         return rows
 
 
-def _key(name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+def _keys(names: Iterable[str]) -> np.ndarray:
+    return np.frombuffer(b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names), "<u8")
 
 
 @dataclass

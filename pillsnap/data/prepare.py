@@ -75,7 +75,7 @@ def fill(
     """Make the windows that a store lacks; those it has stay. Ray must be up. Raises UserError when it cannot write."""
     import ray
 
-    keys = np.array([store.cutter.key(samples, number) for number in range(len(samples))], np.uint64)
+    keys = store.cutter.keys(samples)
     missing = np.flatnonzero(~store.shards.stored(keys))
     total, done = len(samples), len(samples) - len(missing)
     bad: list[tuple[str, str]] = []

@@ -90,8 +90,8 @@ class Cutter(Hashable, Protocol):
 
     def cut(self, photo: np.ndarray, samples: pa.Table, number: int, training: bool, codec: Codec) -> Window: ...
 
-    def key(self, samples: pa.Table, number: int) -> int:
-        """64 bits that differ for samples whose windows would."""
+    def keys(self, samples: pa.Table) -> np.ndarray:
+        """(n,) uint64 that differ for samples whose windows would."""
         ...
 
 
@@ -118,14 +118,14 @@ class KeyMemo:
         self._keys = np.zeros(0, np.uint64)
         """0 where it is not known yet."""
 
-    def __call__(self, samples: pa.Table, number: int) -> int:
+    def of(self, samples: pa.Table, numbers: np.ndarray) -> np.ndarray:
+        """Keys (n,) uint64 of the samples of those numbers (n,)."""
         if not len(self._keys):
             self._keys = np.zeros(len(samples), np.uint64)
-        key = int(self._keys[number])
-        if not key:
-            key = self._cutter.key(samples, number)
-            self._keys[number] = key
-        return key
+        new = numbers[self._keys[numbers] == 0]
+        if len(new):
+            self._keys[new] = self._cutter.keys(samples.take(new))
+        return self._keys[numbers]
 
 
 @dataclass
@@ -139,8 +139,8 @@ class Source:
 
     def expect(self, samples: pa.Table, numbers: Sequence[int]) -> None:
         """These samples will be asked for: their photos may be read beforehand."""
-        paths = samples["image_path"]
-        self._ahead = ReadAhead(self.reader, (paths[number].as_py() for number in numbers))
+        if self.reader.is_remote:
+            self._ahead = ReadAhead(self.reader, samples["image_path"].take(pa.array(numbers, pa.int64())).to_pylist())
 
     def _photos(self) -> ReadAhead | PhotoReader:
         return self._ahead or self.reader
@@ -181,12 +181,14 @@ class StoreSource(Source):
     _photo: tuple[str, np.ndarray | BadImage] | None = None
 
     def expect(self, samples: pa.Table, numbers: Sequence[int]) -> None:
-        store = self.store
-        super().expect(samples, [n for n in numbers if store.shards.get(self.keys(samples, n)) is None])
+        if self.reader.is_remote:
+            asked = np.array(numbers, np.int64)
+            stored = self.store.shards.stored(self.keys.of(samples, asked))
+            super().expect(samples, asked[~stored].tolist())
 
     def fetch(self, samples: pa.Table, number: int) -> EncodedWindow | BadImage:
         store = self.store
-        key = self.keys(samples, number)
+        key = int(self.keys.of(samples, np.array([number]))[0])
         stored = store.shards.get(key)
         if stored is not None:
             return stored
@@ -198,8 +200,7 @@ class StoreSource(Source):
         return made
 
     def has_all(self, samples: pa.Table, numbers: np.ndarray) -> bool:
-        keys = np.array([self.keys(samples, number) for number in numbers.tolist()], np.uint64)
-        return bool(self.store.shards.stored(keys).all())
+        return bool(self.store.shards.stored(self.keys.of(samples, numbers)).all())
 
     def flush(self) -> None:
         """Commit the windows made here to the store."""
@@ -220,6 +221,9 @@ class ShippedSource(Source):
 
     shipped: Mapping[int, EncodedWindow | BadImage | None] = field(kw_only=True)
     store: Source = field(kw_only=True)
+
+    def expect(self, samples: pa.Table, numbers: Sequence[int]) -> None:
+        self.store.expect(samples, [number for number in numbers if self.shipped[number] is None])
 
     def fetch(self, samples: pa.Table, number: int) -> EncodedWindow | BadImage:
         window = self.shipped[number]

@@ -102,16 +102,18 @@ def test_what_did_not_travel_comes_from_the_store_or_the_photo(samples: pa.Table
 
 
 def test_a_key_is_worked_out_once(samples: pa.Table) -> None:
-    asked: list[int] = []
+    asked: list[str] = []
 
     class Counting(CropRecipe):
-        def key(self, samples: pa.Table, number: int) -> int:
-            asked.append(number)
-            return super().key(samples, number)
+        def keys(self, samples: pa.Table) -> np.ndarray:
+            asked.extend(samples["sample_id"].to_pylist())
+            return super().keys(samples)
 
-    keys = KeyMemo(Counting(32, 0.1, CropJitter()))
-    assert [keys(samples, number) for number in (2, 0, 2, 0)] == [RECIPE.key(samples, n) for n in (2, 0, 2, 0)]
-    assert asked == [2, 0]
+    keys, expected = KeyMemo(Counting(32, 0.1, CropJitter())), RECIPE.keys(samples)
+    assert len(set(expected.tolist())) == 3
+    for numbers in ([2, 0], [0], [2, 1, 0]):
+        assert keys.of(samples, np.array(numbers)).tolist() == expected[numbers].tolist()
+    assert asked == ["b#0", "a#0", "a#1"]
 
 
 def test_remote_photos_are_read_several_at_a_time_and_once(
