@@ -96,8 +96,9 @@ class DetectionSettings(_Settings):
     box_gain: Positive = 7.5
     cls_gain: Positive = 0.5
     dfl_gain: Positive = 1.5
-    incomplete_labels: Literal["leave_out", "keep"] = "leave_out"
-    """What happens in training to photos whose name promises more pills than have boxes."""
+    incomplete_labels: Literal["leave_out", "mask", "keep"] = "leave_out"
+    """What happens in training to photos whose name promises more pills than have boxes. `mask`: their boxes teach what
+    a pill is, and nothing on them what is none."""
 
 
 class ClassificationSettings(_Settings):

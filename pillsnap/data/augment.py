@@ -135,8 +135,10 @@ def frame_sample(
     size_px: int,
     jitter: FrameJitter,
     rng: np.random.Generator,
+    maps: list[np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One training frame of `size_px` from one photo, or a mosaic from four, with its boxes.
+    """One training frame of `size_px` from one photo, or a mosaic from four, with its boxes. `maps`, if given, gets
+    each photo's 3 x 3 map into the frame.
 
     A mosaic lays four letterbox-scaled photos corner to corner on a canvas of twice the size and cuts a jittered
     window from its middle, as ultralytics does; here each tile is warped straight from its original into the window.
@@ -158,8 +160,17 @@ def frame_sample(
         matrix = window @ place
         warp(image, _pixel_centres(matrix), size_px, border=cv2.BORDER_TRANSPARENT, target=frame)
         placed.append(_visible(tile_boxes, matrix, size_px))
+        if maps is not None:
+            maps.append(matrix)
     frame = _colour(frame, jitter.hue, jitter.saturation, jitter.brightness, rng)
     return frame, np.concatenate(placed)
+
+
+def area_in_frame(width: int, height: int, matrix: np.ndarray, size_px: int) -> np.ndarray:
+    """The part of a square frame, (4,) x y w h, that a photo of that size takes under a 3 x 3 map."""
+    x, y, w, h = transform_boxes(np.array([[0, 0, width, height]]), matrix)[0]
+    low, high = np.clip([x, y], 0, size_px), np.clip([x + w, y + h], 0, size_px)
+    return np.concatenate([low, high - low]).astype(np.float32)
 
 
 def warp(

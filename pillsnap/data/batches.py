@@ -87,14 +87,18 @@ class FrameRecipe:
     """Epochs with mosaic; the ones after them close the gap to whole frames."""
     max_boxes: int
     """Most boxes of one photo."""
+    mark_incomplete: bool = field(default=False, repr=False)
+    """Whether a batch says where its frames show photos with unlabelled pills. No store depends on it."""
 
     def make(self, samples: pa.Table, slot: Slot, seed: int, capacity: int, source: Source) -> Batch:
         """`image` (capacity, size, size, 3) uint8, `boxes` (capacity, 4 * max_boxes, 4) float32 x, y, w, h in pixels
         of the
-        image, and `num_boxes` (capacity,), beside what every batch has."""
+        image, and `num_boxes` (capacity,), beside what every batch has. Marked, also `unsure` (capacity, 4, 4) float32
+        x, y, w, h: the parts of a frame in which pills may lack a box, empty where there are fewer than four."""
         batch = _Rows(capacity, self.size_px)
         boxes = np.zeros((capacity, 4 * self.max_boxes, 4), np.float32)
         num_boxes = np.zeros(capacity, np.int64)
+        unsure = np.zeros((capacity, 4, 4), np.float32)
         members = slot.members.tolist()
         windows = [source.window(samples, number) for number in members]
         pixels, labels = {}, {}
@@ -110,9 +114,14 @@ class FrameRecipe:
             if slot.training:
                 rng = augment.sample_rng(seed, slot.epoch, sample_id)
                 rows = self._tiles(row, pixels, slot.epoch, rng)
+                maps: list[np.ndarray] = []
                 batch.image[row], seen = augment.frame_sample(
-                    [pixels[r] for r in rows], [labels[r] for r in rows], self.size_px, self.jitter, rng
+                    [pixels[r] for r in rows], [labels[r] for r in rows], self.size_px, self.jitter, rng, maps
                 )
+                for tile, r in enumerate(rows if self.mark_incomplete else []):
+                    if not samples["complete"][members[r]].as_py():
+                        height, width = pixels[r].shape[:2]
+                        unsure[row, tile] = augment.area_in_frame(width, height, maps[tile], self.size_px)
             else:
                 height, width = pixels[row].shape[:2]
                 batch.image[row] = augment.letterbox(pixels[row], self.size_px)
@@ -120,7 +129,8 @@ class FrameRecipe:
             batch.accept(row, number)
             boxes[row, : len(seen)] = seen
             num_boxes[row] = len(seen)
-        return batch.finish(source) | {"boxes": boxes, "num_boxes": num_boxes}
+        marked = {"unsure": unsure} if self.mark_incomplete else {}
+        return batch.finish(source) | {"boxes": boxes, "num_boxes": num_boxes} | marked
 
     def cut(self, photo: np.ndarray, samples: pa.Table, number: int, training: bool, codec: Codec) -> Window:
         """What `make` needs of a photo: it, reduced by whole halves to no less than the frame."""

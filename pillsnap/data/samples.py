@@ -25,7 +25,7 @@ class TaskSamples:
 
 
 def detection_samples(manifest: pa.Table, *, keep_incomplete: bool = False) -> TaskSamples:
-    """One sample a photo, with `boxes` (list of [x, y, w, h] in pixels).
+    """One sample a photo, with `boxes` (list of [x, y, w, h] in pixels) and whether they are `complete`.
 
     A photo that shows more pills than it has boxes teaches that pills are background: it is left out unless asked for,
     and always left out of validation, where it would count right detections as wrong.
@@ -33,6 +33,7 @@ def detection_samples(manifest: pa.Table, *, keep_incomplete: bool = False) -> T
     complete = np.array([all(box is not None for box in boxes) for boxes in manifest["boxes"].to_pylist()], dtype=bool)
     split = manifest["split"].to_numpy(zero_copy_only=False)
     frame = with_locations(manifest).select(["sample_id", "image_path", "boxes"])
+    frame = frame.append_column("complete", pa.array(complete))
     train = (split == "train") & (complete | keep_incomplete)
     return TaskSamples(
         train=_without_empty_boxes(frame.filter(pa.array(train))),

@@ -14,13 +14,14 @@ from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
 from ultralytics.utils.metrics import bbox_iou
 from ultralytics.utils.tal import TaskAlignedAssigner, bbox2dist
 
-_MAX_PAIRS = 2**26
+_MAX_PAIRS = 2**24
 """Pairs of box and anchor above which their overlaps would take too much memory."""
 
 
 def dense_criterion(detector: Any) -> Any:
-    """What `detector.init_criterion()` gives, as a dense loss. Its batch has `boxes` (n, m, 4) x, y, w, h in pixels and
-    `num_boxes` (n,).
+    """What `detector.init_criterion()` gives, as a dense loss. Its batch has `boxes` (n, m, 4) x, y, w, h in pixels,
+    `num_boxes` (n,), and if need be `unsure` (n, k, 4): parts of an image in which an anchor that answers for no box
+    has no class loss, as a pill may lie there that has none.
     """
     if getattr(detector.model[-1], "one2one_cv2", None) is not None:
         return E2ELoss(detector, loss_fn=DenseLoss)
@@ -91,7 +92,10 @@ class DenseLoss(v8DetectionLoss):
             torch.zeros_like(corners[..., :1]), corners, given[..., None].type(corners.dtype),
         )  # fmt: skip
         wanted, weight, total = wanted / strides, scores.sum(-1, keepdim=True), scores.sum().clamp_(min=1)
-        class_loss = self.bce(logits, scores.to(logits.dtype)).sum() / total
+        each = self.bce(logits, scores.to(logits.dtype))
+        if "unsure" in batch:
+            each = each * (chosen | ~_within(centres * strides, batch["unsure"]))[..., None]
+        class_loss = each.sum() / total
         # An anchor that answers for nothing is given the box itself, so that its gradient cannot be NaN times 0.
         overlap = bbox_iou(torch.where(chosen[..., None], found, wanted), wanted, xywh=False, CIoU=True)
         box_loss = ((1 - overlap) * weight).sum() / total
@@ -130,3 +134,9 @@ class DenseLoss(v8DetectionLoss):
                 strides.append(torch.full((height * width, 1), stride, **options))
             self._grids = {key: (torch.cat(centres), torch.cat(strides))}
         return self._grids[key]
+
+
+def _within(points: torch.Tensor, areas: torch.Tensor) -> torch.Tensor:
+    """Which of the points (anchors, 2) lie in any of the areas (n, k, 4) x, y, w, h; bool (n, anchors)."""
+    low, high = areas[:, :, None, :2], areas[:, :, None, :2] + areas[:, :, None, 2:]
+    return ((points >= low) & (points < high)).all(3).any(1)

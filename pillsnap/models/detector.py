@@ -62,27 +62,31 @@ def build_detector(
 
 
 def detection_loss(
-    detector: Any, images: torch.Tensor, boxes: torch.Tensor, num_boxes: torch.Tensor, epoch: int = 0
-) -> dict[str, torch.Tensor]:
+    detector: Any, images: torch.Tensor, boxes: torch.Tensor, num_boxes: torch.Tensor, epoch: int = 0,
+    unsure: torch.Tensor | None = None,
+) -> dict[str, torch.Tensor]:  # fmt: skip
     """Box, class and distribution-focal loss per image, gains applied.
 
     `images`: (n, 3, s, s) in 0 to 1; `boxes`: (n, m, 4) x, y, w, h in pixels of the image; `num_boxes`: (n,). `epoch`
-    counts from 0 and matters to end-to-end heads only.
+    counts from 0 and matters to end-to-end heads only. In the parts `unsure` (n, k, 4) x, y, w, h of an image what
+    answers for no box is not held against the detector; the same model is given them always or never.
     The sum of the three, times n, is what ultralytics' own trainer differentiates.
     """
     predictions = detector(images)
     if getattr(detector, "criterion", None) is None:
-        detector.criterion = _criterion(detector, images.device)
+        detector.criterion = _criterion(detector, images.device, unsure is not None)
     if hasattr(detector.criterion, "update"):  # ultralytics' trainer counts epochs with it; a resumed run must not
         detector.criterion.updates = epoch - 1
         detector.criterion.update()
     batch = _batch(detector.criterion, images.shape[-1], boxes, num_boxes)
+    if unsure is not None:
+        batch["unsure"] = unsure
     total, _ = detector.criterion(predictions, batch)
     return dict(zip(("box", "cls", "dfl"), total / len(images), strict=True))
 
 
-def _criterion(detector: Any, device: torch.device) -> Any:
-    if device.type != "cuda":
+def _criterion(detector: Any, device: torch.device, marked: bool) -> Any:
+    if device.type != "cuda" and not marked:
         return detector.init_criterion()
     from pillsnap.models.dense_loss import dense_criterion
 

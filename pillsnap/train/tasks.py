@@ -61,7 +61,7 @@ class DetectionTask:
     best_metric: str = "map50_95"
 
     def samples(self, manifest: pa.Table, found_boxes: dict[str, list] | None = None) -> TaskSamples:
-        return detection_samples(manifest, keep_incomplete=self.settings.incomplete_labels == "keep")
+        return detection_samples(manifest, keep_incomplete=self.settings.incomplete_labels != "leave_out")
 
     def recipe(self, samples: TaskSamples) -> FrameRecipe:
         s = self.settings
@@ -79,7 +79,10 @@ class DetectionTask:
         most = max(
             (len(boxes) for table in (samples.train, samples.val) for boxes in table["boxes"].to_pylist()), default=1
         )
-        return FrameRecipe(s.image_size_px, jitter, s.mosaic_group, s.epochs - s.mosaic_off_epochs, max(most, 1))
+        return FrameRecipe(
+            s.image_size_px, jitter, s.mosaic_group, s.epochs - s.mosaic_off_epochs, max(most, 1),
+            mark_incomplete=s.incomplete_labels == "mask",
+        )  # fmt: skip
 
     def build(self) -> nn.Module:
         from pillsnap.models.detector import build_detector
@@ -94,11 +97,15 @@ class DetectionTask:
 
         if batch.num_valid == 0:  # the end of an epoch left this worker nothing: take part with no weight
             idle = detection_loss(
-                model, _unit_range(batch.images[:1]), batch.targets["boxes"][:1], batch.targets["num_boxes"][:1]
-            )
+                model, _unit_range(batch.images[:1]), batch.targets["boxes"][:1], batch.targets["num_boxes"][:1], 0,
+                batch.targets["unsure"][:1] if "unsure" in batch.targets else None,
+            )  # fmt: skip
             return {name: loss * 0.0 for name, loss in idle.items()}
-        images, boxes, num_boxes = _valid_rows(batch, batch.images, batch.targets["boxes"], batch.targets["num_boxes"])
-        means = detection_loss(model, _unit_range(images), boxes, num_boxes, batch.epoch)
+        marked = [batch.targets["unsure"]] if "unsure" in batch.targets else []
+        images, boxes, num_boxes, *unsure = _valid_rows(
+            batch, batch.images, batch.targets["boxes"], batch.targets["num_boxes"], *marked
+        )
+        means = detection_loss(model, _unit_range(images), boxes, num_boxes, batch.epoch, *unsure)
         return {name: mean * batch.num_valid for name, mean in means.items()}
 
     def validate(self, model: nn.Module, batch: DeviceBatch) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -103,3 +103,29 @@ def test_mosaic_ends_with_the_closing_epochs(samples: pa.Table, tmp_path: Path) 
     plain = recipe.make(samples, slot(0, 1, training=False, epoch=3), 1, 2, source)
     np.testing.assert_array_equal(closed["image"], plain["image"])
     assert not np.array_equal(recipe.make(samples, slot(0, 1, epoch=2), 1, 2, source)["image"], plain["image"])
+
+
+def test_frames_say_where_photos_with_unlabelled_pills_are(samples: pa.Table, tmp_path: Path) -> None:
+    """Number 0 is black and lacks a box, the others are white: what is marked is what is black."""
+    for number in (0, 1, 5):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((80, 120, 3), 0 if number == 0 else 255, np.uint8))
+    samples = samples.append_column("complete", pa.array([number != 0 for number in range(6)]))
+    source = Source(PhotoReader(str(tmp_path), 10**6))
+    jitter = FrameJitter(mosaic=1.0, scale=0.3, flip_horizontal=0.5, flip_vertical=0.5)
+    plain, marking = (FrameRecipe(64, jitter, 3, 2, 1, mark_incomplete=mark) for mark in (False, True))
+    assert repr(plain) == repr(marking)
+    seen = 0
+    for epoch in range(3):  # the last without mosaic
+        batch = marking.make(samples, slot(0, 1, 5, epoch=epoch), 1, 4, source)
+        assert "unsure" not in plain.make(samples, slot(0, 1, 5, epoch=epoch), 1, 4, source)
+        assert not batch["unsure"][3].any()
+        for image, areas in zip(batch["image"][:3], batch["unsure"], strict=False):
+            marked = np.zeros((64, 64), bool)
+            for x, y, width, height in areas.round().astype(int):
+                marked[y : y + height, x : x + width] = True
+            black = (image == 0).all(2)
+            assert (black & ~marked).sum() <= 64 and (marked & ~black).mean() < 0.1  # the edge is half a pixel off
+            seen += int(black.any())
+    assert seen >= 3
+    validated = marking.make(samples, slot(1, training=False), 1, 1, source)
+    assert not validated["unsure"].any()

@@ -37,7 +37,9 @@ def test_photos_with_unlabelled_pills_do_not_teach_the_detector() -> None:
     assert samples.val["sample_id"].to_pylist() == ["judged"]
     assert samples.train["boxes"].to_pylist() == [[BOX, OTHER], []]
     assert samples.left_out == {"photos with unlabelled pills": 2}
+    assert samples.train["complete"].to_pylist() == [True, True]
     kept = detection_samples(table, keep_incomplete=True)
+    assert kept.train["complete"].to_pylist() == [True, False, True]
     assert kept.train["boxes"].to_pylist() == [[BOX, OTHER], [BOX], []]
     assert kept.val["sample_id"].to_pylist() == ["judged"]
 

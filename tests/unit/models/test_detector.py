@@ -117,3 +117,36 @@ def test_an_end_to_end_head_moves_its_loss_as_ultralytics_trainer_does() -> None
         detection_loss(model, images, boxes, num_boxes, epoch)
         weights.append((model.criterion.o2m, model.criterion.o2o))
     assert weights == [pytest.approx(pair) for pair in ((0.8, 0.2), (0.45, 0.55), (0.1, 0.9), (0.45, 0.55))]
+
+
+def test_where_a_pill_may_lack_its_box_nothing_is_held_against_the_detector() -> None:
+    """Image 0 is marked as a whole and has two boxes, image 1 is marked on its left and has none, image 2 not."""
+    from pillsnap.models.dense_loss import dense_criterion
+
+    torch.manual_seed(0)
+    model = build_detector("yolo11n", "random", **GAINS).train()
+    images, boxes, num_boxes = batch()
+    unsure = torch.zeros(3, 4, 4)
+    unsure[0, 2] = torch.tensor([0.0, 0, 96, 96])
+    unsure[1, 0] = torch.tensor([0.0, 0, 48, 96])
+    predictions = model(images)
+    predictions["scores"].retain_grad()
+    given = {"boxes": boxes, "num_boxes": num_boxes, "unsure": unsure}
+    losses, _ = dense_criterion(model)(predictions, given)
+    losses[1].backward()
+    counted = predictions["scores"].grad[:, 0] != 0  # (3, anchors): 12 x 12, 6 x 6 and 3 x 3 of them
+    left = torch.cat([(torch.arange(side) + 0.5 < side / 2).repeat(side) for side in (12, 6, 3)])
+    assert 2 <= int(counted[0].sum()) <= 20  # those that answer for the boxes, up to ten each
+    assert not counted[1][left].any() and counted[1][~left].all()
+    assert counted[2].all()
+
+    plain = detection_loss(build_like(model), images, boxes, num_boxes)
+    unmarked = detection_loss(build_like(model), images, boxes, num_boxes, 0, torch.zeros(3, 4, 4))
+    for name, loss in plain.items():
+        torch.testing.assert_close(unmarked[name], loss, rtol=1e-5, atol=1e-6)
+
+
+def build_like(model: torch.nn.Module) -> torch.nn.Module:
+    fresh = build_detector("yolo11n", "random", **GAINS).train()
+    fresh.load_state_dict(model.state_dict())
+    return fresh

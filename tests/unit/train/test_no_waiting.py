@@ -72,7 +72,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     gpu = torch.device("cuda", 0)
     choose = detector._criterion
-    monkeypatch.setattr(detector, "_criterion", lambda model, device: choose(model, gpu))
+    monkeypatch.setattr(detector, "_criterion", lambda model, device, marked: choose(model, gpu, marked))
 
 
 def new_state(name: str, **changes: object) -> TrainingState:
