@@ -165,7 +165,7 @@ def read_stream(folder: Path, seconds: float) -> dict[str, float]:
         plan = StreamPlan(0, 10_000, len(samples), 0, BATCH * len(hosts), len(hosts))
         shared = share_samples(samples)
         stream = Stream(plan, _recipe(), PhotoReader(str(folder / "photos"), 64_000_000), shared, shared, 1, 1.0)
-        shards = stream.dataset().streaming_split(len(hosts), equal=True, locality_hints=hosts)
+        shards = stream.dataset(0, hosts).streaming_split(len(hosts), equal=True)
         actor = ray.remote(num_cpus=0)(_Consumer)
         consumers = [
             actor.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote()

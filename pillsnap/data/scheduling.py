@@ -8,6 +8,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from pillsnap.data.nearness import NearWorkers
+
 _SHORTEST_WAIT_S, _LONGEST_WAIT_S = 0.01, 0.15
 
 
@@ -23,10 +25,11 @@ class BatchBlocks:
     after.
 
     No more than `rows_ahead` rows are made before they are asked for; None leaves that to Ray Data, which limits bytes.
+    With `near`, tasks run on the nodes that it says.
     """
 
-    def __init__(self, rows_ahead: int | None = None) -> None:
-        self._rows_ahead = rows_ahead
+    def __init__(self, rows_ahead: int | None = None, near: NearWorkers | None = None) -> None:
+        self._rows_ahead, self._near = rows_ahead, near
 
     def __enter__(self) -> None:
         from ray.data import DataContext
@@ -37,7 +40,7 @@ class BatchBlocks:
         context.target_max_block_size = context.target_min_block_size = 1
         context.execution_options = execution_options()
         context.enable_progress_bars = False
-        context.custom_execution_callback_classes = [_scheduling_pace()]
+        context.custom_execution_callback_classes = [_scheduling_pace(self._near)]
         if self._rows_ahead is not None:
             enabled = [*policies.ENABLED_BACKPRESSURE_POLICIES, _row_limit(self._rows_ahead)]
             context.set_config(policies.ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, enabled)
@@ -49,7 +52,7 @@ class BatchBlocks:
         DataContext._set_current(self.before)
 
 
-def _scheduling_pace() -> type:
+def _scheduling_pace(near: NearWorkers | None) -> type:
     from ray.data._internal.execution import streaming_executor_state
     from ray.data._internal.execution.execution_callback import ExecutionCallback
 
@@ -71,6 +74,8 @@ def _scheduling_pace() -> type:
 
         def before_execution_starts(self, executor: Any) -> None:
             self._wait(_SHORTEST_WAIT_S)
+            if near is not None:
+                near.attach(executor._topology)
 
         def on_execution_step(self, executor: Any) -> None:
             operators = executor._topology

@@ -8,7 +8,7 @@ rows again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,6 +20,7 @@ from pillsnap.data import shipping
 from pillsnap.data.allocation import keep_freed_memory
 from pillsnap.data.batches import Batch
 from pillsnap.data.images import BadImage
+from pillsnap.data.nearness import NearWorkers, slots_near
 from pillsnap.data.plan import Slot, StreamPlan
 from pillsnap.data.scheduling import BatchBlocks
 from pillsnap.data.sources import Cutter, KeyMemo, PhotoReader, Source, SplitStore, StoreSource
@@ -50,6 +51,7 @@ class Stream:
     val_samples: ray.ObjectRef
     batches_per_read: int
     decoding_cpus: float
+    """CPUs that a task reserves. With none, as many tasks run as there are workers."""
     train_store: SplitStore | None = None
     val_store: SplitStore | None = None
     ship_bytes: bool = False
@@ -57,18 +59,26 @@ class Stream:
     ship_stored: bool = True
     """Whether that holds for windows of the store too, which a worker cannot read when it lies on another node."""
 
-    def dataset(self, first_slot: int = 0) -> ray.data.Dataset:
-        """The rows from `first_slot` to the end, in order."""
+    def dataset(self, first_slot: int = 0, nodes: Sequence[str] = ()) -> ray.data.Dataset:
+        """The rows from `first_slot` to the end, in order.
+
+        `nodes` are Ray's ids of the workers' nodes, by rank: with several, tasks run near the worker they work for.
+        """
         from pillsnap.data.reads import reads_dataset
 
-        with BatchBlocks(_ROWS_AHEAD * self.plan.num_workers if self.ship_bytes else None):
-            reads = reads_dataset(first_slot, self.plan.num_slots, self._slots_per_read)
+        slots_per_read, near = self._slots_per_read, None
+        if len(set(nodes)) > 1 and not self.ship_bytes:
+            slots_per_read = slots_near(nodes, slots_per_read)
+            near = NearWorkers(nodes, first_slot, slots_per_read)
+        with BatchBlocks(_ROWS_AHEAD * self.plan.num_workers if self.ship_bytes else None, near):
+            reads = reads_dataset(first_slot, self.plan.num_slots, slots_per_read)
             return reads.map_batches(
                 _make_batches,
                 fn_kwargs={"stream": self},
                 batch_size=None,
                 zero_copy_batch=True,
                 num_cpus=self.decoding_cpus,
+                concurrency=None if self.decoding_cpus else self.plan.num_workers,
             )
 
     @property

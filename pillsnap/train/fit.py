@@ -85,7 +85,7 @@ def make_trainer(
             failure_config=FailureConfig(max_failures=train.max_failures),
         ),
         datasets={STREAM: placeholder},
-        dataset_config=StreamFromCheckpoint(stream, run.where, name),
+        dataset_config=StreamFromCheckpoint(stream, run.where, name, train.cpus_per_worker),
     )
 
 

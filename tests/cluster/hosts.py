@@ -7,17 +7,23 @@ the machine's own network changes, and nothing of a host can be reached from it 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
 
 NETWORK = "10.77.0"
+_CLONE_NEWNET = 0x40000000
+_LIBC = ctypes.CDLL(None, use_errno=True)
 _TOOLS = ("ip", "unshare", "nsenter", "mount")
 # Process 1 collects what its namespace's daemons leave behind: bash does, sleep alone would not.
 _INIT = "while :; do sleep 3600 & wait $!; done"
@@ -136,6 +142,18 @@ class Host:
     def network_command(self, *command: str) -> list[str]:
         """The command line that runs `command` on this machine with this host's network, as through an SSH tunnel."""
         return ["nsenter", "-t", str(self.pid), "--net", "--", *command]
+
+    def within_network(self, function: Callable[[], Result]) -> Result:
+        """What `function` returns when its thread has this host's network: cheaper than a process of its own."""
+
+        def enter() -> Result:
+            with open(f"/proc/{self.pid}/ns/net") as namespace:
+                if _LIBC.setns(namespace.fileno(), _CLONE_NEWNET):
+                    raise OSError(ctypes.get_errno(), f"setns: {os.strerror(ctypes.get_errno())}")
+            return function()
+
+        with ThreadPoolExecutor(1) as pool:  # the thread ends here, and with it its being elsewhere
+            return pool.submit(enter).result()
 
     def cut(self) -> None:
         """Pull the network cable: no connection is closed, nothing answers any more."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pillsnap.observe.events import read_events
 from tests.cluster import toy
 from tests.cluster.hosts import Host, why_not
 from tests.cluster.ray_hosts import RayHosts, cluster_file_environment
@@ -22,7 +23,7 @@ def submit(cluster: RayHosts, run_dir: Path, manifest: Path, root: Path, workers
         run_dir, manifest, root, train__task=TASK, train__num_workers=workers, train__hang_timeout_s=30,
         train__checkpoint_minutes=0.1, train__max_failures=10, classification__epochs=epochs,
     )  # fmt: skip
-    toy.submit_counted(cluster, "train", run_dir, *arguments, step_pause_s=1.0)
+    toy.submit_counted(cluster, "train", run_dir / "ids", *arguments, step_pause_s=1.0)
 
 
 def wait_for_steps(run_dir: Path, more: int) -> int:
@@ -47,11 +48,12 @@ def wait_for_workers(run_dir: Path, earlier: int, size: int, without: str = "") 
 
 
 def assert_nothing_lost(run_dir: Path, manifest: Path, epochs: int) -> int:
-    assert toy.epochs(run_dir, TASK) == list(range(1, epochs + 1))
-    steps = sorted(toy.losses(run_dir, TASK))
+    events = read_events(run_dir)
+    assert toy.epochs(events, TASK) == list(range(1, epochs + 1))
+    steps = sorted(toy.losses(events, TASK))
     assert steps == list(range(1, len(steps) + 1))
-    assert raw_events(run_dir, "failure") == []
-    return toy.assert_every_sample_once(run_dir, manifest, TASK, epochs)
+    assert [event for event in events if event["kind"] == "failure"] == []
+    return toy.assert_every_sample_once(events, run_dir / "ids", manifest, TASK, epochs)
 
 
 def named(cluster: RayHosts, name: str) -> Host:

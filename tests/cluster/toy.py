@@ -10,10 +10,10 @@ from typing import Any
 
 from pillsnap.data.manifest import read_manifest
 from pillsnap.data.samples import classification_samples, detection_samples
-from pillsnap.observe.events import read_events
 from tests.cluster.ray_hosts import RayHosts
 from tests.reliability.harness import FAULTS_FILE
 
+Events = list[dict[str, Any]]
 SETTINGS: dict[str, Any] = {
     "detection.model": "yolo11n",
     "detection.weights": "random",
@@ -43,45 +43,51 @@ def arguments(run_dir: Path | str, manifest: Path | str, data_root: Path | str, 
     return ["--run", str(run_dir), "--manifest", str(manifest), "--data-root", str(data_root), *assignments]
 
 
-def submit_counted(cluster: RayHosts, job_id: str, run_dir: Path, *rest: str, step_pause_s: float = 0.0) -> str:
-    """Submit the training; its workers write down every step's samples in `run_dir`, and pause at every step.
+def submit_counted(cluster: RayHosts, job_id: str, ids: Path, *rest: str, step_pause_s: float = 0.0) -> str:
+    """Submit the training; its workers write down every step's samples in the folder `ids`, and pause at every step.
 
     Each computes with one thread: alone on its host it would take two, which add up in another order, and after a few
     of Adam's first steps (which are all of one size, whatever the gradient's) that shows in the third decimal.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    faults = {"record_ids": str(run_dir), "step_pause_s": step_pause_s, "threads": 1}
-    (run_dir / FAULTS_FILE).write_text(json.dumps(faults))
-    return cluster.submit("python", "-m", "tests.cluster.counted", "jobs/train_stage3.py", *rest, job_id=job_id)
+    ids.mkdir(parents=True, exist_ok=True)
+    faults = {"record_ids": str(ids), "step_pause_s": step_pause_s, "threads": 1}
+    (ids / FAULTS_FILE).write_text(json.dumps(faults))
+    return cluster.submit(
+        "python", "-m", "tests.cluster.counted", "jobs/train_stage3.py", *rest, job_id=job_id,
+        variables={"PILLSNAP_FAULTS": str(ids / FAULTS_FILE)},
+    )  # fmt: skip
 
 
-def losses(run_dir: Path, task: str) -> dict[int, float]:
+def losses(events: Events, task: str) -> dict[int, float]:
     """The loss of every step, as a reader of the log gets it."""
-    steps = [e for e in read_events(run_dir) if e["kind"] == "step" and e["task"] == task]
+    steps = [e for e in events if e["kind"] == "step" and e["task"] == task]
     assert len({e["step"] for e in steps}) == len(steps)
     return {e["step"]: e["loss"] for e in steps}
 
 
-def epochs(run_dir: Path, task: str) -> list[int]:
+def epochs(events: Events, task: str) -> list[int]:
     """The epochs in the log, in order."""
-    return [e["epoch"] for e in read_events(run_dir) if e["kind"] == "epoch" and e["task"] == task]
+    return [e["epoch"] for e in events if e["kind"] == "epoch" and e["task"] == task]
 
 
-def sample_counts(run_dir: Path, task: str, steps_per_epoch: int) -> list[Counter]:
+def recorded(ids: Path, task: str) -> list[dict[str, Any]]:
+    """What the workers have written down of a task's steps."""
+    lines = [line for path in sorted(ids.glob("ids-*.jsonl")) for line in path.read_text().splitlines()]
+    return [row for row in map(json.loads, lines) if row["task"] == task]
+
+
+def sample_counts(ids: Path, task: str, steps_per_epoch: int) -> list[Counter]:
     """For each epoch, how many steps had each sample. A step that was done again after a failure counts once."""
     steps: dict[int, set[int]] = {}
-    for path in run_dir.glob("ids-*.jsonl"):
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
-            if row["task"] == task:
-                steps.setdefault(row["step"], set()).update(row["ids"])
+    for row in recorded(ids, task):
+        steps.setdefault(row["step"], set()).update(row["ids"])
     counts: dict[int, Counter] = {}
     for step, members in steps.items():
         counts.setdefault((step - 1) // steps_per_epoch, Counter()).update(members)
     return [counts[epoch] for epoch in sorted(counts)]
 
 
-def assert_every_sample_once(run_dir: Path, manifest: Path, task: str, num_epochs: int) -> int:
+def assert_every_sample_once(events: Events, ids: Path, manifest: Path, task: str, num_epochs: int) -> int:
     """Every training sample came once in every epoch; how many samples there are."""
     table = read_manifest(manifest)
     codes = sorted({code for row in table["codes"].to_pylist() for code in row})
@@ -90,9 +96,9 @@ def assert_every_sample_once(run_dir: Path, manifest: Path, task: str, num_epoch
     else:
         samples = classification_samples(table, codes)
     number = len(samples.train)
-    started = next(e for e in read_events(run_dir) if e["kind"] == "task" and e["task"] == task)
+    started = next(e for e in events if e["kind"] == "task" and e["task"] == task)
     assert started["num_train"] == number
-    counts = sample_counts(run_dir, task, started["steps_per_epoch"])
+    counts = sample_counts(ids, task, started["steps_per_epoch"])
     assert counts == [Counter(range(number))] * num_epochs
     return number
 

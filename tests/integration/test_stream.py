@@ -128,3 +128,18 @@ def test_a_stream_taken_up_in_the_middle_is_the_rest_of_it(samples: tuple[pa.Tab
     rest = read_stream(samples, toy_tree, 2, plan.first_slot(1, 1), epochs=2)
     assert rest == whole[-len(rest) :]
     assert rest[0][0] == (1, True, 1)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_stream_needs_no_whole_cpu(samples: tuple[pa.Table, pa.Table], toy_tree: Path) -> None:
+    """Where train workers have left half a CPU, that is enough: nothing of the stream asks for Ray's default of one."""
+    taken = [Consumer.options(num_cpus=0.75).remote() for _ in range(2)]
+    try:
+        ray.get([actor.__ray_ready__.remote() for actor in taken])
+        rows = read_stream(samples, toy_tree, 1, epochs=1)
+        assert sorted(i for (_, training, _), members, _ in rows if training for i in members) == list(
+            range(len(samples[0]))
+        )
+    finally:
+        for actor in taken:
+            ray.kill(actor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -189,7 +190,10 @@ def inject(faults: dict[str, Any], rank: int) -> None:
     def faulty_step(self: Any, batch: Any, lr: float, samples: int, global_step: int) -> Any:
         now["step"] = global_step + 1
         if "record_ids" in faults:
-            line = {"task": self._task.name, "step": global_step + 1, "ids": [int(i) for i in batch.index if i >= 0]}
+            line = {
+                "task": self._task.name, "host": socket.gethostname(), "step": global_step + 1,
+                "ids": [int(i) for i in batch.index if i >= 0],
+            }  # fmt: skip
             with open(Path(faults["record_ids"]) / f"ids-{rank}.jsonl", "a") as file:
                 file.write(json.dumps(line) + "\n")
         time.sleep(faults.get("step_pause_s", 0.0))
@@ -215,12 +219,12 @@ def inject(faults: dict[str, Any], rank: int) -> None:
 
 
 def worker_with_faults(config: Any) -> None:
-    """Stands for run_worker: fails as RUN/faults.json says."""
+    """Stands for run_worker: fails as RUN/faults.json says, or the file that PILLSNAP_FAULTS names."""
     from ray import train as ray_train
 
     from pillsnap.train.worker import run_worker
 
-    path = Path(config.run_dir) / FAULTS_FILE
+    path = Path(os.environ.get("PILLSNAP_FAULTS") or Path(config.run_dir) / FAULTS_FILE)
     inject(json.loads(path.read_text()) if path.exists() else {}, ray_train.get_context().get_world_rank())
     run_worker(config)
 
@@ -294,8 +298,6 @@ def train_two(
     run_dir: Path, name: str, settings: Settings, manifest: Path, root: Path, faults: dict[str, Any]
 ) -> list[dict]:
     """Train with two processes; how each ended."""
-    import socket
-
     from torch import multiprocessing
 
     run_dir.mkdir(parents=True, exist_ok=True)
