@@ -177,12 +177,12 @@ class ClassificationTask:
         """Per crop: rank of the right class, from 0; its negative log-likelihood; the same at every temperature."""
         from pillsnap.evaluate.calibration import losses_by_temperature
 
-        valid = batch.targets["valid"]
-        logits, labels = self._logits(model, batch.images).float()[valid], batch.targets["label"][valid]
-        ranks = (logits > logits.gather(1, labels[:, None])).sum(1)
-        losses = -logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
-        by_temperature = losses_by_temperature(logits, labels).cpu().numpy()
-        return list(zip(ranks.tolist(), losses.tolist(), by_temperature, strict=True))
+        logits, labels = _valid_rows(batch, self._logits(model, batch.images).float(), batch.targets["label"])
+        ranks = (logits > logits.gather(1, labels[:, None])).sum(1, keepdim=True)
+        losses = -logits.log_softmax(1).gather(1, labels[:, None])
+        # In one piece: each copy to the host waits for the device.
+        rows = torch.cat([ranks, losses, losses_by_temperature(logits, labels)], 1).cpu().numpy()
+        return [(int(row[0]), float(row[1]), row[2:]) for row in rows]
 
     def score(self, facts: list[tuple[int, float, np.ndarray]]) -> dict[str, float]:
         from pillsnap.evaluate.calibration import best_temperature
