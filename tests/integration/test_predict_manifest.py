@@ -1,0 +1,149 @@
+"""`pillsnap predict` over a manifest: one JSON entry a photo, from the decoding and the models of Ray Data's tasks and
+actors, called in this process. That Ray Data calls them is seen wherever a run is judged.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from benchmarks.inference import random_run
+from pillsnap.cli import app
+from pillsnap.config import Settings, load_settings
+from pillsnap.data import augment
+from pillsnap.data.augment import CropJitter
+from pillsnap.data.manifest import read_classes, read_manifest
+from pillsnap.data.sources import PhotoReader
+from pillsnap.evaluate import inference
+from pillsnap.evaluate.predict import predict_manifest_photos
+from pillsnap.evaluate.two_stage import Names, TwoStage
+from pillsnap.models.classifier import input_statistics, normalise
+from pillsnap.train.checkpoint import find_checkpoint, save_checkpoint
+from pillsnap.train.run_directory import Run, open_run
+from pillsnap.train.tasks import make_task
+
+SMALL = {
+    "detection.image_size_px": 96, "classification.image_size_px": 224, "train.amp": "off", "wandb.mode": "disabled",
+    "train.cpus_per_worker": 0.25, "data.decoding_cpus": 0.5, "evaluation.batch_size": 4,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(toy_manifest: Path, toy_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of models that were never trained, but find boxes and tell crops apart; two of its photos are spoilt."""
+    folder = tmp_path_factory.mktemp("predict")
+    root = Path(shutil.copytree(toy_tree, folder / "photos"))
+    manifest = read_manifest(toy_manifest)
+    paths = manifest.filter(np.array(manifest["split"]) == "val")["image_path"].to_pylist()
+    photos = [cv2.imread(str(root / path))[..., ::-1] for path in paths]
+    codes = [entry.code for entry in read_classes(toy_manifest.parent)]
+    settings = random_run(folder / "run", load_settings("demo", SMALL), codes, photos)
+    checkpoint, _ = find_checkpoint(folder / "run" / "checkpoints" / "classification")
+    assert checkpoint is not None
+    weights = checkpoint.weights()
+    model = make_task("classification", settings, codes).build().eval()
+    model.load_state_dict(weights)
+    chosen = settings.classification
+    crops = [
+        augment.crop(photo, box, chosen.image_size_px, chosen.crop_margin, CropJitter(), np.random.default_rng(0))
+        for photo, found in zip(photos, TwoStage(folder / "run", settings, codes).detect(photos), strict=True)
+        for box in found.boxes[found.scores >= settings.evaluation.confidence]
+    ]
+    pixels = torch.from_numpy(np.stack(crops))
+    with torch.no_grad():
+        logits = model(normalise(pixels, *input_statistics(model)))
+    # So that crops get different names, and differ in how sure they are.
+    gain = 2 / float(logits.std(0).mean())
+    weights["fc.weight"] *= gain
+    weights["fc.bias"] = gain * (weights["fc.bias"] - logits.mean(0))
+    save_checkpoint(
+        checkpoint.path.parent, replace(checkpoint.position, global_step=2), model=weights, ema=weights, trainer={},
+        meta={"metrics": {"temperature": 1.5}}, best=True, keep=1,
+    )  # fmt: skip
+    (root / paths[0]).write_bytes((root / paths[0]).read_bytes()[:500])
+    (root / paths[1]).unlink()
+    return open_run(folder / "run", settings, toy_manifest, root)[0]
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_manifest_s_photos_are_named_as_one_by_one(run: Run, toy_manifest: Path, tmp_path: Path) -> None:
+    out = tmp_path / "named.json"
+    words = ["predict", toy_manifest, "--run", run.run_dir, "--split", "val", "--json", out]
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 1, result.output  # two photos could not be read
+    entries = json.loads(out.read_text(encoding="utf-8"))
+    rows = run.manifest.filter(np.array(run.manifest["split"]) == "val").to_pylist()
+    assert [entry["path"] for entry in entries] == [row["image_path"] for row in rows]
+
+    assert "truncated" in entries[0]["error"] and entries[0]["pills"] == []
+    assert "missing" in entries[1]["error"] and entries[1]["pills"] == []
+    assert [entry["error"] for entry in entries[2:]] == [None] * (len(rows) - 2)
+
+    models, reader = TwoStage(run.run_dir, run.settings, run.codes), PhotoReader(run.data_root, 10**7)
+    pills = [pill for entry in entries for pill in entry["pills"]]
+    assert len(pills) >= len(rows) and max(len(entry["pills"]) for entry in entries) > 1
+    assert len({pill["code"] for pill in pills}) > 1
+    reduced_differs = 0
+    for entry in entries[2:]:
+        photo = reader.read(entry["path"])
+        assert isinstance(photo, np.ndarray) and photo.shape == (320, 244, 3)
+        (found,) = models.detect([photo], run.settings.evaluation.confidence)
+        named = np.array([pill["box"] for pill in entry["pills"]]).reshape(-1, 4)
+        np.testing.assert_allclose(named, found.boxes, atol=0.11)
+        assert [pill["score"] for pill in entry["pills"]] == pytest.approx(found.scores.tolist(), abs=2e-4)
+        (names,) = models.classify([photo], [found.boxes])
+        for number, pill in enumerate(entry["pills"]):
+            check_pill(pill, names, number, run)
+        # The crop comes from the photo's own pixels: from a photo of half the size the answer would be another.
+        (coarse,) = models.classify([cv2.resize(photo, None, fx=0.5, fy=0.5)], [found.boxes / 2])
+        print(np.c_[coarse.probs[:, 0], names.probs[:, 0]])
+        reduced_differs += int((np.abs(coarse.probs[:, 0] - names.probs[:, 0]) > 0.005).sum())
+    assert reduced_differs > len(pills) / 2
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def infer(
+        photos: pa.Table, run: Any, settings: Settings, codes: list[str], data_root: str, *, min_score: float
+    ) -> list[dict[str, Any]]:
+        model = inference._Model(run, settings, codes, True, min_score)
+        torch.set_num_threads(1)
+        reader, size, rows = PhotoReader(data_root, settings.data.max_pixels), settings.evaluation.batch_size, []
+        for start in range(0, len(photos), size):
+            rows += model(inference._decode(photos.slice(start, size), reader=reader)).to_pylist()
+        return rows
+
+    monkeypatch.setattr("pillsnap.evaluate.predict.infer", infer)
+    monkeypatch.setattr("pillsnap.train.session.ray_session", nullcontext)
+
+
+def check_pill(pill: dict[str, Any], names: Names, number: int, run: Run) -> None:
+    best = run.classes[names.top[number, 0]]
+    assert (pill["code"], pill["name"], pill["edi_codes"]) == (best.code, best.name, best.edi_codes)
+    assert best.edi_codes and best.name
+    assert [row["code"] for row in pill["top5"]] == [run.codes[i] for i in names.top[number]]
+    assert [row["confidence"] for row in pill["top5"]] == pytest.approx(names.probs[number].tolist(), abs=2e-3)
+    assert pill["confidence"] == pill["top5"][0]["confidence"]
+
+
+@pytest.mark.usefixtures("in_process")
+def test_in_single_mode_a_photo_has_its_surest_pill(run: Run, toy_manifest: Path) -> None:
+    torch.manual_seed(0)
+    entries = predict_manifest_photos(run, toy_manifest, None, "val", single=True)
+    assert {len(entry["pills"]) for entry in entries[2:]} <= {0, 1}
+    assert [entry["error"] is None for entry in entries] == [False, False, *[True] * (len(entries) - 2)]
+    models, reader = TwoStage(run.run_dir, run.settings, run.codes), PhotoReader(run.data_root, 10**7)
+    for entry in entries[2:]:
+        (found,) = models.detect([reader.read(entry["path"])], run.settings.evaluation.confidence)
+        assert [pill["score"] for pill in entry["pills"]] == pytest.approx(found.scores[:1].tolist(), abs=2e-4)
