@@ -1,31 +1,26 @@
-"""`pillsnap predict` over a manifest: one JSON entry a photo, from the decoding and the models of Ray Data's tasks and
-actors, called in this process. That Ray Data calls them is seen wherever a run is judged.
-"""
+"""`pillsnap predict` over a manifest: actors that hold both models, one JSON entry a photo."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from benchmarks.inference import random_run
 from pillsnap.cli import app
-from pillsnap.config import Settings, load_settings
+from pillsnap.config import load_settings
 from pillsnap.data import augment
 from pillsnap.data.augment import CropJitter
 from pillsnap.data.manifest import read_classes, read_manifest
 from pillsnap.data.sources import PhotoReader
-from pillsnap.evaluate import inference
 from pillsnap.evaluate.predict import predict_manifest_photos
 from pillsnap.evaluate.two_stage import Names, TwoStage
 from pillsnap.models.classifier import input_statistics, normalise
@@ -76,7 +71,7 @@ def run(toy_manifest: Path, toy_tree: Path, tmp_path_factory: pytest.TempPathFac
     return open_run(folder / "run", settings, toy_manifest, root)[0]
 
 
-@pytest.mark.usefixtures("in_process")
+@pytest.mark.usefixtures("ray_local")
 def test_a_manifest_s_photos_are_named_as_one_by_one(run: Run, toy_manifest: Path, tmp_path: Path) -> None:
     out = tmp_path / "named.json"
     words = ["predict", toy_manifest, "--run", run.run_dir, "--split", "val", "--json", out]
@@ -112,22 +107,6 @@ def test_a_manifest_s_photos_are_named_as_one_by_one(run: Run, toy_manifest: Pat
     assert reduced_differs > len(pills) / 2
 
 
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    def infer(
-        photos: pa.Table, run: Any, settings: Settings, codes: list[str], data_root: str, *, min_score: float
-    ) -> list[dict[str, Any]]:
-        model = inference._Model(run, settings, codes, True, min_score)
-        torch.set_num_threads(1)
-        reader, size, rows = PhotoReader(data_root, settings.data.max_pixels), settings.evaluation.batch_size, []
-        for start in range(0, len(photos), size):
-            rows += model(inference._decode(photos.slice(start, size), reader=reader)).to_pylist()
-        return rows
-
-    monkeypatch.setattr("pillsnap.evaluate.predict.infer", infer)
-    monkeypatch.setattr("pillsnap.train.session.ray_session", nullcontext)
-
-
 def check_pill(pill: dict[str, Any], names: Names, number: int, run: Run) -> None:
     best = run.classes[names.top[number, 0]]
     assert (pill["code"], pill["name"], pill["edi_codes"]) == (best.code, best.name, best.edi_codes)
@@ -137,7 +116,7 @@ def check_pill(pill: dict[str, Any], names: Names, number: int, run: Run) -> Non
     assert pill["confidence"] == pill["top5"][0]["confidence"]
 
 
-@pytest.mark.usefixtures("in_process")
+@pytest.mark.usefixtures("ray_local")
 def test_in_single_mode_a_photo_has_its_surest_pill(run: Run, toy_manifest: Path) -> None:
     torch.manual_seed(0)
     entries = predict_manifest_photos(run, toy_manifest, None, "val", single=True)
