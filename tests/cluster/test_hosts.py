@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.hosts import Host, Switch, cpu_controller, why_not
+from tests.reliability.harness import is_running, wait_for
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
@@ -59,7 +59,7 @@ def test_hosts_are_apart_and_leave_nothing(tmp_path: Path) -> None:
         switch.close()
     assert machine() == before
     assert not any(host.folder.exists() for host in hosts)
-    assert [pid for pid in kept if os.path.exists(f"/proc/{pid}")] == []
+    wait_for(lambda: not [pid for pid in kept if is_running(pid)], 10, "end of the hosts' processes")
 
 
 @pytest.mark.skipif(cpu_controller() is None, reason="this process's cgroup takes no processor quota")

@@ -261,6 +261,16 @@ def raw_events(run_dir: Path, kind: str = "") -> list[dict[str, Any]]:
     return [event for event in events if not kind or event["kind"] == kind]
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process does something still: one that ended may wait for its parent to notice."""
+    import psutil
+
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 def wait_for(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
     """Poll until `condition` holds; its value."""
     give_up_s = time.monotonic() + timeout_s

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -17,7 +16,7 @@ import pytest
 from pillsnap.observe.events import read_events
 from pillsnap.train.checkpoint import find_checkpoint
 from tests.conftest import ROOT
-from tests.reliability.harness import raw_events, say, wait_for
+from tests.reliability.harness import is_running, raw_events, say, wait_for
 
 START_TIMEOUT_S = 240
 
@@ -152,7 +151,7 @@ def _alive(run_dir: Path) -> list[int]:
     """Workers of earlier drivers, as the run's log names them, that are still there."""
     log = (run_dir / "train.log").read_text() if (run_dir / "train.log").exists() else ""
     pids = [int(line.split(", process ")[1].split(",")[0]) for line in log.splitlines() if ", process " in line]
-    return [pid for pid in pids if os.path.exists(f"/proc/{pid}")]
+    return [pid for pid in pids if is_running(pid)]
 
 
 @pytest.mark.reliability
