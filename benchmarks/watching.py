@@ -141,8 +141,8 @@ def _measure(folder: Path, pairs: int, window_s: float, ended: contextlib.ExitSt
         if number == pairs // 4:
             server.refuse_uploads = True
         if number == pairs // 2:
-            watchers.restart_mirror()
             server.refuse_uploads = False
+            watchers.restart_mirror()
         if number == 3 * pairs // 4:
             server.server.shutdown()
             server.server.server_close()

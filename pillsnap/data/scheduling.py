@@ -69,7 +69,7 @@ def _scheduling_pace(near: NearWorkers | None) -> type:
         def __init__(self) -> None:
             # Ray Data makes its callbacks before it plans, in the process that will execute.
             teach_planner()
-            self._finished = self._moved = self._running = self._taken = 0
+            self._finished = self._made = self._moved = self._running = self._taken = 0
             self._looked_s = 0.0
 
         def before_execution_starts(self, executor: Any) -> None:
@@ -80,16 +80,16 @@ def _scheduling_pace(near: NearWorkers | None) -> type:
         def on_execution_step(self, executor: Any) -> None:
             operators = executor._topology
             finished = sum(op.metrics.num_tasks_finished for op in operators)
-            moved = finished + sum(
-                op.metrics.num_task_outputs_generated + op.metrics.num_tasks_submitted for op in operators
-            )
+            made = sum(op.metrics.num_task_outputs_generated for op in operators)
+            moved = finished + made + sum(op.metrics.num_tasks_submitted for op in operators)
             done, self._finished = finished - self._finished, finished
+            rows, self._made = made - self._made, made
             last, state = list(operators.items())[-1]
             taken, self._taken = last.metrics.num_outputs_taken - self._taken, last.metrics.num_outputs_taken
             if state.output_queue.num_blocks > taken:
                 self._wait(self._wait_s * 1.2)  # what was there at the last look was enough
-            elif 2 * done >= max(self._running, 1):
-                self._wait(self._wait_s / 2)  # cores may have stood still
+            elif 2 * done >= max(self._running, 1) or rows > max(self._running, 1):
+                self._wait(self._wait_s / 2)  # cores may have stood still: no task to run, or too many rows to fetch
             elif not done and finished:
                 self._wait(self._wait_s * 1.2)
             self._running = sum(op.num_active_tasks() for op in operators)
