@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from pillsnap.observe.events import read_events
@@ -240,3 +241,30 @@ def test_validate_finds_the_same_in_s3(bucket: str, toy_manifest: Path, toy_tree
         findings.append(json.loads(file.read_text()) | {"manifest": ""})
     assert findings[0] == findings[1]
     assert missing in json.dumps(findings[0])
+
+
+def test_a_killed_worker_goes_on_from_the_published_checkpoint(
+    s3_environment: str, toy_manifest: Path, toy_tree: Path, tmp_path: Path
+) -> None:
+    uri = f"{s3_environment}/runs/toy"
+    host = Host(tmp_path, s3_environment)
+    options = [f"--set={key}={value}" for key, value in (SETTINGS | {"classification.epochs": 4}).items()]
+    process = host.start(
+        "train", "--preset=demo", "--task=classification", f"--run={uri}", f"--manifest={toy_manifest}",
+        f"--data-root={toy_tree}", *options,
+    )  # fmt: skip
+    end_s = time.monotonic() + TIMEOUT_S
+    while not events_of(uri, "checkpoint"):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end_s
+        time.sleep(0.1)
+    children = psutil.Process(process.pid).children(recursive=True)
+    (worker,) = [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
+    worker.kill()
+    _, errors = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, errors
+    first, second = events_of(uri, "task", status="started")
+    assert first["step"] == 0 and second["step"] in [e["step"] for e in events_of(uri, "checkpoint")]
+    steps = [e["step"] for e in events_of(uri, "step")]
+    assert steps == list(range(1, len(steps) + 1))
+    assert [e["epoch"] for e in events_of(uri, "epoch")] == [1, 2, 3, 4]

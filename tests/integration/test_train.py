@@ -127,7 +127,8 @@ def test_two_workers_train_on_what_one_does(toy_manifest: Path, toy_tree: Path, 
         losses.append([e["loss"] for e in read_events(run.run_dir) if e["kind"] == "step"])
     assert losses[0][0] == pytest.approx(losses[1][0], abs=1e-5)
     # AdamW's first steps are as large for a gradient that is nothing but rounding as for any other: differences of 1e-7
-    # grow to 1e-3 within five steps (8e-4 seen without a fused kernel, 1.9e-3 with one). Other samples differ by 0.03 to 1.2.
+    # grow to 1e-3 within five steps (8e-4 seen without a fused kernel, 1.9e-3 with one). Other samples differ by 0.03
+    # to 1.2.
     assert losses[0] == pytest.approx(losses[1], rel=5e-3)
 
 
