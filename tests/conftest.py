@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -11,6 +13,8 @@ from pathlib import Path
 
 # Ray, Weights & Biases and ultralytics read these once, at import: set before any test module loads them.
 ROOT = Path(__file__).resolve().parents[1]
+_YOLO_CONFIG = tempfile.mkdtemp(prefix="pillsnap-tests-yolo-")
+atexit.register(shutil.rmtree, _YOLO_CONFIG, ignore_errors=True)
 os.environ.update(
     RAY_USAGE_STATS_ENABLED="0",
     RAY_DATA_DISABLE_PROGRESS_BARS="1",
@@ -18,7 +22,7 @@ os.environ.update(
     WANDB_SILENT="true",
     YOLO_OFFLINE="1",
     YOLO_AUTOINSTALL="False",
-    YOLO_CONFIG_DIR=tempfile.mkdtemp(prefix="pillsnap-tests-yolo-"),
+    YOLO_CONFIG_DIR=_YOLO_CONFIG,
     PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),  # for Ray's workers
 )
 
