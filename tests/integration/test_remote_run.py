@@ -81,7 +81,10 @@ def test_killed_and_gone_on_with_on_another_machine(bucket: str, tmp_path: Path)
     first = Host(tmp_path / "first", bucket)
     process = first.train()
     end_s = time.monotonic() + TIMEOUT_S
-    while not [e for e in events_of(uri, "step", task="detection") if e["epoch"] == 2]:
+    # A step of the second epoch may be published while the first one's checkpoint is still on its way.
+    while not (
+        events_of(uri, "checkpoint") and [e for e in events_of(uri, "step", task="detection") if e["epoch"] == 2]
+    ):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end_s
         time.sleep(0.2)
