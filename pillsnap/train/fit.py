@@ -20,6 +20,7 @@ from pillsnap.data.stream import Recipe, Stream, share_samples
 from pillsnap.observe.logs import current_level
 from pillsnap.observe.versions import versions
 from pillsnap.observe.wandb_task import wandb_id
+from pillsnap.storage import is_uri
 from pillsnap.train.clock import TaskClock
 from pillsnap.train.run_directory import STOP_FILE, Run
 from pillsnap.train.session import Workers
@@ -131,7 +132,7 @@ def _workers_read(folder: str) -> bool:
     """Whether a store in that folder is there for every worker, wherever it runs."""
     import ray
 
-    return "://" in folder or sum(node["Alive"] for node in ray.nodes()) == 1
+    return is_uri(folder) or sum(node["Alive"] for node in ray.nodes()) == 1
 
 
 def fit(trainer: TorchTrainer, run_dir: Path, clock: TaskClock) -> None:
