@@ -3,8 +3,9 @@
     python -m benchmarks.watching [--quick] [--cost] [--json FILE]
 
 The training is the package's own loop in a process of its own, a classifier on a batch that is already there, on all
-processor cores: no wait for data hides what watching costs, and every step is in the event log. All the while there
-are a terminal monitor, a web monitor with 100 WebSocket clients of which half never read, and the Weights & Biases
+processor cores: no wait for data hides what watching costs. It logs as often as a training does that nobody set up
+otherwise (`train.log_every_steps`); its steps of 50 ms are short, so that is still two events a second. All the while
+there are a terminal monitor, a web monitor with 100 WebSocket clients of which half never read, and the Weights & Biases
 mirror, whose server answers 401 from the first quarter on; a second mirror follows, whose server is gone from the third
 quarter on. Watchers run and are stopped (SIGSTOP) by turns, in the order run, stop, stop, run: neighbours are a pair,
 and the control is the same training seconds before or after. Beside the throughput, which other work on the machine
@@ -32,7 +33,6 @@ import sys
 import tempfile
 import threading
 import time
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ from tests.unit.observe.conftest import WandbServer
 
 BATCH = 16
 # A window with fewer says nothing (the machine was busy otherwise): its pair is left out.
-MIN_STEPS = 5
+MIN_STEPS = 50
 STOP_FILE = "stop"
 SETTLE_S = 1.0  # after watchers are stopped or go on: what they missed is not what watching costs
 
@@ -129,7 +129,7 @@ def _measure(folder: Path, pairs: int, window_s: float, ended: contextlib.ExitSt
     watched = Training(folder, "watched")
     ended.callback(watched.stop)
     log = StepLog(watched.run_dir)
-    log.wait_for_steps(60, watched)  # everything is warm
+    log.wait_for_step(60, watched)  # everything is warm
     server = WandbServer()
     # Its second-long batches would hide a failure until the run is over.
     os.environ.update(WANDB_BASE_URL=server.url, WANDB_API_KEY="k" * 40, WANDB__FILE_STREAM_TRANSMIT_INTERVAL="2")
@@ -151,19 +151,25 @@ def _measure(folder: Path, pairs: int, window_s: float, ended: contextlib.ExitSt
     rss_bytes = watchers.max_server_rss_bytes
     watchers.kill()
     before_kill = log.poll()
-    log.wait_for_steps(before_kill + 20, watched)
+    log.wait_for_step(before_kill + 20, watched)
     watched.stop()
     events = read_events(watched.run_dir)
     disturbed = [event["message"] for event in events if event["kind"] in ("warning", "failure")]
     alone = Training(folder, "alone")
     ended.callback(alone.stop)
-    num_compared = min(120, log.poll())
-    StepLog(alone.run_dir).wait_for_steps(num_compared, alone)
+    num_compared = min(120, log.poll())  # steps
+    StepLog(alone.run_dir).wait_for_step(num_compared, alone)
     alone.stop()
-    losses = [[event["loss"] for event in read_events(t.run_dir) if event["kind"] == "step"] for t in (watched, alone)]
+    losses = [
+        {event["step"]: event["loss"] for event in read_events(training.run_dir) if event["kind"] == "step"}
+        for training in (watched, alone)
+    ]
+    compared = [step for step in losses[0] if step <= num_compared]
     speeds = [log.steps_per_s(window) for window in windows]
     ratios = [paired(windows[i : i + 2], speeds[i : i + 2]) for i in range(0, len(windows), 2)]
-    costs = [1 / log.cpu_s_per_step(window) for window in windows]
+    costs = [
+        speed * (window.end - window.start) / window.cpu_s for speed, window in zip(speeds, windows, strict=True)
+    ]
     cpu_ratios = [paired(windows[i : i + 2], costs[i : i + 2]) for i in range(0, len(windows), 2)]
     ratios, cpu_ratios = ([ratio for ratio in found if not math.isnan(ratio)] for found in (ratios, cpu_ratios))
     running_s = sum(window.end - window.start for window in windows if window.running)
@@ -184,8 +190,8 @@ def _measure(folder: Path, pairs: int, window_s: float, ended: contextlib.ExitSt
         "mirror_warnings": warnings,
         "disturbances": disturbed,
         "steps_after_kill": log.poll() - before_kill,
-        "losses_compared": num_compared,
-        "losses_equal": losses[0][:num_compared] == losses[1][:num_compared],
+        "losses_compared": len(compared),
+        "losses_equal": bool(compared) and all(losses[0][step] == losses[1].get(step) for step in compared),
     }
 
 
@@ -222,7 +228,6 @@ def run_training(run_dir: Path, num_threads: int) -> None:
     from pillsnap.train.tasks import make_task
 
     wished = {
-        "train.log_every_steps": 1,
         "train.amp": "off",
         "classification.epochs": 1,
         "train.checkpoint_minutes": 1e6,
@@ -256,34 +261,30 @@ class Window:
 
 
 class StepLog:
-    """Times of a training's steps."""
+    """When a training reached which step, as often as it logs one."""
 
     def __init__(self, run_dir: Path) -> None:
         self.follower = EventFollower(run_dir)
-        self.steps: list[tuple[float, int]] = []  # unix time, epoch
+        self.steps: list[tuple[float, int]] = []  # unix time, step
 
     def poll(self) -> int:
-        """How many steps there are by now."""
-        self.steps += [(event["time"], event["epoch"]) for event in self.follower.poll() if event["kind"] == "step"]
-        return len(self.steps)
+        """The step that it is at by now."""
+        self.steps += [(event["time"], event["step"]) for event in self.follower.poll() if event["kind"] == "step"]
+        return self.steps[-1][1] if self.steps else 0
 
-    def wait_for_steps(self, count: int, training: Training) -> None:
+    def wait_for_step(self, step: int, training: Training) -> None:
         end_s = time.monotonic() + 900
-        while self.poll() < count:
+        while self.poll() < step:
             assert training.process.poll() is None, (training.run_dir / "console.log").read_text()[-2000:]
-            assert time.monotonic() < end_s, f"only {len(self.steps)} steps"
+            assert time.monotonic() < end_s, f"only {self.poll()} steps"
             time.sleep(0.2)
 
     def steps_per_s(self, window: Window) -> float:
-        """Over the intervals between a window's steps that belong to one epoch."""
+        """From the first to the last step that was logged within a window."""
         self.poll()
         inside = [step for step in self.steps if window.start <= step[0] <= window.end]
-        intervals = [after[0] - before[0] for before, after in pairwise(inside) if before[1] == after[1]]
-        return len(intervals) / sum(intervals) if len(intervals) >= MIN_STEPS else math.nan
-
-    def cpu_s_per_step(self, window: Window) -> float:
-        steps = sum(window.start <= time_s <= window.end for time_s, _ in self.steps)
-        return window.cpu_s / steps if steps >= MIN_STEPS else math.nan
+        (start_s, first), (end_s, last) = (inside[0], inside[-1]) if inside else ((0.0, 0), (0.0, 0))
+        return (last - first) / (end_s - start_s) if last - first >= MIN_STEPS else math.nan
 
 
 class Watchers:
@@ -385,7 +386,7 @@ def print_figures(figures: dict[str, Any]) -> None:
         print(f"mirror               {warning[:160]}")
     print(f"after SIGKILL        {figures['steps_after_kill']} more steps; warnings: {figures['disturbances']}")
     same = "the same" if figures["losses_equal"] else "NOT the same"
-    print(f"losses               {same} as unwatched, {figures['losses_compared']} steps")
+    print(f"losses               {same} as unwatched, {figures['losses_compared']} of them")
 
 
 def print_cost(figures: dict[str, Any]) -> None:

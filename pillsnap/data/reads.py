@@ -78,6 +78,10 @@ class _ReadList(InputDataBuffer):
         (self._reader,) = self.output_dependencies
         super().start(options, block_ref_counter)
 
+    def throttling_disabled(self) -> bool:
+        # It takes neither cores nor memory; else Ray Data keeps a part of both for it, and they stand still.
+        return True
+
     def has_execution_finished(self) -> bool:
         return self._next_slot >= self._reads.end_slot
 

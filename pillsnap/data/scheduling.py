@@ -5,12 +5,15 @@ It touches parts of Ray Data that are not its public interface, which is why ray
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
 from pillsnap.data.nearness import NearWorkers
 
 _SHORTEST_WAIT_S, _LONGEST_WAIT_S = 0.01, 0.15
+_LOOK_CPU_S = 0.004
+"""Processor time that one pass of the scheduling loop takes."""
 
 
 def execution_options() -> Any:
@@ -40,7 +43,7 @@ class BatchBlocks:
         context.target_max_block_size = context.target_min_block_size = 1
         context.execution_options = execution_options()
         context.enable_progress_bars = False
-        context.custom_execution_callback_classes = [_scheduling_pace(self._near)]
+        context.custom_execution_callback_classes = [_scheduling_pace(self._near, self._rows_ahead is None)]
         if self._rows_ahead is not None:
             enabled = [*policies.ENABLED_BACKPRESSURE_POLICIES, _row_limit(self._rows_ahead)]
             context.set_config(policies.ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, enabled)
@@ -52,7 +55,7 @@ class BatchBlocks:
         DataContext._set_current(self.before)
 
 
-def _scheduling_pace(near: NearWorkers | None) -> type:
+def _scheduling_pace(near: NearWorkers | None, tasks_decode: bool) -> type:
     from ray.data._internal.execution import streaming_executor_state
     from ray.data._internal.execution.execution_callback import ExecutionCallback
 
@@ -71,6 +74,7 @@ def _scheduling_pace(near: NearWorkers | None) -> type:
             teach_planner()
             self._finished = self._made = self._moved = self._running = self._taken = 0
             self._looked_s = 0.0
+            self._longest_s = _LONGEST_WAIT_S
 
         def before_execution_starts(self, executor: Any) -> None:
             self._wait(_SHORTEST_WAIT_S)
@@ -84,6 +88,8 @@ def _scheduling_pace(near: NearWorkers | None) -> type:
             moved = finished + made + sum(op.metrics.num_tasks_submitted for op in operators)
             done, self._finished = finished - self._finished, finished
             rows, self._made = made - self._made, made
+            if done and tasks_decode:
+                self._longest_s = self._best_wait_s(operators, executor._resource_manager.get_global_limits().cpu)
             last, state = list(operators.items())[-1]
             taken, self._taken = last.metrics.num_outputs_taken - self._taken, last.metrics.num_outputs_taken
             if state.output_queue.num_blocks > taken:
@@ -98,11 +104,23 @@ def _scheduling_pace(near: NearWorkers | None) -> type:
             self._moved, self._looked_s = moved, time.monotonic()
 
         @staticmethod
+        def _best_wait_s(operators: Any, num_cpus: float) -> float:
+            """Where tasks have a core each, one stands still for half a wait after each task; with the wait w, that
+            and the looks take w / (2 task_s) + look_s / (w num_cpus) of the cores, which is least at this w.
+            """
+            longest = _LONGEST_WAIT_S
+            for op in operators:
+                task_s = op.metrics.average_task_completion_time_excl_backpressure_s
+                if task_s and op.incremental_resource_usage().cpu >= 1:
+                    longest = min(longest, math.sqrt(2 * task_s * _LOOK_CPU_S / max(num_cpus, 1.0)))
+            return longest
+
+        @staticmethod
         def _is_held_back(operators: Any) -> bool:
             return any(op._in_task_output_backpressure for op in operators)
 
         def _wait(self, wait_s: float) -> None:
-            self._wait_s = min(max(wait_s, _SHORTEST_WAIT_S), _LONGEST_WAIT_S)
+            self._wait_s = min(max(wait_s, _SHORTEST_WAIT_S), self._longest_s)
             streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = self._wait_s
 
     return SchedulingPace

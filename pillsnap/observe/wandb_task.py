@@ -20,6 +20,8 @@ from pillsnap.observe.events import EventFollower
 
 INIT_TIMEOUT_S = 30.0
 FINISH_TIMEOUT_S = 120.0
+POLL_INTERVAL_S = 5.0
+"""W&B uploads every 15 s; looking oftener would only wake this process beside the training."""
 MIRRORED_KINDS = ("step", "epoch", "validation", "examples")
 _STEP_FIGURES = ("loss", "lr", "images_per_s", "data_wait_fraction", "gpu_memory_bytes")
 _EPOCH_FIGURES = ("loss", "images_per_s", "data_wait_fraction", "duration_s")
@@ -232,6 +234,7 @@ def _settings(wandb: Any, on_refused: Callable[[], None]) -> Any:
         stop_fn=on_refused,
         x_disable_meta=True,
         x_disable_machine_info=True,
+        x_disable_stats=True,  # every node's figures are in the log, and so in the rows
         x_save_requirements=False,
         x_transaction_log_flush_interval=5,
     )
@@ -250,7 +253,7 @@ def numbered_events(run_dir: Path, stop: threading.Event) -> Iterator[tuple[int,
         if not events:
             if stopping:
                 return
-            stop.wait(1.0)
+            stop.wait(POLL_INTERVAL_S)
 
 
 def wandb_id(run: dict[str, Any], task: str) -> str:

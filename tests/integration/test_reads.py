@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import islice
+import time
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
@@ -52,3 +53,17 @@ def test_a_long_stream_is_not_listed_before_it_is_read(num_listed: list[int]) ->
     assert [row["first"] for row in islice(rows, 100)] == list(range(100))
     assert len(num_listed) < 100 + 64 + 4 * ROWS_AHEAD
     del rows
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_tasks_take_every_core_there_is() -> None:
+    def nap(read: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        started_s = time.time()
+        time.sleep(0.3)
+        return {"started_s": np.array([started_s]), "ended_s": np.array([time.time()])}
+
+    with BatchBlocks():
+        dataset = reads.reads_dataset(0, 1000, 1).map_batches(nap, batch_size=None, num_cpus=1)
+    rows = list(islice(dataset.iter_rows(), 16))
+    overlapping = sum(after["started_s"] < before["ended_s"] for before, after in pairwise(rows))
+    assert overlapping >= 4, "the source kept a core for itself"
