@@ -5,11 +5,11 @@
 The training is the package's own loop in a process of its own, a classifier on a batch that is already there, on all
 processor cores: no wait for data hides what watching costs. It logs as often as a training does that nobody set up
 otherwise (`train.log_every_steps`); its steps of 50 ms are short, so that is still two events a second. All the while
-there are a terminal monitor, a web monitor with 100 WebSocket clients of which half never read, and the Weights & Biases
-mirror, whose server answers 401 from the first quarter on; a second mirror follows, whose server is gone from the third
-quarter on. Watchers run and are stopped (SIGSTOP) by turns, in the order run, stop, stop, run: neighbours are a pair,
-and the control is the same training seconds before or after. Beside the throughput, which other work on the machine
-moves, stands what it does not move: processor time of each watcher, and of the training for each step.
+there are a terminal monitor, a web monitor with 100 WebSocket clients of which half never read, and the Weights &
+Biases mirror, whose server answers 401 from the first quarter on; a second mirror follows, whose server is gone from
+the third quarter on. Watchers run and are stopped (SIGSTOP) by turns, in the order run, stop, stop, run: neighbours are
+a pair, and the control is the same training seconds before or after. Beside the throughput, which other work on the
+machine moves, stands what it does not move: processor time of each watcher, and of the training for each step.
 
 With --cost there is no training: five steps a second are written into a log, and only the watchers' processor time and
 memory are measured.
@@ -167,9 +167,7 @@ def _measure(folder: Path, pairs: int, window_s: float, ended: contextlib.ExitSt
     compared = [step for step in losses[0] if step <= num_compared]
     speeds = [log.steps_per_s(window) for window in windows]
     ratios = [paired(windows[i : i + 2], speeds[i : i + 2]) for i in range(0, len(windows), 2)]
-    costs = [
-        speed * (window.end - window.start) / window.cpu_s for speed, window in zip(speeds, windows, strict=True)
-    ]
+    costs = [speed * (window.end - window.start) / window.cpu_s for speed, window in zip(speeds, windows, strict=True)]
     cpu_ratios = [paired(windows[i : i + 2], costs[i : i + 2]) for i in range(0, len(windows), 2)]
     ratios, cpu_ratios = ([ratio for ratio in found if not math.isnan(ratio)] for found in (ratios, cpu_ratios))
     running_s = sum(window.end - window.start for window in windows if window.running)

@@ -7,6 +7,7 @@ Boxes are (n, 4) float32 arrays of x, y, w, h in pixels. Images are (height, wid
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, field
 
 import cv2
@@ -18,6 +19,7 @@ _MIN_VISIBLE = 0.1
 _MAX_ASPECT = 100.0
 _ERASED_AREA = (0.02, 0.2)
 _ERASED_LOG_ASPECT = 1.2
+_STEPS = np.arange(256, dtype=np.float64)[:, None]
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class CropJitter:
 def sample_rng(seed: int, epoch: int, sample_id: str) -> np.random.Generator:
     """The random numbers of one sample in one epoch: the same wherever, whenever and however often it is made."""
     digest = hashlib.blake2b(f"{seed}/{epoch}/{sample_id}".encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+    return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, "<u8")))
 
 
 def crop(
@@ -71,19 +73,22 @@ def crop(
 
     The square's side is the box's longer side plus `margin` of it on each side.
     """
-    x, y, width, height = (float(value) for value in box)
-    side = max(width, height, 1.0) * (1 + 2 * margin)
-    side *= float(np.exp(rng.uniform(-jitter.scale, jitter.scale)))
-    center_x = x + width / 2 + side * rng.uniform(-jitter.center, jitter.center)
-    center_y = y + height / 2 + side * rng.uniform(-jitter.center, jitter.center)
-    angle = np.deg2rad(rng.uniform(-jitter.rotation_deg, jitter.rotation_deg))
+    x, y, width, height = box.tolist()
+    grow, right, down, turn = (2 * draw - 1 for draw in rng.random(4).tolist())
+    side = max(width, height, 1.0) * (1 + 2 * margin) * math.exp(grow * jitter.scale)
+    center_x = x + width / 2 + side * right * jitter.center
+    center_y = y + height / 2 + side * down * jitter.center
+    angle = math.radians(turn * jitter.rotation_deg)
     scale = size_px / side
-    half = (size_px - 1) / 2
-    matrix = (
-        _translation(half, half)
-        @ _rotation(angle)
-        @ _scaling(scale, scale)
-        @ _translation(0.5 - center_x, 0.5 - center_y)
+    cosine, sine = scale * math.cos(angle), scale * math.sin(angle)
+    # The crop's middle is the box's, in pixel centres.
+    half, left, top = (size_px - 1) / 2, center_x - 0.5, center_y - 0.5
+    matrix = np.array(
+        (
+            (cosine, -sine, half - cosine * left + sine * top),
+            (sine, cosine, half - sine * left - cosine * top),
+            (0.0, 0.0, 1.0),
+        )
     )
     patch = warp(image, matrix, size_px, border=cv2.BORDER_REPLICATE, target=target)
     patch = _colour(patch, jitter.hue, jitter.saturation, jitter.brightness, rng)
@@ -179,7 +184,8 @@ def warp(
     """`image` through a 3 x 3 pixel map into a square of `size_px`; reduced by whole halves first, so that small
     prints survive.
     """
-    scale = float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
+    (a, b, _), (c, d, _), _ = matrix.tolist()
+    scale = math.sqrt(abs(a * d - b * c))
     while scale <= 0.5 and min(image.shape[:2]) >= 2:
         height, width = image.shape[0] // 2, image.shape[1] // 2
         image = cv2.resize(image[: 2 * height, : 2 * width], (width, height), interpolation=cv2.INTER_AREA)
@@ -226,17 +232,14 @@ def _colour(
     image: np.ndarray, hue: float, saturation: float, brightness: float, rng: np.random.Generator
 ) -> np.ndarray:
     # In place.
-    gains = rng.uniform(-1, 1, 3) * (hue, saturation, brightness) + 1
+    gains = (2 * rng.random(3) - 1) * (hue, saturation, brightness) + 1
     if not (hue or saturation or brightness):
         return image
-    steps = np.arange(256, dtype=np.float64)
-    tables = (
-        (steps * gains[0] % 180).astype(np.uint8),
-        np.clip(steps * gains[1], 0, 255).astype(np.uint8),
-        np.clip(steps * gains[2], 0, 255).astype(np.uint8),
-    )
+    tables = _STEPS * gains
+    tables[:, 0] %= 180
+    np.clip(tables, 0, 255, out=tables)
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-    cv2.LUT(hsv, np.stack(tables, axis=1)[None], dst=hsv)
+    cv2.LUT(hsv, tables.astype(np.uint8)[None], dst=hsv)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB, dst=image)
 
 

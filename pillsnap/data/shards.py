@@ -35,8 +35,12 @@ class ShardStore:
     folder: str
 
     def get(self, key: int) -> EncodedWindow | None:
-        """The window of that key, its bytes a view of the mapped shard; None when it is not stored."""
-        return _contents(self).get(key)
+        """The window of that key; None when it is not stored."""
+        return self.find(np.array([key], np.uint64))[0]
+
+    def find(self, keys: np.ndarray) -> list[EncodedWindow | None]:
+        """The windows of the keys (n,) uint64, their bytes views of the mapped shards; None where one is not stored."""
+        return _contents(self).find(keys)
 
     def refresh(self) -> None:
         """Look for shards that were written since. Raises UserError for one that is damaged."""
@@ -134,13 +138,16 @@ class _Contents:
             order = np.argsort(together, kind="stable")
             self._index = together[order], np.concatenate(places)[order]
 
-    def get(self, key: int) -> EncodedWindow | None:
+    def find(self, asked: np.ndarray) -> list[EncodedWindow | None]:
         keys, places = self._index
-        position = int(keys.searchsorted(np.uint64(key)))
-        if position == len(keys) or keys[position] != key:
-            return None
-        shard, row = places[position].tolist()
-        return self._shards[shard].window(row)
+        if not len(keys):
+            return [None] * len(asked)
+        positions = np.minimum(keys.searchsorted(asked), len(keys) - 1)
+        there, shards_and_rows = (keys[positions] == asked).tolist(), places[positions].tolist()
+        return [
+            self._shards[shard].window(row) if is_there else None
+            for is_there, (shard, row) in zip(there, shards_and_rows, strict=True)
+        ]
 
 
 class _Shard:

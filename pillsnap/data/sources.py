@@ -178,18 +178,17 @@ class StoreSource(Source):
     keys: KeyMemo = field(kw_only=True)
     fresh: list[tuple[int, EncodedWindow]] = field(default_factory=list)
     """(key, window) made here, which the store lacks."""
+    _expected: dict[int, tuple[int, EncodedWindow | None]] = field(default_factory=dict)
+    """Key and stored window of samples that were announced: one look for many costs little more than for one."""
     _photo: tuple[str, np.ndarray | BadImage] | None = None
 
     def expect(self, samples: pa.Table, numbers: Sequence[int]) -> None:
-        if self.reader.is_remote:
-            asked = np.array(numbers, np.int64)
-            stored = self.store.shards.stored(self.keys.of(samples, asked))
-            super().expect(samples, asked[~stored].tolist())
+        self._expected = self._look_up(samples, numbers)
+        super().expect(samples, [number for number, (_, stored) in self._expected.items() if stored is None])
 
     def fetch(self, samples: pa.Table, number: int) -> EncodedWindow | BadImage:
         store = self.store
-        key = int(self.keys.of(samples, np.array([number]))[0])
-        stored = store.shards.get(key)
+        key, stored = self._expected.get(number) or self._look_up(samples, [number])[number]
         if stored is not None:
             return stored
         photo = self._read(samples["image_path"][number].as_py())
@@ -207,6 +206,11 @@ class StoreSource(Source):
         if self.fresh:
             self.store.shards.append(self.fresh)
             self.fresh = []
+
+    def _look_up(self, samples: pa.Table, numbers: Sequence[int]) -> dict[int, tuple[int, EncodedWindow | None]]:
+        keys = self.keys.of(samples, np.array(numbers, np.int64))
+        found = self.store.shards.find(keys)
+        return dict(zip(numbers, zip(keys.tolist(), found, strict=True), strict=True))
 
     def _read(self, image_path: str) -> np.ndarray | BadImage:
         # The pills of one photo are neighbours in the sample table: filling a store decodes it once.

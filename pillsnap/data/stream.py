@@ -119,7 +119,6 @@ def _make_batches(slots: Batch, *, stream: Stream) -> Iterator[Batch]:
         for number in numbers:
             slot = stream.plan.slot(number)
             made.append(stream.source(slot.training))  # one a batch: it also counts the batch's time
-            made[-1].expect(stream.samples(slot.training), slot.members.tolist())
             where = {"epoch": slot.epoch, "training": slot.training, "step": slot.step}
             yield _as_row(stream.make(slot, made[-1]) | where)
     for source in made:
