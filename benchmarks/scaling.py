@@ -26,7 +26,7 @@ from tests.cluster.ray_hosts import ROOT, RayHosts
 
 HOSTS = (1, 2, 4)
 BATCH, SIZE_PX, MARGIN = 32, 224, 0.12
-DECODING_CPUS = 0.5  # as in benchmarks.loader: a core has a second task while one ends
+DECODING_CPUS = 0.5  # a core has a second task while one ends
 EPOCH_REPEATS = 50
 WARM_UP_S = 20.0
 _LINGER_S = 4.0

@@ -62,8 +62,8 @@ class DataSettings(_Settings):
     quarantine_after: Count = 200
     batches_per_read: Count = 2
     """Batches one Ray Data task makes before it ends."""
-    decoding_cpus: Positive = 1.0
-    """CPUs one decoding task reserves."""
+    decoding_cpus: Positive = 0.75
+    """CPUs one decoding task reserves. Less than one: while a task ends and the next is sent, another has its core."""
 
 
 class DetectionSettings(_Settings):

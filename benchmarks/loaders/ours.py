@@ -25,7 +25,7 @@ from pillsnap.data.sources import SplitStore
 from pillsnap.data.stream import Stream, share_samples
 
 CORES = 2
-DECODING_CPUS = 0.5
+DECODING_CPUS = 0.4
 _EPOCHS = 10_000
 
 
