@@ -6,7 +6,8 @@ this touches parts of Ray Data that are not its public interface.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Container, Sequence
 from typing import Any
 
 MAKING = "make_batches"
@@ -16,21 +17,34 @@ MAKING = "make_batches"
 class NearWorkers:
     """Which node each read is to be made on: that of the worker whose slot is its first.
 
-    `nodes` are Ray's ids of the workers' nodes, by rank. Where a node has no core free, its task runs on any other: so
-    nodes without a GPU take what the workers' nodes cannot.
+    `nodes` are Ray's ids of the workers' nodes, by rank. Tasks end in any order, so the next read's node is often still
+    busy when another's is not: the read waits for its own, one task long at most. Where there are nodes without
+    workers, it does not wait and runs on any that is free: they take what the workers' nodes cannot.
     """
 
     def __init__(self, nodes: Sequence[str], first_slot: int, slots_per_read: int) -> None:
         self._nodes, self._first_slot, self._slots_per_read = tuple(nodes), first_slot, slots_per_read
+        self._placed: dict[int, str] = {}
 
     def node(self, read: int) -> str:
-        """The node for read number `read` of the stream."""
+        """The node of the worker that read number `read` of the stream is for."""
         return self._nodes[(self._first_slot + read * self._slots_per_read) % len(self._nodes)]
+
+    def place(self, read: int, running: Container[int]) -> str:
+        """The node to make a read on while the reads in `running` are made: its worker's, or the one with the fewest
+        tasks where that has two less.
+        """
+        self._placed = {task: node for task, node in self._placed.items() if task in running}
+        tasks = Counter(self._placed.values())
+        near, idlest = self.node(read), min(self._nodes, key=lambda node: tasks[node])
+        self._placed[read] = near if tasks[near] <= tasks[idlest] + 1 else idlest
+        return self._placed[read]
 
     def attach(self, operators: Any) -> None:
         """Give every task of these operators that makes batches its node."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+        spill = self._has_other_nodes()
         for operator in operators:
             if MAKING not in operator.name:
                 continue
@@ -38,13 +52,21 @@ class NearWorkers:
 
             def near(input_bundle: Any = None, operator: Any = operator, original: Any = original) -> dict[str, Any]:
                 options = original(input_bundle)
-                node = self.node(operator._next_data_task_idx)
+                read = operator._next_data_task_idx
+                node = self.node(read) if spill else self.place(read, operator._data_tasks)
                 options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(
-                    node, soft=True, _spill_on_unavailable=True
+                    node, soft=True, _spill_on_unavailable=spill
                 )
                 return options
 
             operator._get_dynamic_ray_remote_args = near
+
+    def _has_other_nodes(self) -> bool:
+        import ray
+
+        return any(
+            node["Alive"] and node["Resources"].get("CPU") and node["NodeID"] not in self._nodes for node in ray.nodes()
+        )
 
 
 def slots_near(nodes: Sequence[str], most: int) -> int:

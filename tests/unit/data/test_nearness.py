@@ -37,16 +37,34 @@ def test_a_read_is_near_the_worker_whose_slot_is_its_first() -> None:
     assert [NearWorkers(["a", "b"], 0, 1).node(read) for read in range(3)] == ["a", "b", "a"]
 
 
-def test_only_tasks_that_make_batches_get_a_node() -> None:
+def test_a_read_waits_for_its_own_node_one_task_long_at_most() -> None:
+    near = NearWorkers(["a", "b"], 0, 1)
+    assert [near.place(read, range(read)) for read in range(2)] == ["a", "b"]
+    assert near.place(2, {0}) == "a"  # b is free, and a's task ends soon
+    assert near.place(3, {0, 2}) == "b"
+    assert near.place(4, {0, 2}) == "b"  # a has two tasks to do, b none
+    assert near.place(6, {4}) == "a"
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_only_tasks_that_make_batches_get_a_node(monkeypatch: pytest.MonkeyPatch, others: bool) -> None:
     def operator(name: str, task: int) -> Any:
         return SimpleNamespace(
-            name=name, _next_data_task_idx=task, _get_dynamic_ray_remote_args=lambda bundle=None: {"num_cpus": 1}
+            name=name,
+            _next_data_task_idx=task,
+            _data_tasks={},
+            _get_dynamic_ray_remote_args=lambda bundle=None: {"num_cpus": 1},
         )
 
+    nodes = ["a" * 56, "b" * 56]
+    there = [*nodes, *(["c" * 56] if others else [])]
+    facts = [{"NodeID": node, "Alive": True, "Resources": {"CPU": 4.0}} for node in there]
+    head = {"NodeID": "d" * 56, "Alive": True, "Resources": {}}
+    monkeypatch.setattr("ray.nodes", lambda: [*facts, head])
     reading, making = operator("Reads", 3), operator("MapBatches(_make_batches)", 3)
-    NearWorkers(["a" * 56, "b" * 56], 0, 1).attach([reading, making])
+    NearWorkers(nodes, 0, 1).attach([reading, making])
     assert reading._get_dynamic_ray_remote_args("bundle") == {"num_cpus": 1}
     options = making._get_dynamic_ray_remote_args("bundle")
     strategy = options.pop("scheduling_strategy")
     assert options == {"num_cpus": 1}
-    assert (strategy.node_id, strategy.soft, strategy._spill_on_unavailable) == ("b" * 56, True, True)
+    assert (strategy.node_id, strategy.soft, strategy._spill_on_unavailable) == ("b" * 56, True, others)
