@@ -18,7 +18,7 @@ class NearWorkers:
     """Which node each read is to be made on: that of the worker whose slot is its first.
 
     `nodes` are Ray's ids of the workers' nodes, by rank. Tasks end in any order, so the next read's node is often still
-    busy when another's is not: the read waits for its own, one task long at most. Where there are nodes without
+    busy when another's is not: the read waits for its own, unless that is far behind. Where there are nodes without
     workers, it does not wait and runs on any that is free: they take what the workers' nodes cannot.
     """
 
@@ -32,12 +32,14 @@ class NearWorkers:
 
     def place(self, read: int, running: Container[int]) -> str:
         """The node to make a read on while the reads in `running` are made: its worker's, or the one with the fewest
-        tasks where that has two less.
+        tasks where that has far fewer.
         """
         self._placed = {task: node for task, node in self._placed.items() if task in running}
         tasks = Counter(self._placed.values())
         near, idlest = self.node(read), min(self._nodes, key=lambda node: tasks[node])
-        self._placed[read] = near if tasks[near] <= tasks[idlest] + 1 else idlest
+        # Half of a node's tasks more or less leave no core idle, since a task reserves less than a core.
+        most_more = max(1, len(self._placed) // len(set(self._nodes)) // 2)
+        self._placed[read] = near if tasks[near] <= tasks[idlest] + most_more else idlest
         return self._placed[read]
 
     def attach(self, operators: Any) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -159,9 +161,11 @@ def test_ten_runs_leave_nothing(toy_manifest: Path, toy_tree: Path, tmp_path: Pa
     overrides = {"detection__epochs": 1, "detection__mosaic_off_epochs": 0, "classification__epochs": 1,
                  "detection__warmup_epochs": 0, "classification__warmup_epochs": 0}  # fmt: skip
     command = [sys.executable, "-m", "tests.reliability.driver", str(tmp_path), str(toy_manifest), str(toy_tree)]
-    done = subprocess.run(
-        [*command, json.dumps(overrides), "10"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    with tempfile.TemporaryDirectory(prefix="pillsnap-ten-") as temporary:  # other programs have folders in /tmp, too
+        done = subprocess.run(
+            [*command, json.dumps(overrides), "10"],
+            cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | {"TMPDIR": temporary},
+        )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     after = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert len(after) == 10

@@ -37,13 +37,15 @@ def test_a_read_is_near_the_worker_whose_slot_is_its_first() -> None:
     assert [NearWorkers(["a", "b"], 0, 1).node(read) for read in range(3)] == ["a", "b", "a"]
 
 
-def test_a_read_waits_for_its_own_node_one_task_long_at_most() -> None:
+def test_a_read_waits_for_its_own_node_unless_that_is_far_behind() -> None:
     near = NearWorkers(["a", "b"], 0, 1)
     assert [near.place(read, range(read)) for read in range(2)] == ["a", "b"]
     assert near.place(2, {0}) == "a"  # b is free, and a's task ends soon
     assert near.place(3, {0, 2}) == "b"
     assert near.place(4, {0, 2}) == "b"  # a has two tasks to do, b none
     assert near.place(6, {4}) == "a"
+    many = NearWorkers(["a", "b"], 0, 1)
+    assert [many.place(read, range(read)) for read in range(0, 16, 2)] == [*"aab", *"aba", "b", "a"]
 
 
 @pytest.mark.parametrize("others", [False, True])
