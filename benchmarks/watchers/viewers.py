@@ -104,7 +104,7 @@ async def deaf(host: str, port: int) -> None:
             connection.connect((host, port))
             connection.sendall(_handshake(host, port))
             while connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == b"\x01":  # established
-                await asyncio.sleep(1)
+                await asyncio.sleep(5)
         connection.close()
         await asyncio.sleep(1)
 
