@@ -1,7 +1,10 @@
-"""Keeps the memory that a process frees, for work that takes and gives back the same large arrays over and over."""
+"""Memory that a process has freed: kept for work that takes and gives back the same large arrays over and over, and
+given back to the kernel when that work is over.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from functools import lru_cache
 
@@ -23,3 +26,12 @@ def keep_freed_memory() -> None:
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     mallopt(_M_TOP_PAD, _BYTES_KEPT)
+
+
+def return_freed_memory() -> None:
+    """Give the kernel what this process has freed, Arrow's pool included. Elsewhere than on glibc that pool alone."""
+    import pyarrow as pa
+
+    pa.default_memory_pool().release_unused()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

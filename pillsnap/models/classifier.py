@@ -19,7 +19,7 @@ def build_classifier(model: str, weights: str, *, num_classes: int, drop_rate: f
 
     Raises UserError when the model is unknown or the weights cannot be had.
     """
-    import timm
+    from pillsnap.models.quiet_timm import timm
 
     if not timm.is_model(model.split(".")[0]):
         near = timm.list_models(f"*{model.split('_')[0]}*")[:5]

@@ -17,6 +17,7 @@ import os
 import shlex
 import shutil
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable
@@ -53,6 +54,8 @@ def main() -> None:
     lock = (run_dir / "wandb" / "mirror.lock").open("w")
     fcntl.flock(lock, fcntl.LOCK_EX)  # a killed driver's mirror may still be finishing
     follower = Follower(run_dir, arguments["project"], arguments["group"], arguments["mode"])
+    # W&B clears its temporary folders when Python ends in order, and this process does not.
+    tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="pillsnap-wandb-")
     try:
         follower.follow(stop)
     except Exception as error:  # the boundary to a foreign service: its failures are told, whatever their type
@@ -62,6 +65,7 @@ def main() -> None:
             follower.finish_task_run()
     finally:
         say(driver, offline=[str(folder) for folder in follower.unsynced()])
+        shutil.rmtree(tempfile.tempdir, ignore_errors=True)
         # W&B's threads and exit handlers may hang or fail now, and there is nothing left that they could do.
         os._exit(0)
 

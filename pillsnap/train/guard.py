@@ -8,15 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import nn
 
+from pillsnap.models.quiet_timm import timm
 from pillsnap.train.peers import by_dtype, copy_from_first
 
 _FIRST_SCALE, _GROW_AFTER = 2.0**16, 2000
 
 
-class MovingAverage(ModelEmaV3):
+class MovingAverage(timm.utils.ModelEmaV3):
     """timm's moving average over weights and buffers, which a bad step leaves as it was."""
 
     def follow(self, model: nn.Module) -> None:

@@ -6,11 +6,12 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pillsnap.config import Settings
+from pillsnap.data.allocation import return_freed_memory
 from pillsnap.errors import UserError
 
 
@@ -45,17 +46,33 @@ def ray_session() -> Iterator[None]:
 
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    leavings: set[Path] = set()
     try:
         yield
-    except BaseException:
+        if folder is not None:
+            leavings.add(folder)
+    finally:
+        if folder is not None:
+            leavings |= _dashboard_folders()
         ray.shutdown()
-        raise
-    ray.shutdown()
-    if folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)
-        latest = folder.with_name("session_latest")
-        if latest.is_symlink() and not latest.exists():
-            latest.unlink(missing_ok=True)
+        for path in leavings:
+            shutil.rmtree(path, ignore_errors=True)
+        return_freed_memory()  # a program that trains again and again would otherwise keep each run's leavings
+    latest = folder.with_name("session_latest") if folder is not None else None
+    if latest is not None and latest.is_symlink() and not latest.exists():
+        latest.unlink(missing_ok=True)
+
+
+def _dashboard_folders() -> set[Path]:
+    """Temporary folders of the sockets by which Ray's dashboard forks: Ray kills it, and so it leaves them behind."""
+    import psutil
+
+    folders = set()
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            sockets = [Path(str(connection.laddr)) for connection in process.net_connections("unix")]
+            folders |= {path.parent for path in sockets if path.parent.name.startswith("pymp-")}
+    return folders
 
 
 def _warm_up() -> None:

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from timm.optim import param_groups_layer_decay
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pillsnap.config import TrainSettings
 from pillsnap.data.loader import DeviceBatch
+from pillsnap.models.quiet_timm import timm
 from pillsnap.train.checkpoint import Checkpoint
 from pillsnap.train.guard import Buffers, LossScale, MovingAverage, clipped_step
 from pillsnap.train.memory import MicroBatches
@@ -207,7 +207,7 @@ def _native_bfloat16(device: torch.device) -> bool:
 def _parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
     """Weights decay, biases and norms do not; with a layer decay below 1, timm's groups with an `lr_scale` each."""
     if layer_decay < 1:
-        return param_groups_layer_decay(model, weight_decay=weight_decay, layer_decay=layer_decay)
+        return timm.optim.param_groups_layer_decay(model, weight_decay=weight_decay, layer_decay=layer_decay)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},

@@ -55,7 +55,7 @@ def left_over() -> dict:
         "processes": [" ".join(child.cmdline())[:80] for child in own.children(recursive=True)],
         "shared_memory": sorted(os.listdir("/dev/shm")),
         "temporary": sorted(str(path) for path in Path(tempfile.gettempdir()).iterdir()),
-        "sessions": sorted(path.name for path in Path("/tmp/ray").glob("session_2*")),
+        "sessions": sorted(path.name for path in Path(tempfile.gettempdir(), "ray").glob("session_2*")),
     }
 
 

@@ -89,9 +89,13 @@ def offline_folders(run_dir: Path, task: str) -> list[Path]:
     return sorted((run_dir / "wandb").glob(f"offline-run-*-run_1_a-{task}"))
 
 
-def test_both_tasks_go_into_offline_folders(tmp_path: Path, offline_history: History) -> None:
+def test_both_tasks_go_into_offline_folders(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, offline_history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
     warnings: list[str] = []
     lines: list[str] = []
+    temporary = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setenv("TMPDIR", str(temporary))
     (tmp_path / "examples").mkdir()
     Image.new("RGB", (8, 8), (200, 0, 0)).save(tmp_path / "examples" / "detection.png")
     mirror = WandbMirror(tmp_path, "pillsnap", mode="offline", on_warning=warnings.append, say=lines.append).start()
@@ -105,6 +109,7 @@ def test_both_tasks_go_into_offline_folders(tmp_path: Path, offline_history: His
         log.write("verdict", met=True, targets={"top1": {"target": 0.85, "value": 0.9, "met": True}})
     assert mirror.close() == lines
     assert warnings == []
+    assert not list(temporary.iterdir())  # a mirror a run would fill it
     (detection,), (classification,) = (offline_folders(tmp_path, task) for task in ("detection", "classification"))
     (evaluation,) = offline_folders(tmp_path, "evaluation")
     assert lines == [f"wandb sync {folder}" for folder in (detection, classification, evaluation)]

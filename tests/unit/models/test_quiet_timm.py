@@ -1,0 +1,25 @@
+"""Workers import timm without W&B, which would leave folders behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+IMPORTS = "import os, sys; from pillsnap.models import classifier, quiet_timm; from pillsnap.train import state, tasks"
+
+
+def ended_like_a_worker(code: str, temporary: Path) -> list[str]:
+    """Names of what a process that is ended without its exit handlers leaves behind."""
+    code = f"{IMPORTS}; {code}; os._exit(0)"
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"TMPDIR": str(temporary)})
+    return [path.name for path in temporary.iterdir() if "wandb" in path.name]
+
+
+def test_what_a_worker_imports_leaves_nothing_behind(tmp_path: Path) -> None:
+    assert not ended_like_a_worker("assert 'timm' in sys.modules and 'wandb' not in sys.modules", tmp_path)
+
+
+def test_wandb_can_still_be_imported(tmp_path: Path) -> None:
+    assert ended_like_a_worker("import wandb; assert wandb.init", tmp_path)
