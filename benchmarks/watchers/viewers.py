@@ -35,39 +35,50 @@ def start_in_terminal(command: list[str]) -> subprocess.Popen[bytes]:
 
 
 async def run_clients(url: str) -> None:
-    """Half read and answer pings, half open a connection and leave it; all come back when they are cut off."""
-    os.nice(19)  # they stand for other machines
+    """Half read and answer pings, half open a connection and leave it; all come back when they are cut off.
+
+    They stand for other machines, and so cost this one as little as can be: all wake together, once a second.
+    """
+    os.nice(19)
     host, _, port = url.removeprefix("ws://").removesuffix("/ws").partition(":")
-    readers = [reader(host, int(port)) for _ in range(NUM_CLIENTS // 2)]
-    await asyncio.gather(*readers, *(deaf(host, int(port)) for _ in range(NUM_CLIENTS // 2)))
-
-
-async def reader(host: str, port: int) -> None:
-    while True:
-        with contextlib.suppress(OSError):
-            _, protocol = await asyncio.get_running_loop().create_connection(
-                lambda: _Reader(_handshake(host, port)), host, port
-            )
-            await protocol.lost.wait()
+    readers = [Reader(host, int(port)) for _ in range(NUM_CLIENTS // 2)]
+    deaf = asyncio.gather(*(run_deaf(host, int(port)) for _ in range(NUM_CLIENTS // 2)))
+    while not deaf.done():
+        for reader in readers:
+            reader.read()
         await asyncio.sleep(1)
 
 
-class _Reader(asyncio.Protocol):
-    """Takes WebSocket frames (RFC 6455) and answers pings: a client that costs this machine as little as can be."""
+class Reader:
+    """Takes WebSocket frames (RFC 6455) and answers pings; connects again when it was cut off."""
 
-    def __init__(self, handshake: bytes) -> None:
-        self.lost = asyncio.Event()
-        self._handshake, self._answered, self._rest, self._skip = handshake, False, b"", 0
+    def __init__(self, host: str, port: int) -> None:
+        self._address = host, port
+        self._connection: socket.socket | None = None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.write(self._handshake)
+    def read(self) -> None:
+        """Take what has come."""
+        try:
+            if self._connection is None:
+                self._connect()
+                return
+            while data := self._connection.recv(1 << 16):
+                self._take(data)
+            self._connection = None  # the other side has ended it
+        except BlockingIOError:
+            return
+        except OSError:
+            self._connection = None
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.lost.set()
+    def _connect(self) -> None:
+        self._answered, self._rest, self._skip = False, b"", 0
+        connection = socket.create_connection(self._address, 5)
+        connection.sendall(_handshake(*self._address))
+        connection.setblocking(False)
+        self._connection = connection
 
-    def data_received(self, data: bytes) -> None:
+    def _take(self, data: bytes) -> None:
+        assert self._connection is not None
         data = self._rest + data
         begin = self._skip
         if not self._answered:
@@ -81,7 +92,7 @@ class _Reader(asyncio.Protocol):
                     break
                 size = int.from_bytes(data[begin + 2 : begin + 2 + length_bytes], "big")
             if data[begin] & 15 == PING:
-                self._transport.write(PONG)
+                self._connection.sendall(PONG)
             begin += 2 + length_bytes + size
         if not self._answered:
             begin = 0
@@ -95,7 +106,7 @@ def _handshake(host: str, port: int) -> bytes:
     ).encode()
 
 
-async def deaf(host: str, port: int) -> None:
+async def run_deaf(host: str, port: int) -> None:
     """Never reads; notices only that the other side has cut the connection."""
     while True:
         connection = socket.socket()

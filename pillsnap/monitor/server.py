@@ -28,6 +28,7 @@ MAX_VIEWERS = 256
 # A connection that takes nothing for so long is given up.
 SEND_TIMEOUT_S = 20.0
 HEARTBEAT_S = 20.0
+CATCH_UP_INTERVAL_S = 1.0
 MACHINE_INTERVAL_S = 5.0
 
 STATIC_DIR = Path(__file__).parent / "static"
@@ -106,12 +107,14 @@ class _Monitor:
         socket = web.WebSocketResponse(heartbeat=HEARTBEAT_S, max_msg_size=1024, compress=False)
         await socket.prepare(request)
         self.sockets.add(socket)
-        hub, viewer = self._hub(name), Viewer()
+        assert isinstance(request.transport, asyncio.WriteTransport)
+        hub, viewer = self._hub(name), Viewer(request.transport)
         hub.viewers.add(viewer)
-        sender = asyncio.create_task(self._send(request, socket, hub, viewer))
+        sender = asyncio.create_task(self._send(request.transport, socket, hub, viewer))
         try:
             async for message in socket:
                 if message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
+                    hub.viewers.discard(viewer)  # nothing follows the close frame
                     await socket.close(code=WSCloseCode.POLICY_VIOLATION, message=b"this only sends")
         finally:
             sender.cancel()
@@ -121,18 +124,23 @@ class _Monitor:
             self._drop_idle(name)
         return socket
 
-    async def _send(self, request: web.Request, socket: web.WebSocketResponse, hub: RunHub, viewer: Viewer) -> None:
+    async def _send(
+        self, connection: asyncio.WriteTransport, socket: web.WebSocketResponse, hub: RunHub, viewer: Viewer
+    ) -> None:
+        """A snapshot at first and whenever the viewer fell behind; the hub sends the updates itself."""
         await hub.ready.wait()
         await socket.send_json({"type": "hello", "run": hub.run_dir.name, **self._surroundings()})
         while True:
-            message = await viewer.next_message(hub)
+            await viewer.behind.wait()
             try:
                 async with asyncio.timeout(SEND_TIMEOUT_S):
-                    await socket.send_str(message)
+                    while not viewer.has_caught_up():
+                        await asyncio.sleep(CATCH_UP_INTERVAL_S)
+                    viewer.behind.clear()
+                    await socket.send_str(hub.snapshot())
             except (TimeoutError, ConnectionError):
                 # Closing politely would wait for a reader that is not there.
-                if isinstance(request.transport, asyncio.WriteTransport):
-                    request.transport.abort()
+                connection.abort()
                 return
 
     def _surroundings(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Freed memory serves again: a large array that is taken a second time costs no page faults."""
+"""Freed memory serves again: a large array that is taken a second time costs no page faults. Until it is given back."""
 
 from __future__ import annotations
 
@@ -22,6 +22,20 @@ for _ in range(20):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
+_RETURN = """
+import os, psutil, sys
+import pyarrow as pa
+from pillsnap.data.allocation import return_freed_memory
+memory = psutil.Process().memory_info
+blocks = [bytes(1000) for _ in range(200_000)]
+kept = blocks[::1000]  # lie among them, so that free() alone gives nothing back
+before = memory().rss
+del blocks
+if sys.argv[1] == "return":
+    return_freed_memory()
+print(before - memory().rss)
+"""
+
 
 def faults(how: str) -> int:
     done = subprocess.run([sys.executable, "-c", _COUNT, how], capture_output=True, text=True, check=True)
@@ -34,3 +48,13 @@ def test_memory_that_was_freed_is_taken_again() -> None:
     kept, control = faults("keep"), faults("not")
     assert kept <= 200
     assert kept <= control
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="takes what only glibc has")
+def test_memory_that_was_freed_is_given_back() -> None:
+    returned, control = (
+        int(subprocess.run([sys.executable, "-c", _RETURN, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("return", "not")
+    )
+    assert returned > 150e6  # of 200 MB
+    assert control < 50e6

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import resource
 import socket
@@ -15,6 +14,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp.http_websocket import WebSocketWriter
 from aiohttp.test_utils import TestServer
 
 from pillsnap.errors import UserError
@@ -29,6 +29,7 @@ from pillsnap.observe.events import EventLog
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_module, "POLL_INTERVAL_S", 0.02)
     monkeypatch.setattr(server_module, "MACHINE_INTERVAL_S", 0.1)
+    monkeypatch.setattr(server_module, "CATCH_UP_INTERVAL_S", 0.02)
 
 
 def begin(log: EventLog, run_id: str = "r1") -> None:
@@ -164,17 +165,56 @@ def test_finished_run_and_a_directory_without_a_log(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_viewer_that_lags_gets_one_fresh_snapshot(tmp_path: Path) -> None:
+class Line:
+    """A connection that has `pending` bytes yet to send."""
+
+    def __init__(self) -> None:
+        self.pending, self.sent, self.closing = 0, list[bytes](), False
+
+    def write(self, data: bytes) -> None:
+        self.sent.append(data)
+        self.pending += len(data)
+
+    def get_write_buffer_size(self) -> int:
+        return self.pending
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+
+def test_viewer_that_lags_gets_no_update_until_it_had_a_snapshot(tmp_path: Path) -> None:
     async def scenario() -> None:
-        hub, viewer = RunHub(tmp_path), Viewer()
+        hub, line = RunHub(tmp_path), Line()
+        viewer = Viewer(line)
         hub.viewers.add(viewer)
-        assert json.loads(await viewer.next_message(hub))["type"] == "snapshot"
-        for number in range(100):
-            hub.broadcast({"type": "update", "number": number})
-        assert viewer.queue.qsize() <= hub_module.MAX_QUEUED_MESSAGES
-        assert json.loads(await viewer.next_message(hub))["type"] == "snapshot"
-        hub.broadcast({"type": "update", "number": 100})
-        assert json.loads(await viewer.next_message(hub))["number"] == 100
+        hub.broadcast({"type": "update"})
+        assert not line.sent  # no snapshot yet
+        viewer.behind.clear()
+        for number in range(1000):
+            hub.broadcast({"type": "update", "number": number, "text": "x" * 1000})
+        assert viewer.behind.is_set() and not viewer.has_caught_up()
+        assert hub_module.MAX_PENDING_BYTES < line.pending < hub_module.MAX_PENDING_BYTES + 2000
+        line.pending = 0
+        hub.broadcast({"type": "update"})
+        assert not line.pending and viewer.has_caught_up()
+        viewer.behind.clear()
+        line.closing = True
+        hub.broadcast({"type": "update"})
+        assert not line.pending
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("length", [0, 125, 126, 65_535, 65_536, 200_000])
+def test_a_frame_is_what_aiohttp_would_send(length: int) -> None:
+    class Protocol:
+        _paused = False
+
+    async def scenario() -> None:
+        line, text = Line(), "ä" * (length // 2) + "x" * (length % 2)
+        writer = WebSocketWriter(Protocol(), line, use_mask=False)  # type: ignore[arg-type]
+        await writer.send_frame(text.encode(), aiohttp.WSMsgType.TEXT)
+        assert hub_module.text_frame(text) == b"".join(line.sent)
 
     asyncio.run(scenario())
 
