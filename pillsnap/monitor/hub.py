@@ -13,7 +13,8 @@ from pillsnap.observe.events import EVENTS_FILE, EventFollower
 from pillsnap.observe.state import RunState
 
 POLL_INTERVAL_S = 1.0
-# What a connection may have yet to send; one with more gets no update, and one fresh snapshot once it has caught up.
+# What a connection may have yet to send beside its snapshot; one with more gets no update, and one fresh snapshot once
+# it has caught up.
 MAX_PENDING_BYTES = 1 << 16
 _TEXT_FRAME = 0x81
 
@@ -33,8 +34,14 @@ class Viewer:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._room = 0
         self.behind = asyncio.Event()
         self.behind.set()
+
+    def begin(self, snapshot: str) -> None:
+        """From now on updates follow this snapshot, even while a slow connection is still sending it."""
+        self._room = MAX_PENDING_BYTES + len(snapshot)
+        self.behind.clear()
 
     def offer(self, frame: bytes) -> None:
         """Send a WebSocket frame now, or not at all.
@@ -44,13 +51,13 @@ class Viewer:
         """
         if self.behind.is_set() or self._connection.is_closing():
             return
-        if self.has_caught_up():
+        if self._connection.get_write_buffer_size() <= self._room:
             self._connection.write(frame)
         else:
             self.behind.set()
 
     def has_caught_up(self) -> bool:
-        """Whether there is room for more."""
+        """Whether there is room for a snapshot."""
         return self._connection.get_write_buffer_size() <= MAX_PENDING_BYTES
 
 

@@ -106,8 +106,9 @@ class _Monitor:
             raise web.HTTPNotFound(text="no such run")
         socket = web.WebSocketResponse(heartbeat=HEARTBEAT_S, max_msg_size=1024, compress=False)
         await socket.prepare(request)
+        if not isinstance(request.transport, asyncio.WriteTransport):
+            return socket  # the viewer has gone
         self.sockets.add(socket)
-        assert isinstance(request.transport, asyncio.WriteTransport)
         hub, viewer = self._hub(name), Viewer(request.transport)
         hub.viewers.add(viewer)
         sender = asyncio.create_task(self._send(request.transport, socket, hub, viewer))
@@ -136,8 +137,9 @@ class _Monitor:
                 async with asyncio.timeout(SEND_TIMEOUT_S):
                     while not viewer.has_caught_up():
                         await asyncio.sleep(CATCH_UP_INTERVAL_S)
-                    viewer.behind.clear()
-                    await socket.send_str(hub.snapshot())
+                    snapshot = hub.snapshot()
+                    viewer.begin(snapshot)
+                    await socket.send_str(snapshot)
             except (TimeoutError, ConnectionError):
                 # Closing politely would wait for a reader that is not there.
                 connection.abort()
