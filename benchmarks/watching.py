@@ -47,9 +47,7 @@ BATCH = 16
 # A window with fewer says nothing (the machine was busy otherwise): its pair is left out.
 MIN_STEPS = 50
 STOP_FILE = "stop"
-SETTLE_S = (
-    6.0  # after watchers are stopped or go on: what they missed is not what watching costs, and all look within 5
-)
+SETTLE_S = 6.0  # after watchers are stopped or go on: all look at the log within 5, and catch up with what they missed
 
 
 def main() -> None:

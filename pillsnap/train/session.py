@@ -58,9 +58,10 @@ def ray_session() -> Iterator[None]:
         for path in leavings:
             shutil.rmtree(path, ignore_errors=True)
         return_freed_memory()  # a program that trains again and again would otherwise keep each run's leavings
-    latest = folder.with_name("session_latest") if folder is not None else None
-    if latest is not None and latest.is_symlink() and not latest.exists():
-        latest.unlink(missing_ok=True)
+    if folder is not None:
+        latest = folder.with_name("session_latest")
+        if latest.is_symlink() and not latest.exists():
+            latest.unlink(missing_ok=True)
 
 
 def _dashboard_folders() -> set[Path]:

@@ -23,8 +23,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 _RETURN = """
-import os, psutil, sys
-import pyarrow as pa
+import psutil, sys
+import pyarrow  # no part of what is measured
 from pillsnap.data.allocation import return_freed_memory
 memory = psutil.Process().memory_info
 blocks = [bytes(1000) for _ in range(200_000)]

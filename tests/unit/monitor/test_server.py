@@ -206,6 +206,27 @@ def test_viewer_that_lags_gets_no_update_until_it_had_a_snapshot(tmp_path: Path)
     asyncio.run(scenario())
 
 
+def test_viewer_that_fell_behind_gets_one_fresh_snapshot(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        with EventLog(tmp_path) as log:
+            begin(log)
+            steps(log, 1, 5)
+            async with running(tmp_path) as server, viewing(server) as viewer:
+                client = Client(viewer)
+                await client.until_step(5)
+                assert server.app is not None
+                (watched,) = server.app[server_module.MONITOR].hubs[tmp_path.name].viewers
+                watched.behind.set()
+                while client.num_snapshots < 2:
+                    await client.receive()
+                assert client.view["tasks"]["detection"]["step"] == 5
+                steps(log, 6, 9)
+                await client.until_step(9)
+                assert client.num_snapshots == 2 and len(client.curves["detection/loss"]) == 9
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("length", [0, 125, 126, 65_535, 65_536, 200_000])
 def test_a_frame_is_what_aiohttp_would_send(length: int) -> None:
     class Protocol:
