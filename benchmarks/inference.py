@@ -59,7 +59,11 @@ def random_run(folder: Path, settings: Settings, codes: list[str], photos: list[
         )  # fmt: skip
     found = TwoStage(folder, settings, codes).detect(photos)
     scores = np.sort(np.concatenate([each.scores for each in found]))[::-1]
-    threshold = float(scores[min(4 * BOXES_PER_PHOTO * len(photos), len(scores) - 1)])
+    # Where neighbours are furthest apart: a box at the threshold would pass in one batch and not in another.
+    wanted = min(4 * BOXES_PER_PHOTO * len(photos), len(scores) - 2)
+    near = scores[wanted : wanted + 2 + len(photos)]
+    widest = int(np.argmin(np.diff(near)))
+    threshold = float(near[widest : widest + 2].mean())
     evaluation = settings.evaluation.model_copy(update={"confidence": threshold})
     return settings.model_copy(update={"evaluation": evaluation})
 

@@ -172,6 +172,8 @@ class _Watch(threading.Thread):
 
 
 def print_tables(results: dict[str, list[dict[str, float]]], names: list[str], folder: Path) -> None:
+    from benchmarks.loaders.data import STORE_REPEATS
+
     for title, group in TABLES.items():
         shown = [name for name in group if name in names]
         if not shown:
@@ -203,7 +205,7 @@ def print_tables(results: dict[str, list[dict[str, float]]], names: list[str], f
         "LitData": "litdata",
         "MDS": "mds",
     }
-    print("\nsize on disk (tar, LitData and MDS hold every crop 16 times):")
+    print(f"\nsize on disk (tar, LitData and MDS hold every crop {STORE_REPEATS} times):")
     for name, part in sizes.items():
         size = sum(path.stat().st_size for path in (folder / part).rglob("*") if path.is_file())
         print(f"  {name:12}{size / 1e6:>10.1f} MB")

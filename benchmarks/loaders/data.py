@@ -26,7 +26,7 @@ from pillsnap.train.tasks import DetectionTask, make_task
 
 SIZE_PX, FRAME_PX, BATCH, FRAME_BATCH = 224, 640, 64, 16
 MARGIN = 0.12
-STORE_REPEATS = 16
+STORE_REPEATS = 8
 """Times each crop counts in an epoch over prepared crops, so that an epoch takes seconds."""
 # Geometry only: every peer changes colours in another way.
 JITTER = CropJitter(0.06, 0.12, 180.0)

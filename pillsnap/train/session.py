@@ -40,7 +40,7 @@ def ray_session() -> Iterator[None]:
             address="local", _node_ip_address="127.0.0.1", include_dashboard=True, dashboard_host="127.0.0.1", **options
         )
         folder = Path(ray._private.worker._global_node.get_session_dir_path())
-        _warm_up()
+        _start_helpers()
     import ray.data
     import ray.train
 
@@ -76,17 +76,16 @@ def _dashboard_folders() -> set[Path]:
     return folders
 
 
-def _warm_up() -> None:
-    """Let the processes that will coordinate and decode import what they need while this one gets ready."""
-    import ray
+def _start_helpers() -> None:
+    """Start the processes that keep Ray Data's statistics and share out its cluster, which import for a second or two.
 
-    @ray.remote(num_cpus=1)
-    def import_stream() -> None:
-        import pillsnap.data.reads
-        import pillsnap.data.stream  # noqa: F401
+    It would start them when a stream begins, one after the other, and wait for the first.
+    """
+    from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
+    from ray.data._internal.stats import get_or_create_stats_actor
 
-    for _ in range(int(ray.cluster_resources().get("CPU", 0))):
-        import_stream.remote()
+    get_or_create_stats_actor()
+    get_or_create_autoscaling_coordinator()
 
 
 @dataclass(frozen=True)
