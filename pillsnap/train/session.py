@@ -40,7 +40,7 @@ def ray_session() -> Iterator[None]:
             address="local", _node_ip_address="127.0.0.1", include_dashboard=True, dashboard_host="127.0.0.1", **options
         )
         folder = Path(ray._private.worker._global_node.get_session_dir_path())
-        _start_helpers()
+        _warm_up()
     import ray.data
     import ray.train
 
@@ -76,16 +76,24 @@ def _dashboard_folders() -> set[Path]:
     return folders
 
 
-def _start_helpers() -> None:
-    """Start the processes that keep Ray Data's statistics and share out its cluster, which import for a second or two.
+def _warm_up() -> None:
+    """Start what a stream needs while this process gets ready: each of them imports for a second or two.
 
-    It would start them when a stream begins, one after the other, and wait for the first.
+    Those that keep Ray Data's statistics and share out its cluster would else start when a stream begins, one after the
+    other, and the first be waited for. The third is for a task; Ray gives no process that ran one to an actor.
     """
+    import ray
     from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
     from ray.data._internal.stats import get_or_create_stats_actor
 
+    @ray.remote(num_cpus=1)
+    def import_stream() -> None:
+        import pillsnap.data.reads
+        import pillsnap.data.stream  # noqa: F401
+
     get_or_create_stats_actor()
     get_or_create_autoscaling_coordinator()
+    import_stream.remote()
 
 
 @dataclass(frozen=True)
