@@ -93,8 +93,9 @@ def _crop_stream(data: Prepared, store: SplitStore | None, *, ship: bool) -> Str
     shared = share_samples(samples)
     reads = 8 if store else 2
     return Stream(
-        plan, RECIPE, data.reader(), shared, shared, reads, DECODING_CPUS, store, None, ship, False, 0 if ship else CORES
-    )
+        plan, RECIPE, data.reader(), shared, shared, reads, DECODING_CPUS, store,
+        ship_bytes=ship, ship_stored=False, decoders=0 if ship else CORES,
+    )  # fmt: skip
 
 
 def measure_stream(stream: Stream, seconds: float) -> dict[str, float]:
