@@ -50,8 +50,8 @@ class DataSettings(_Settings):
     store_dir: str | None = None
     """Where stores are kept [default: `store` in the run directory]."""
     decode_in: Literal["auto", "tasks", "workers"] = "auto"
-    """Where windows are decoded: Ray Data tasks, on any node, or threads of the train workers. `auto`: threads with a
-    store on one machine without a GPU and with up to 4 CPUs, else tasks."""
+    """Where windows are decoded: by Ray Data, on any node, or by threads of the train workers. `auto`: threads with a
+    store on one machine without a GPU and with up to 4 CPUs, else Ray Data."""
     decode_threads: Count = 4
     """Threads a worker decodes with, when it does: more than cores, since each waits now and then for the interpreter.
     """
@@ -61,9 +61,10 @@ class DataSettings(_Settings):
     """Share of unreadable photos above which a run stops, once `quarantine_after` photos were seen."""
     quarantine_after: Count = 200
     batches_per_read: Count = 2
-    """Batches one Ray Data task makes before it ends."""
+    """Batches that are made one after the other by the same process."""
     decoding_cpus: Positive = 0.75
-    """CPUs one decoding task reserves. Less than one: while a task ends and the next is sent, another has its core."""
+    """CPUs one decoding process reserves. Less than one: they use what the train workers reserve and leave. On one node
+    there are never more of them than cores; on several, another has the core of a task that ended."""
 
 
 class DetectionSettings(_Settings):

@@ -25,7 +25,7 @@ from pillsnap.data.sources import SplitStore
 from pillsnap.data.stream import Stream, share_samples
 
 CORES = 2
-DECODING_CPUS = 0.4
+DECODING_CPUS = 0.75
 _EPOCHS = 10_000
 
 
@@ -82,7 +82,7 @@ def detection(data: Prepared) -> Stream:
     plan = StreamPlan(0, _EPOCHS, len(samples), 0, FRAME_BATCH, 1)
     recipe = dataclasses.replace(data.frame_recipe(), mosaic_epochs=_EPOCHS)
     shared = share_samples(samples)
-    return Stream(plan, recipe, data.reader(), shared, shared, 2, DECODING_CPUS)
+    return Stream(plan, recipe, data.reader(), shared, shared, 2, DECODING_CPUS, decoders=CORES)
 
 
 def _crop_stream(data: Prepared, store: SplitStore | None, *, ship: bool) -> Stream:
@@ -92,7 +92,10 @@ def _crop_stream(data: Prepared, store: SplitStore | None, *, ship: bool) -> Str
     plan = StreamPlan(0, _EPOCHS, len(samples), 0, BATCH, 1)
     shared = share_samples(samples)
     reads = 8 if store else 2
-    return Stream(plan, RECIPE, data.reader(), shared, shared, reads, DECODING_CPUS, store, None, ship, False)
+    return Stream(
+        plan, RECIPE, data.reader(), shared, shared, reads, DECODING_CPUS, store,
+        ship_bytes=ship, ship_stored=False, decoders=0 if ship else CORES,
+    )  # fmt: skip
 
 
 def measure_stream(stream: Stream, seconds: float) -> dict[str, float]:
@@ -122,5 +125,7 @@ class _Worker:
             rows = decode_ahead(
                 rows, stream, 2 * CORES
             )  # a thread that waits for the interpreter leaves its core to another
+        # An epoch's last batch has fewer images than room for them.
+        # An epoch's last batch has fewer images than room for them.
         batches = ((batch.epoch, batch.images[: batch.num_valid]) for batch in Loader(rows, torch.device("cpu")))
         return measure(batches, started_s, seconds)

@@ -28,11 +28,11 @@ class BatchBlocks:
     after.
 
     No more than `rows_ahead` rows are made before they are asked for; None leaves that to Ray Data, which limits bytes.
-    With `near`, tasks run on the nodes that it says.
+    With `near`, tasks run on the nodes that it says. A task makes `rows_per_task` without waiting for Ray Data to look.
     """
 
-    def __init__(self, rows_ahead: int | None = None, near: NearWorkers | None = None) -> None:
-        self._rows_ahead, self._near = rows_ahead, near
+    def __init__(self, rows_ahead: int | None = None, near: NearWorkers | None = None, rows_per_task: int = 1) -> None:
+        self._rows_ahead, self._near, self._rows_per_task = rows_ahead, near, rows_per_task
 
     def __enter__(self) -> None:
         from ray.data import DataContext
@@ -43,6 +43,8 @@ class BatchBlocks:
         context.target_max_block_size = context.target_min_block_size = 1
         context.execution_options = execution_options()
         context.enable_progress_bars = False
+        kept = context._max_num_blocks_in_streaming_gen_buffer or self._rows_per_task
+        context._max_num_blocks_in_streaming_gen_buffer = max(kept, self._rows_per_task)
         context.custom_execution_callback_classes = [_scheduling_pace(self._near, self._rows_ahead is None)]
         if self._rows_ahead is not None:
             enabled = [*policies.ENABLED_BACKPRESSURE_POLICIES, _row_limit(self._rows_ahead)]

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _STEPS_PER_READ_OF_STORE = 32
 _ROWS_AHEAD = 4
+_READS_PER_DECODER = 2
+"""One is made while the next waits: no core stands still until Ray Data looks again."""
 
 
 class Recipe(Cutter, Protocol):
@@ -58,28 +60,34 @@ class Stream:
     """Whether tasks hand over encoded windows, for `decode_ahead` in the worker, instead of pixels."""
     ship_stored: bool = True
     """Whether that holds for windows of the store too, which a worker cannot read when it lies on another node."""
+    decoders: int = 0
+    """Processes that stay and are given one read after the other. With none, tasks come and go, on any node."""
 
     def dataset(self, first_slot: int = 0, nodes: Sequence[str] = ()) -> ray.data.Dataset:
         """The rows from `first_slot` to the end, in order.
 
         `nodes` are Ray's ids of the workers' nodes, by rank: with several, tasks run near the worker they work for.
         """
+        from ray.data import ActorPoolStrategy
+
         from pillsnap.data.reads import reads_dataset
 
         slots_per_read, near = self._slots_per_read, None
         if len(set(nodes)) > 1 and not self.ship_bytes:
             slots_per_read = slots_near(nodes, slots_per_read)
             near = NearWorkers(nodes, first_slot, slots_per_read)
-        with BatchBlocks(_ROWS_AHEAD * self.plan.num_workers if self.ship_bytes else None, near):
+        if self.ship_bytes:
+            blocks = BatchBlocks(rows_ahead=_ROWS_AHEAD * self.plan.num_workers)
+        else:
+            blocks = BatchBlocks(near=near, rows_per_task=slots_per_read)
+        with blocks:
             reads = reads_dataset(first_slot, self.plan.num_slots, slots_per_read)
-            return reads.map_batches(
-                _make_batches,
-                fn_kwargs={"stream": self},
-                batch_size=None,
-                zero_copy_batch=True,
-                num_cpus=self.decoding_cpus,
-                concurrency=None if self.decoding_cpus else self.plan.num_workers,
-            )
+            options = {"batch_size": None, "zero_copy_batch": True, "num_cpus": self.decoding_cpus}
+            if self.decoders and near is None:
+                pool = ActorPoolStrategy(size=self.decoders, max_tasks_in_flight_per_actor=_READS_PER_DECODER)
+                return reads.map_batches(_Decoder, fn_constructor_args=(self,), compute=pool, **options)
+            concurrency = None if self.decoding_cpus else self.plan.num_workers
+            return reads.map_batches(_make_batches, fn_kwargs={"stream": self}, concurrency=concurrency, **options)
 
     @property
     def _slots_per_read(self) -> int:
@@ -102,6 +110,16 @@ class Stream:
         """One worker's batch."""
         samples = self.samples(slot.training)
         return self.recipe.make(samples, slot, self.plan.seed, self.plan.worker_batch_size, source)
+
+
+class _Decoder:
+    """`_make_batches` for a process that stays."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    def __call__(self, slots: Batch) -> Iterator[Batch]:
+        return _make_batches(slots, stream=self._stream)
 
 
 def _make_batches(slots: Batch, *, stream: Stream) -> Iterator[Batch]:

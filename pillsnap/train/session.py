@@ -77,16 +77,23 @@ def _dashboard_folders() -> set[Path]:
 
 
 def _warm_up() -> None:
-    """Let the processes that will coordinate and decode import what they need while this one gets ready."""
+    """Start what a stream needs while this process gets ready: each of them imports for a second or two.
+
+    Those that keep Ray Data's statistics and share out its cluster would else start when a stream begins, one after the
+    other, and the first be waited for. The third is for a task; Ray gives no process that ran one to an actor.
+    """
     import ray
+    from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
+    from ray.data._internal.stats import get_or_create_stats_actor
 
     @ray.remote(num_cpus=1)
     def import_stream() -> None:
         import pillsnap.data.reads
         import pillsnap.data.stream  # noqa: F401
 
-    for _ in range(int(ray.cluster_resources().get("CPU", 0))):
-        import_stream.remote()
+    get_or_create_stats_actor()
+    get_or_create_autoscaling_coordinator()
+    import_stream.remote()
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,8 @@ class StreamFromCheckpoint(ray.train.DataConfig):
         nodes = worker_node_ids or ()
         cpus = {node["NodeID"]: node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]}
         share = decoding_share(cpus, nodes, self._cpus_per_worker, stream.decoding_cpus)
-        stream = replace(stream, decoding_cpus=share)
+        num_decoders = decoders(cpus, nodes, self._cpus_per_worker, share) if not stream.ship_bytes else 0
+        stream = replace(stream, decoding_cpus=share, decoders=num_decoders)
         return super().configure(
             {name: stream.dataset(first, nodes)}, world_size, worker_handles, worker_node_ids, **kwargs
         )
@@ -60,9 +61,23 @@ def decoding_share(
     `cpus` are each node's, `workers` the nodes of the workers. Elastic training can take every CPU that there is, and a
     task that asks for more than is free anywhere would wait for ever; one that asks for nothing runs beside them.
     """
-    free = {node: there - cpus_per_worker * sum(node == taken for taken in workers) for node, there in cpus.items()}
-    most = max(free.values(), default=0.0)
+    most = max(_free_cpus(cpus, workers, cpus_per_worker), default=0.0)
     return min(wanted, max(0.0, math.floor(most * 1e4) / 1e4))  # the steps in which Ray counts
+
+
+def decoders(cpus: Mapping[str, float], workers: Sequence[str], cpus_per_worker: float, share: float) -> int:
+    """How many processes with `share` CPUs each decode for as long as the stream runs, beside the workers of the only
+    node: no more than it has cores, since none of them ever waits for a read. None where there are several nodes, which
+    come and go: tasks run on any.
+    """
+    if len(cpus) != 1:
+        return 0
+    (cores,), (free,) = cpus.values(), _free_cpus(cpus, workers, cpus_per_worker)
+    return max(1, min(math.floor(cores), math.floor(free / share + 1e-6))) if share else len(workers)
+
+
+def _free_cpus(cpus: Mapping[str, float], workers: Sequence[str], cpus_per_worker: float) -> list[float]:
+    return [there - cpus_per_worker * sum(node == taken for taken in workers) for node, there in cpus.items()]
 
 
 def placeholder() -> Dataset:

@@ -66,13 +66,13 @@ class DyingRecipe(CropRecipe):
 
 def read_stream(
     samples: tuple[pa.Table, pa.Table], data_root: Path, workers: int, first_slot: int = 0, epochs: int = 3,
-    recipe: CropRecipe = RECIPE, store: Path | None = None,
+    recipe: CropRecipe = RECIPE, store: Path | None = None, decoders: int = 0,
 ) -> list:  # fmt: skip
     plan = StreamPlan(11, epochs, len(samples[0]), len(samples[1]), 8, workers)
     stores = split_stores(str(store), "task", recipe, "png", "0" * 64) if store else {}
     stream = Stream(
         plan, recipe, PhotoReader(str(data_root), 10**7), share_samples(samples[0]), share_samples(samples[1]), 2, 0.5,
-        stores.get("train"), stores.get("val"),
+        stores.get("train"), stores.get("val"), decoders=decoders,
     )  # fmt: skip
     shards = stream.dataset(first_slot).streaming_split(workers, equal=True)
     consumers = [Consumer.remote() for _ in shards]
@@ -97,6 +97,7 @@ def test_order_is_the_same_for_one_two_and_four_workers(samples: tuple[pa.Table,
         assert validated == list(range(len(samples[1])))
     assert read_stream(samples, toy_tree, 2) == one
     assert read_stream(samples, toy_tree, 4) == one
+    assert read_stream(samples, toy_tree, 2, decoders=2) == one
 
 
 @pytest.mark.usefixtures("ray_local")
@@ -112,13 +113,15 @@ def test_order_from_the_store_is_that_from_the_photos(
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_a_task_that_dies_is_made_again_in_its_place(
-    samples: tuple[pa.Table, pa.Table], toy_tree: Path, tmp_path: Path
+@pytest.mark.parametrize("decoders", [0, 2])
+def test_what_a_process_was_making_when_it_died_is_made_again_in_its_place(
+    samples: tuple[pa.Table, pa.Table], toy_tree: Path, tmp_path: Path, decoders: int
 ) -> None:
     marker = tmp_path / "died"
     recipe = DyingRecipe(RECIPE.size_px, RECIPE.margin, RECIPE.jitter, marker=str(marker))
-    assert read_stream(samples, toy_tree, 2, epochs=2, recipe=recipe) == read_stream(samples, toy_tree, 2, epochs=2)
+    rows = read_stream(samples, toy_tree, 2, epochs=2, recipe=recipe, decoders=decoders)
     assert marker.exists()
+    assert rows == read_stream(samples, toy_tree, 2, epochs=2)
 
 
 @pytest.mark.usefixtures("ray_local")

@@ -1,10 +1,10 @@
-"""What a decoding task may ask for beside the train workers, so that it always finds room somewhere."""
+"""What decoding may ask for beside the train workers, so that it always finds room somewhere."""
 
 from __future__ import annotations
 
 import pytest
 
-from pillsnap.train.stream_start import decoding_share
+from pillsnap.train.stream_start import decoders, decoding_share
 
 ONE, TWO = {"a": 4.0}, {"a": 2.0, "b": 2.0, "head": 0.0}
 
@@ -24,3 +24,19 @@ ONE, TWO = {"a": 4.0}, {"a": 2.0, "b": 2.0, "head": 0.0}
 )
 def test_share(cpus: dict[str, float], workers: list[str], per_worker: float, wanted: float, share: float) -> None:
     assert decoding_share(cpus, workers, per_worker, wanted) == pytest.approx(share, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "workers", "per_worker", "share", "number"),
+    [
+        (ONE, "a", 0.5, 0.75, 4),
+        (ONE, "a", 1.0, 1.5, 2),
+        (ONE, "a", 1.0, 0.3, 4),
+        (ONE, "aaaa", 0.9, 0.4, 1),
+        (ONE, "aaaa", 1.0, 0.0, 4),
+        (TWO, "a", 0.5, 0.75, 0),
+        ({}, "a", 0.5, 0.75, 0),
+    ],
+)
+def test_decoders(cpus: dict[str, float], workers: str, per_worker: float, share: float, number: int) -> None:
+    assert decoders(cpus, workers, per_worker, share) == number
