@@ -1,6 +1,6 @@
 """What does watching cost a training?
 
-    python -m benchmarks.watching [--quick] [--cost] [--json FILE]
+    python -m benchmarks.watching [--quick] [--pairs N] [--cost] [--json FILE]
 
 The training is the package's own loop in a process of its own, a classifier on a batch that is already there, on all
 processor cores: no wait for data hides what watching costs. It logs as often as a training does that nobody set up
@@ -52,7 +52,8 @@ SETTLE_S = 6.0  # after watchers are stopped or go on: all look at the log withi
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="4 short pairs instead of 20")
+    parser.add_argument("--quick", action="store_true", help="4 short pairs")
+    parser.add_argument("--pairs", type=int, default=20, help="of half a minute each")
     parser.add_argument("--cost", action="store_true", help="only what the watchers take, without a training")
     parser.add_argument("--json", type=Path, help="write the figures here as well")
     parser.add_argument("--clients", help=argparse.SUPPRESS)  # this program as the clients, of this address
@@ -74,7 +75,7 @@ def main() -> None:
         if options.json:
             options.json.write_text(json.dumps(cost, indent=2), encoding="utf-8")
         return
-    pairs, window_s = (4, 6.0) if options.quick else (20, 9.0)
+    pairs, window_s = (4, 6.0) if options.quick else (options.pairs, 9.0)
     with tempfile.TemporaryDirectory() as temporary:
         figures = measure(Path(temporary), pairs, window_s)
     print_figures(figures)

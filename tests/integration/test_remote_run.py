@@ -258,7 +258,7 @@ def test_a_killed_worker_goes_on_from_the_published_checkpoint(
         f"--data-root={toy_tree}", *options,
     )  # fmt: skip
     end_s = time.monotonic() + TIMEOUT_S
-    while not events_of(uri, "checkpoint"):
+    while not Storage(f"{uri}/checkpoints/classification").read("last.json"):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end_s
         time.sleep(0.1)
