@@ -46,6 +46,8 @@ from tests.unit.observe.conftest import WandbServer
 BATCH = 16
 # A window with fewer says nothing (the machine was busy otherwise): its pair is left out.
 MIN_STEPS = 50
+STEPS_IN_WINDOW = 100
+"""On a slow machine windows last until there may be so many: the log has every tenth."""
 STOP_FILE = "stop"
 SETTLE_S = 6.0  # after watchers are stopped or go on: all look at the log within 5, and catch up with what they missed
 
@@ -53,7 +55,7 @@ SETTLE_S = 6.0  # after watchers are stopped or go on: all look at the log withi
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="4 short pairs")
-    parser.add_argument("--pairs", type=int, default=20, help="of half a minute each")
+    parser.add_argument("--pairs", type=int, default=20, help="of half a minute or more each")
     parser.add_argument("--cost", action="store_true", help="only what the watchers take, without a training")
     parser.add_argument("--json", type=Path, help="write the figures here as well")
     parser.add_argument("--clients", help=argparse.SUPPRESS)  # this program as the clients, of this address
@@ -131,6 +133,10 @@ def _measure(folder: Path, pairs: int, window_s: float, ended: contextlib.ExitSt
     ended.callback(watched.stop)
     log = StepLog(watched.run_dir)
     log.wait_for_step(60, watched)  # everything is warm
+    warm_s = time.time()
+    log.wait_for_step(120, watched)
+    steps_per_s = log.steps_per_s(Window(False, warm_s - 1, time.time(), 0.0))
+    window_s = max(window_s, STEPS_IN_WINDOW / steps_per_s)
     server = WandbServer()
     # Its second-long batches would hide a failure until the run is over.
     os.environ.update(WANDB_BASE_URL=server.url, WANDB_API_KEY="k" * 40, WANDB__FILE_STREAM_TRANSMIT_INTERVAL="2")

@@ -126,6 +126,5 @@ class _Worker:
                 rows, stream, 2 * CORES
             )  # a thread that waits for the interpreter leaves its core to another
         # An epoch's last batch has fewer images than room for them.
-        # An epoch's last batch has fewer images than room for them.
         batches = ((batch.epoch, batch.images[: batch.num_valid]) for batch in Loader(rows, torch.device("cpu")))
         return measure(batches, started_s, seconds)

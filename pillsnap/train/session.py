@@ -39,7 +39,9 @@ def ray_session() -> Iterator[None]:
         ray.init(
             address="local", _node_ip_address="127.0.0.1", include_dashboard=True, dashboard_host="127.0.0.1", **options
         )
-        folder = Path(ray._private.worker._global_node.get_session_dir_path())
+        node = ray._private.worker._global_node
+        node.kill_log_monitor(check_alive=False)  # it brings to the console what `log_to_driver` keeps from it
+        folder = Path(node.get_session_dir_path())
         _warm_up()
     import ray.data
     import ray.train
