@@ -85,8 +85,9 @@ def one_pass(folder: Path, num_rows: int) -> dict[str, float]:
         plan = StreamPlan(0, EPOCHS_PLANNED, num_rows, 0, BATCH, 1)
         shared = share_samples(samples)
         stream = Stream(
-            plan, CropRecipe(CROP_PX, 0.1, CropJitter()), PhotoReader(str(folder), 10**6), shared, shared, 2, 0.5
-        )
+            plan, CropRecipe(CROP_PX, 0.1, CropJitter()), PhotoReader(str(folder), 10**6), shared, shared, 2, 0.5,
+            decoders=os.cpu_count() or 1,
+        )  # fmt: skip
         del samples
         (shard,) = stream.dataset().streaming_split(1, equal=True)
         seen, first_s, store_bytes = np.zeros(num_rows, np.int32), None, 0
