@@ -75,8 +75,8 @@ def events_of(uri: str, kind: str, **wanted: Any) -> list[dict[str, Any]]:
 
 
 def test_killed_and_gone_on_with_on_another_machine(bucket: str, tmp_path: Path) -> None:
-    """The machine dies in detection's second epoch with every copy: the same command goes on from the
-    published checkpoint, and what judges, shows and exports the run needs nothing but its URI.
+    """The machine dies in detection's second epoch, with every copy: the same command goes on from the published
+    checkpoint, and what judges, shows and exports the run needs nothing but its URI.
     """
     uri = f"{bucket}/runs/toy"
     first = Host(tmp_path / "first", bucket)
