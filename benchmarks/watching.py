@@ -38,17 +38,14 @@ from typing import Any
 
 import psutil
 
+from benchmarks.watchers.training import BATCH, StepLog, Training, Window
 from benchmarks.watchers.viewers import free_port, run_clients, start_in_terminal, wait_for_port
-from pillsnap.observe.events import EventFollower, EventLog, read_events
+from pillsnap.observe.events import EventLog, read_events
 from pillsnap.observe.wandb_mirror import WandbMirror
 from tests.unit.observe.conftest import WandbServer
 
-BATCH = 16
-# A window with fewer says nothing (the machine was busy otherwise): its pair is left out.
-MIN_STEPS = 50
+# On a slow machine windows last until they should hold so many.
 STEPS_IN_WINDOW = 100
-"""On a slow machine windows last until there may be so many: the log has every tenth."""
-STOP_FILE = "stop"
 SETTLE_S = 6.0  # after watchers are stopped or go on: all look at the log within 5, and catch up with what they missed
 
 
@@ -59,14 +56,9 @@ def main() -> None:
     parser.add_argument("--cost", action="store_true", help="only what the watchers take, without a training")
     parser.add_argument("--json", type=Path, help="write the figures here as well")
     parser.add_argument("--clients", help=argparse.SUPPRESS)  # this program as the clients, of this address
-    parser.add_argument("--threads", type=int, default=1, help=argparse.SUPPRESS)
-    parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)  # this program as the training, in this directory
     options = parser.parse_args()
     if options.clients:
         asyncio.run(run_clients(options.clients))
-        return
-    if options.train:
-        run_training(options.train, options.threads)
         return
     # Told to end, it still ends what it started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
@@ -133,10 +125,9 @@ def _measure(folder: Path, pairs: int, window_s: float, ended: contextlib.ExitSt
     ended.callback(watched.stop)
     log = StepLog(watched.run_dir)
     log.wait_for_step(60, watched)  # everything is warm
-    warm_s = time.time()
+    warm_s = time.monotonic()
     log.wait_for_step(120, watched)
-    steps_per_s = log.steps_per_s(Window(False, warm_s - 1, time.time(), 0.0))
-    window_s = max(window_s, STEPS_IN_WINDOW / steps_per_s)
+    window_s = max(window_s, STEPS_IN_WINDOW * (time.monotonic() - warm_s) / 60)
     server = WandbServer()
     # Its second-long batches would hide a failure until the run is over.
     os.environ.update(WANDB_BASE_URL=server.url, WANDB_API_KEY="k" * 40, WANDB__FILE_STREAM_TRANSMIT_INTERVAL="2")
@@ -203,93 +194,6 @@ def _measure(folder: Path, pairs: int, window_s: float, ended: contextlib.ExitSt
 def paired(windows: list[Window], speeds: list[float]) -> float:
     """Watched over unwatched throughput of two neighbouring windows."""
     return speeds[not windows[0].running] / speeds[windows[0].running]
-
-
-class Training:
-    """The training loop in a process of its own; `stop` asks it to end at the next step."""
-
-    def __init__(self, folder: Path, name: str, num_threads: int | None = None) -> None:
-        self.run_dir = folder / name
-        self.run_dir.mkdir(parents=True)
-        with (self.run_dir / "console.log").open("wb") as console:
-            command = [sys.executable, "-m", "benchmarks.watching", "--train", str(self.run_dir)]
-            command += ["--threads", str(num_threads or os.cpu_count())]
-            self.process = subprocess.Popen(command, stdout=console, stderr=console)
-
-    def stop(self) -> None:
-        (self.run_dir / STOP_FILE).touch()
-        assert self.process.wait(180) == 0, (self.run_dir / "console.log").read_text()[-2000:]
-
-
-def run_training(run_dir: Path, num_threads: int) -> None:
-    """Train on one batch, again and again, until the stop file is there."""
-    import numpy as np
-    import torch
-
-    from pillsnap.config import load_settings
-    from pillsnap.data.loader import DeviceBatch
-    from pillsnap.data.plan import StreamPlan
-    from pillsnap.train.loop import Job, train
-    from pillsnap.train.tasks import make_task
-
-    wished = {
-        "train.amp": "off",
-        "classification.epochs": 1,
-        "train.checkpoint_minutes": 1e6,
-    }
-    settings = load_settings("demo", wished | {"classification.batch_size": BATCH, "classification.warmup_epochs": 0})
-    torch.set_num_threads(num_threads)
-    torch.manual_seed(0)
-    codes = [f"K-{number:06d}" for number in range(8)]
-    images = torch.randint(0, 255, (BATCH, 64, 64, 3), dtype=torch.uint8)
-    targets = {"label": torch.arange(BATCH) % len(codes), "valid": torch.ones(BATCH, dtype=torch.bool)}
-    plan = StreamPlan(seed=0, epochs=1, num_train=BATCH * 10**6, num_val=BATCH, batch_size=BATCH, num_workers=1)
-    with EventLog(run_dir) as events:
-        facts = {"stage": None, "config": {}, "manifest_hash": "h", "num_workers": 1, "versions": {}}
-        events.write("run", run_id=run_dir.name, name=run_dir.name, **facts)
-        events.write("task", task="classification", status="started", epochs=1, steps_per_epoch=plan.train_steps)
-        job = Job(
-            task=make_task("classification", settings, codes), plan=plan, train=settings.train, data=settings.data,
-            device=torch.device("cpu"), run_dir=run_dir, meta={}, resume=None, elapsed_before_s=0.0, events=events,
-            sample_ids=lambda numbers: [str(number) for number in numbers], preempted=lambda: False,
-            stop_requested=(run_dir / STOP_FILE).exists, report=lambda figures: None,
-        )  # fmt: skip
-        batches = (DeviceBatch(0, True, step, images, targets, np.arange(BATCH), BATCH) for step in range(10**6))
-        train(job, batches)
-
-
-class Window:
-    """A span of unix time in which the watchers ran, or did not, and the training's processor time in it."""
-
-    def __init__(self, running: bool, start: float, end: float, cpu_s: float) -> None:
-        self.running, self.start, self.end, self.cpu_s = running, start, end, cpu_s
-
-
-class StepLog:
-    """When a training reached which step, as often as it logs one."""
-
-    def __init__(self, run_dir: Path) -> None:
-        self.follower = EventFollower(run_dir)
-        self.steps: list[tuple[float, int]] = []  # unix time, step
-
-    def poll(self) -> int:
-        """The step that it is at by now."""
-        self.steps += [(event["time"], event["step"]) for event in self.follower.poll() if event["kind"] == "step"]
-        return self.steps[-1][1] if self.steps else 0
-
-    def wait_for_step(self, step: int, training: Training) -> None:
-        end_s = time.monotonic() + 900
-        while self.poll() < step:
-            assert training.process.poll() is None, (training.run_dir / "console.log").read_text()[-2000:]
-            assert time.monotonic() < end_s, f"only {self.poll()} steps"
-            time.sleep(0.2)
-
-    def steps_per_s(self, window: Window) -> float:
-        """From the first to the last step that was logged within a window."""
-        self.poll()
-        inside = [step for step in self.steps if window.start <= step[0] <= window.end]
-        (start_s, first), (end_s, last) = (inside[0], inside[-1]) if inside else ((0.0, 0), (0.0, 0))
-        return (last - first) / (end_s - start_s) if last - first >= MIN_STEPS else math.nan
 
 
 class Watchers:

@@ -81,12 +81,11 @@ def _dashboard_folders() -> set[Path]:
 def _warm_up() -> None:
     """Start what a stream needs while this process gets ready: each of them imports for a second or two.
 
-    Those that keep Ray Data's statistics, share out its cluster and know where decoders are would else start when a
-    stream begins, and the first be waited for. The last is for a task; Ray gives no process that ran one to an actor.
+    Those that keep Ray Data's statistics and share out its cluster would else start when a stream begins, one after the
+    other, and the first be waited for. The third is for a task; Ray gives no process that ran one to an actor.
     """
     import ray
     from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
-    from ray.data._internal.execution.node_trackers import get_or_create_actor_location_tracker
     from ray.data._internal.stats import get_or_create_stats_actor
 
     @ray.remote(num_cpus=1)
@@ -96,7 +95,6 @@ def _warm_up() -> None:
 
     get_or_create_stats_actor()
     get_or_create_autoscaling_coordinator()
-    get_or_create_actor_location_tracker()
     import_stream.remote()
 
 

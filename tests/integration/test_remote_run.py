@@ -23,6 +23,7 @@ from pillsnap.observe.events import read_events
 from pillsnap.storage import Storage
 from tests.conftest import ROOT, S3_SECRET
 from tests.integration.test_train import TINY
+from tests.reliability.harness import descendants
 
 TIMEOUT_S = 600
 SETTINGS = TINY | {"detection.epochs": 3, "train.hang_timeout_s": 300}
@@ -90,12 +91,12 @@ def test_killed_and_gone_on_with_on_another_machine(bucket: str, tmp_path: Path)
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end_s
         time.sleep(0.2)
-    machine = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    machine = [psutil.Process(process.pid), *descendants(process.pid)]
     for each in machine:  # an orphaned worker would still write while its folder is deleted
         with contextlib.suppress(psutil.NoSuchProcess):
             each.kill()
     process.communicate()
-    psutil.wait_procs(machine, timeout=60)
+    assert not psutil.wait_procs(machine, timeout=60)[1]
     pointer = json.loads(published.read("last.json") or b"")
     meta = json.loads(published.read(f"{pointer['checkpoint']}/meta.json") or b"")
     published_step = meta["position"]["global_step"]
@@ -267,8 +268,7 @@ def test_a_killed_worker_goes_on_from_the_published_checkpoint(
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end_s
         time.sleep(0.1)
-    children = psutil.Process(process.pid).children(recursive=True)
-    (worker,) = [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
+    (worker,) = [child for child in descendants(process.pid) if "RayTrainWorker" in " ".join(child.cmdline())]
     worker.kill()
     _, errors = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, errors

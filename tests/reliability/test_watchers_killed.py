@@ -8,7 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks.watching import StepLog, Training, Watchers
+from benchmarks.watchers.training import StepLog, Training
+from benchmarks.watching import Watchers
 from pillsnap.observe.events import read_events
 from tests.unit.observe.conftest import WandbServer
 
