@@ -191,7 +191,9 @@ class _Consumer:
 
     def read(self, shard: Any, warm_up_s: float, seconds: float) -> dict[str, float]:
         images, first_s, begin, last = 0, 0.0, 0.0, 0.0
-        for batch in shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2):
+        from pillsnap.data.stream import rows_of
+
+        for batch in rows_of(shard):
             now = time.perf_counter()
             if not first_s:
                 first_s, started = time.time(), now

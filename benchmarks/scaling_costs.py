@@ -57,7 +57,7 @@ def measure_row_s(seconds: float, row_bytes: int = ROW_BYTES[0]) -> dict[str, fl
 
     from pillsnap.data.plan import StreamPlan
     from pillsnap.data.sources import PhotoReader
-    from pillsnap.data.stream import Stream, share_samples
+    from pillsnap.data.stream import Stream, rows_of, share_samples
     from pillsnap.train.session import ray_session
 
     def used_s(title: str) -> float:
@@ -70,7 +70,7 @@ def measure_row_s(seconds: float, row_bytes: int = ROW_BYTES[0]) -> dict[str, fl
         recipe: Any = EmptyRecipe(row_bytes)
         stream = Stream(plan, recipe, PhotoReader(".", 1), shared, shared, 8, 0.5)
         (shard,) = stream.dataset().streaming_split(1, equal=True)
-        rows = iter(shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2))
+        rows = iter(rows_of(shard))
         begin_s = time.monotonic()
         while time.monotonic() - begin_s < seconds / 2:
             next(rows)

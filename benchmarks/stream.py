@@ -76,7 +76,7 @@ def one_pass(folder: Path, num_rows: int) -> dict[str, float]:
     from pillsnap.data.batches import CropRecipe
     from pillsnap.data.plan import StreamPlan
     from pillsnap.data.sources import PhotoReader
-    from pillsnap.data.stream import Stream, share_samples
+    from pillsnap.data.stream import Stream, rows_of, share_samples
     from pillsnap.train.session import ray_session
 
     with ray_session():
@@ -91,7 +91,7 @@ def one_pass(folder: Path, num_rows: int) -> dict[str, float]:
         del samples
         (shard,) = stream.dataset().streaming_split(1, equal=True)
         seen, first_s, store_bytes = np.zeros(num_rows, np.int32), None, 0
-        for batch in shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2):
+        for batch in rows_of(shard):
             first_s = first_s or time.time()
             if batch["epoch"][0]:
                 break

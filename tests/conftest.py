@@ -42,19 +42,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
-    """One local Ray cluster of two CPUs for the whole test session."""
+    """One local Ray cluster of two CPUs for the whole test session, as lean as that of a training."""
     import ray
+
+    from pillsnap.data.lean_ray import lean_head
 
     if ray.is_initialized():  # a test module's own cluster would be shut down under it
         raise RuntimeError("Ray is already running in this process: use the ray_local fixture, not ray.init")
-    ray.init(
-        address="local",
-        num_cpus=2,
-        object_store_memory=512 * 1024**2,
-        include_dashboard=True,  # without it Ray Train's placement-group cleaner warns every few seconds
-        dashboard_host="127.0.0.1",
-        log_to_driver=False,
-    )
+    with lean_head():
+        ray.init(
+            address="local",
+            num_cpus=2,
+            object_store_memory=512 * 1024**2,
+            include_dashboard=False,
+            log_to_driver=False,
+        )
     yield
     ray.shutdown()
 

@@ -22,7 +22,7 @@ from pillsnap.data.loader import Loader
 from pillsnap.data.plan import StreamPlan
 from pillsnap.data.shipping import decode_ahead
 from pillsnap.data.sources import SplitStore
-from pillsnap.data.stream import Stream, share_samples
+from pillsnap.data.stream import Stream, rows_of, share_samples
 
 CORES = 2
 DECODING_CPUS = 0.75
@@ -120,7 +120,7 @@ class _Worker:
     ) -> dict[str, float]:
         import torch
 
-        rows = shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
+        rows = rows_of(shard)
         if stream.ship_bytes:
             rows = decode_ahead(
                 rows, stream, 2 * CORES

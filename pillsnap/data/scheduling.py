@@ -9,6 +9,7 @@ import math
 import time
 from typing import Any
 
+from pillsnap.data.lean_ray import leave_out_actors
 from pillsnap.data.nearness import NearWorkers
 
 _SHORTEST_WAIT_S, _LONGEST_WAIT_S = 0.01, 0.15
@@ -74,6 +75,7 @@ def _scheduling_pace(near: NearWorkers | None, tasks_decode: bool) -> type:
         def __init__(self) -> None:
             # Ray Data makes its callbacks before it plans, in the process that will execute.
             teach_planner()
+            leave_out_actors()
             self._finished = self._made = self._moved = self._running = self._taken = 0
             self._looked_s = 0.0
             self._longest_s = _LONGEST_WAIT_S

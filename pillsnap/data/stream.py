@@ -8,7 +8,7 @@ rows again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,6 +20,7 @@ from pillsnap.data import shipping
 from pillsnap.data.allocation import keep_freed_memory
 from pillsnap.data.batches import Batch
 from pillsnap.data.images import BadImage
+from pillsnap.data.lean_ray import leave_out_actors
 from pillsnap.data.nearness import NearWorkers, slots_near
 from pillsnap.data.plan import Slot, StreamPlan
 from pillsnap.data.scheduling import BatchBlocks
@@ -179,6 +180,12 @@ def _fetch(samples: ray.ObjectRef) -> pa.Table:
 @lru_cache(maxsize=4)
 def _keys(samples: ray.ObjectRef, cutter: Cutter) -> KeyMemo:
     return KeyMemo(cutter)
+
+
+def rows_of(share: ray.data.DataIterator | ray.data.Dataset) -> Iterable[Batch]:
+    """The rows of a worker's share of a stream, or of all of it, two fetched ahead."""
+    leave_out_actors()
+    return share.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
 
 
 def share_samples(samples: pa.Table) -> ray.ObjectRef:

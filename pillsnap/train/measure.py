@@ -12,7 +12,7 @@ import torch
 
 from pillsnap.config import TrainSettings
 from pillsnap.data.loader import DeviceBatch
-from pillsnap.data.stream import Stream
+from pillsnap.data.stream import Stream, rows_of
 from pillsnap.train.memory import MicroBatches
 from pillsnap.train.peers import Peers
 from pillsnap.train.state import TrainingState
@@ -98,9 +98,7 @@ def measure_steps(
 
 def measure_loader(stream: Stream, seconds: float) -> float:
     """Samples a second that Ray Data makes of a task's stream, once it runs. Ray must be up."""
-    batches: Iterator[dict[str, np.ndarray]] = iter(
-        stream.dataset().iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
-    )
+    batches: Iterator[dict[str, np.ndarray]] = iter(rows_of(stream.dataset()))
     next(batches)  # the start of workers and their imports
     started, samples = time.perf_counter(), 0
     for row in batches:

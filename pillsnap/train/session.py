@@ -6,12 +6,13 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pillsnap.config import Settings
 from pillsnap.data.allocation import return_freed_memory
+from pillsnap.data.lean_ray import lean_head
 from pillsnap.errors import UserError
 
 
@@ -22,6 +23,7 @@ def ray_session() -> Iterator[None]:
     The folder with its logs goes with it, unless something failed.
     """
     import ray
+    from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
 
     if ray.is_initialized():
         yield
@@ -35,67 +37,26 @@ def ray_session() -> Iterator[None]:
     else:
         # Workers inherit it. As a runtime environment it would keep out the processes that Ray starts beforehand.
         os.environ.update(quiet)
-        # Without its dashboard Ray Train's placement-group cleaner warns every few seconds: keep it, on loopback.
-        ray.init(
-            address="local", _node_ip_address="127.0.0.1", include_dashboard=True, dashboard_host="127.0.0.1", **options
-        )
-        node = ray._private.worker._global_node
-        node.kill_log_monitor(check_alive=False)  # it brings to the console what `log_to_driver` keeps from it
-        folder = Path(node.get_session_dir_path())
-        _warm_up()
+        with lean_head():
+            ray.init(address="local", _node_ip_address="127.0.0.1", include_dashboard=False, **options)
+        folder = Path(ray._private.worker._global_node.get_session_dir_path())
+        # It imports for seconds: let it start while this process gets ready, not when a training asks for it.
+        get_or_create_autoscaling_coordinator()
     import ray.data
     import ray.train
 
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    leavings: set[Path] = set()
     try:
         yield
-        if folder is not None:
-            leavings.add(folder)
     finally:
-        if folder is not None:
-            leavings |= _dashboard_folders()
         ray.shutdown()
-        for path in leavings:
-            shutil.rmtree(path, ignore_errors=True)
         return_freed_memory()  # a program that trains again and again would otherwise keep each run's leavings
     if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
         latest = folder.with_name("session_latest")
         if latest.is_symlink() and not latest.exists():
             latest.unlink(missing_ok=True)
-
-
-def _dashboard_folders() -> set[Path]:
-    """Temporary folders of the sockets by which Ray's dashboard forks: Ray kills it, and so it leaves them behind."""
-    import psutil
-
-    folders = set()
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            sockets = [Path(str(connection.laddr)) for connection in process.net_connections("unix")]
-            folders |= {path.parent for path in sockets if path.parent.name.startswith("pymp-")}
-    return folders
-
-
-def _warm_up() -> None:
-    """Start what a stream needs while this process gets ready: each of them imports for a second or two.
-
-    Those that keep Ray Data's statistics and share out its cluster would else start when a stream begins, one after the
-    other, and the first be waited for. The third is for a task; Ray gives no process that ran one to an actor.
-    """
-    import ray
-    from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
-    from ray.data._internal.stats import get_or_create_stats_actor
-
-    @ray.remote(num_cpus=1)
-    def import_stream() -> None:
-        import pillsnap.data.reads
-        import pillsnap.data.stream  # noqa: F401
-
-    get_or_create_stats_actor()
-    get_or_create_autoscaling_coordinator()
-    import_stream.remote()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pillsnap.config import Settings
-from pillsnap.data.stream import Stream
+from pillsnap.data.stream import Stream, rows_of
 from pillsnap.errors import UserError
 
 STREAM = "stream"
@@ -115,7 +115,7 @@ def run_worker(config: WorkerConfig) -> None:
             publish=remote.publish if remote else None,
             share=remote.share if remote else None,
         )
-        rows = shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
+        rows = rows_of(shard)
         if config.stream.ship_bytes:
             rows = decode_ahead(rows, replace(config.stream, plan=plan), config.settings.data.decode_threads)
         try:

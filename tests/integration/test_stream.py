@@ -18,7 +18,7 @@ from pillsnap.data.plan import Slot, StreamPlan
 from pillsnap.data.prepare import split_stores
 from pillsnap.data.samples import classification_samples
 from pillsnap.data.sources import PhotoReader, Source
-from pillsnap.data.stream import Stream, share_samples
+from pillsnap.data.stream import Stream, rows_of, share_samples
 
 Step = tuple[int, bool, int]
 
@@ -31,7 +31,7 @@ class Consumer:
         import time
 
         rows = []
-        for batch in shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2):
+        for batch in rows_of(shard):
             assert len(batch["index"]) == 1  # a row is a whole batch, and a block holds one
             step = (int(batch["epoch"][0]), bool(batch["training"][0]), int(batch["step"][0]))
             members = [int(i) for i in batch["index"][0] if i >= 0]
@@ -122,6 +122,21 @@ def test_what_a_process_was_making_when_it_died_is_made_again_in_its_place(
     rows = read_stream(samples, toy_tree, 2, epochs=2, recipe=recipe, decoders=decoders)
     assert marker.exists()
     assert rows == read_stream(samples, toy_tree, 2, epochs=2)
+
+
+@pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize("decoders", [0, 2])
+def test_a_stream_starts_no_actor_that_serves_several_nodes(
+    samples: tuple[pa.Table, pa.Table], toy_tree: Path, decoders: int
+) -> None:
+    started = _named_actors()
+    read_stream(samples, toy_tree, 2, epochs=1, decoders=decoders)
+    assert _named_actors() - started <= {"AutoscalingCoordinator"}
+    assert not _named_actors() & {"datasets_stats_actor", "ActorLocationTracker"}, "another test's stream started it"
+
+
+def _named_actors() -> set[str]:
+    return {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)}
 
 
 @pytest.mark.usefixtures("ray_local")
