@@ -22,7 +22,7 @@ from pillsnap.data.loader import Loader
 from pillsnap.data.plan import StreamPlan
 from pillsnap.data.shipping import decode_ahead
 from pillsnap.data.sources import SplitStore
-from pillsnap.data.stream import Stream, rows_of, share_samples
+from pillsnap.data.stream import Stream, rows_of, share_samples, warm_up_reading
 
 CORES = 2
 DECODING_CPUS = 0.75
@@ -89,6 +89,8 @@ def _crop_stream(data: Prepared, store: SplitStore | None, *, ship: bool) -> Str
     samples = data.crop_samples()
     if store:
         samples = pa.concat_tables([samples] * STORE_REPEATS)
+    if ship:
+        warm_up_reading()
     plan = StreamPlan(0, _EPOCHS, len(samples), 0, BATCH, 1)
     shared = share_samples(samples)
     reads = 8 if store else 2

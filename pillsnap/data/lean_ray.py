@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _MARK = "PILLSNAP_LEAN_RAY"
-_UNCOUNTED = {
+_HEAD = {
     "RAY_enable_metrics_collection": "0",
     "RAY_event_stats": "0",
     "RAY_task_events_report_interval_ms": "0",
@@ -28,7 +28,7 @@ def lean_head() -> Iterator[None]:
     from ray._private.node import Node
 
     os.environ[_MARK] = "1"  # the cluster's processes inherit all of it
-    for name, value in _UNCOUNTED.items():
+    for name, value in _HEAD.items():
         os.environ.setdefault(name, value)
     unused = {name: getattr(Node, name) for name in ("start_api_server", "start_monitor", "start_log_monitor")}
     for name in unused:

@@ -182,6 +182,19 @@ def _keys(samples: ray.ObjectRef, cutter: Cutter) -> KeyMemo:
     return KeyMemo(cutter)
 
 
+def warm_up_reading() -> None:
+    """Start a process for tasks that read, and let it import for seconds, before the first of them is there. Ray gives
+    it to no decoder that stays.
+    """
+    import ray
+
+    ray.remote(num_cpus=1)(_import_reading).remote()
+
+
+def _import_reading() -> None:
+    import pillsnap.data.reads  # noqa: F401
+
+
 def rows_of(share: ray.data.DataIterator | ray.data.Dataset) -> Iterable[Batch]:
     """The rows of a worker's share of a stream, or of all of it, two fetched ahead."""
     leave_out_actors()

@@ -17,7 +17,7 @@ from pillsnap.data.plan import StreamPlan
 from pillsnap.data.prepare import split_stores, store_folder
 from pillsnap.data.samples import TaskSamples
 from pillsnap.data.sources import PhotoReader
-from pillsnap.data.stream import Recipe, Stream, share_samples
+from pillsnap.data.stream import Recipe, Stream, share_samples, warm_up_reading
 from pillsnap.observe.logs import current_level
 from pillsnap.observe.versions import versions
 from pillsnap.observe.wandb_task import wandb_id
@@ -97,6 +97,9 @@ def make_stream(run: Run, name: str, samples: TaskSamples, recipe: Recipe) -> St
     the workers makes it one for their number.
     """
     settings, data = getattr(run.settings, name), run.settings.data
+    ship_bytes = _decodes_in_workers(data)
+    if ship_bytes:
+        warm_up_reading()
     folder = store_folder(data.store_dir, run.where)
     stores = {} if data.store == "off" else split_stores(folder, name, recipe, data.store, run.manifest_hash)
     return Stream(
@@ -116,7 +119,7 @@ def make_stream(run: Run, name: str, samples: TaskSamples, recipe: Recipe) -> St
         decoding_cpus=data.decoding_cpus,
         train_store=stores.get("train"),
         val_store=stores.get("val"),
-        ship_bytes=_decodes_in_workers(data),
+        ship_bytes=ship_bytes,
         ship_stored=not _workers_read(folder),
     )
 
