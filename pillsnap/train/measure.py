@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,7 +98,7 @@ def measure_steps(
 
 def measure_loader(stream: Stream, seconds: float) -> float:
     """Samples a second that Ray Data makes of a task's stream, once it runs. Ray must be up."""
-    batches: Iterator[dict[str, np.ndarray]] = iter(rows_of(stream.dataset()))
+    batches = iter(rows_of(stream.dataset()))
     next(batches)  # the start of workers and their imports
     started, samples = time.perf_counter(), 0
     for row in batches:

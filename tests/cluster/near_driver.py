@@ -19,7 +19,7 @@ from pillsnap.data.manifest import read_manifest
 from pillsnap.data.plan import Slot, StreamPlan
 from pillsnap.data.samples import classification_samples
 from pillsnap.data.sources import PhotoReader, Source
-from pillsnap.data.stream import Stream, share_samples
+from pillsnap.data.stream import Stream, rows_of, share_samples
 from pillsnap.train.session import ray_session
 
 EPOCHS, BATCH = 12, 4
@@ -40,8 +40,7 @@ class Reader:
 
     def read(self, shard: Any) -> list[tuple[str, list[int]]]:
         return [
-            (bytes(batch["node"][0]).hex(), [int(i) for i in batch["index"][0] if i >= 0])
-            for batch in shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
+            (bytes(batch["node"][0]).hex(), [int(i) for i in batch["index"][0] if i >= 0]) for batch in rows_of(shard)
         ]
 
 

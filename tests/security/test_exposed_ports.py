@@ -95,13 +95,17 @@ def test_the_embedded_cluster_serves_no_dashboard(ray_local: None) -> None:
     assert not any("dashboard.py" in part for process in _cluster_processes() for part in process.cmdline())
 
 
-def test_the_embedded_cluster_refuses_whoever_has_no_token(ray_local: None) -> None:
+@pytest.mark.parametrize(("path", "body"), [("1/logs", None), ("", b'{"entrypoint": "true"}')], ids=["read", "submit"])
+def test_the_embedded_cluster_refuses_whoever_has_no_token(ray_local: None, path: str, body: bytes | None) -> None:
     (agent,) = (process for process in _cluster_processes() if "DashboardAgent" in process.cmdline()[0])
     servers = [each.laddr.port for each in agent.net_connections("inet4") if each.status == psutil.CONN_LISTEN]
     assert servers, "where jobs are submitted to"
     for port in set(servers):
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/api/job_agent/jobs/{path}", body, {"Content-Type": "application/json"}
+        )
         with pytest.raises(urllib.error.HTTPError) as refusal:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/api/job_agent/jobs/", timeout=30)
+            urllib.request.urlopen(request, timeout=30)
         assert refusal.value.code in (401, 403)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -49,3 +52,16 @@ def test_a_cluster_without_room_for_decoding_is_one_line(cluster: dict[str, floa
     cluster |= {"CPU": 4.0, "GPU": 0.0}
     with pytest.raises(UserError, match=r"^8 workers with 0\.5 CPUs each leave 0\.00 of 4 CPUs"):
         counted(train__num_workers="8")
+
+
+def test_ray_datas_own_progress_bars_are_off() -> None:
+    """Ray Data reads the environment at its import, which has to come after what the session sets."""
+    script = (
+        "from pillsnap.train.session import ray_session\n"
+        "with ray_session():\n"
+        "    from ray.data import DataContext\n"
+        "    print(DataContext.get_current().enable_progress_bars)\n"
+    )
+    kept = {name: value for name, value in os.environ.items() if name != "RAY_DATA_DISABLE_PROGRESS_BARS"}
+    done = subprocess.run([sys.executable, "-c", script], env=kept, capture_output=True, text=True, timeout=300)
+    assert done.stdout.split() == ["False"], done.stderr[-2000:]
