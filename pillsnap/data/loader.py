@@ -73,7 +73,10 @@ class Loader:
     def _load(self) -> DeviceBatch:
         row = {name: value[0] for name, value in next(self._rows).items()}
         started_s = time.perf_counter()
-        tensors = {name: self._to_device(value) for name, value in row.items() if name not in _HOST_FIELDS}
+        # One ahead, an epoch's first batch is loaded while the epoch before is validated, and what is made in inference
+        # mode cannot be trained on.
+        with torch.inference_mode(False):
+            tensors = {name: self._to_device(value) for name, value in row.items() if name not in _HOST_FIELDS}
         return DeviceBatch(
             epoch=int(row["epoch"]),
             training=bool(row["training"]),
