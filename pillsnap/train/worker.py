@@ -16,6 +16,7 @@ from pillsnap.data.stream import Stream, rows_of
 from pillsnap.errors import UserError
 
 STREAM = "stream"
+_REASON_LENGTH = 300
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,9 @@ def run_worker(config: WorkerConfig) -> None:
             # worker.
             if events is not None:
                 events.write("failure", message=str(error))
-        except Exception:
+        except Exception as error:
             log.exception("this worker stops")  # Ray tells the driver; the log keeps the traceback and the rank
+            if events is not None:  # else the restart that follows would have no reason
+                why = f"{type(error).__name__}: {' '.join(str(error).split())[:_REASON_LENGTH]}"
+                events.write("warning", message=f"{config.task}: the worker stopped ({why}); train.log has the trace.")
             raise

@@ -146,3 +146,14 @@ def test_too_many_bad_photos_stop_the_run_with_their_list(toy_manifest: Path, to
     with pytest.raises(UserError, match=r"cannot be read.*truncated"):
         train_run(run)
     assert len([e for e in read_events(run.run_dir) if e["kind"] == "quarantine"]) >= 1
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_why_a_worker_stopped_is_told(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
+    settings = tiny(train__task="classification", train__max_failures=0)
+    run, _ = open_run(tmp_path / "run", settings, toy_manifest, toy_tree)
+    (run.run_dir / "examples").write_text("a file where the worker needs a folder")
+    with pytest.raises(UserError):
+        train_run(run)
+    warnings = [event["message"] for event in read_events(run.run_dir) if event["kind"] == "warning"]
+    assert [line for line in warnings if "classification: the worker stopped (FileExistsError" in line], warnings
