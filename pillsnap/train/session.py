@@ -6,14 +6,19 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from pillsnap.config import Settings
 from pillsnap.data.allocation import return_freed_memory
 from pillsnap.data.lean_ray import lean_head
 from pillsnap.errors import UserError
+
+_GRACE_S = 3.0
+"""Within which a cluster's processes end by themselves."""
 
 
 @contextmanager
@@ -52,13 +57,32 @@ def ray_session() -> Iterator[None]:
     try:
         yield
     finally:
+        started = [] if folder is None else _processes_of_the_node()
         ray.shutdown()
+        _end(started)
         return_freed_memory()  # a program that trains again and again would otherwise keep each run's leavings
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
         latest = folder.with_name("session_latest")
         if latest.is_symlink() and not latest.exists():
             latest.unlink(missing_ok=True)
+
+
+def _processes_of_the_node() -> list[psutil.Process]:
+    """What the local node has started."""
+    nodes = [child for child in psutil.Process().children() if child.name() == "raylet"]
+    return [process for node in nodes for process in node.children(recursive=True)]
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    """Kill those that outlive their node: now and then a process of Ray waits forever for a lock that it holds itself
+    while it exits, with all its memory.
+    """
+    _, left = psutil.wait_procs(processes, timeout=_GRACE_S)
+    for process in left:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, timeout=_GRACE_S)
 
 
 @dataclass(frozen=True)

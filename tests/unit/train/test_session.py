@@ -65,3 +65,27 @@ def test_ray_datas_own_progress_bars_are_off() -> None:
     kept = {name: value for name, value in os.environ.items() if name != "RAY_DATA_DISABLE_PROGRESS_BARS"}
     done = subprocess.run([sys.executable, "-c", script], env=kept, capture_output=True, text=True, timeout=300)
     assert done.stdout.split() == ["False"], done.stderr[-2000:]
+
+
+def test_no_process_outlives_its_session() -> None:
+    """Not even one that Ray takes for ended, while it never gets through its exit."""
+    script = (
+        "import atexit, os, time\n"
+        "import psutil, ray\n"
+        "from pillsnap.train.session import ray_session\n"
+        "class Stubborn:\n"
+        "    def pid(self):\n"
+        "        atexit.register(time.sleep, 300)\n"
+        "        return os.getpid()\n"
+        "    def leave(self):\n"
+        "        ray.actor.exit_actor()\n"
+        "with ray_session():\n"
+        "    actor = ray.remote(num_cpus=0)(Stubborn).remote()\n"
+        "    pid = ray.get(actor.pid.remote())\n"
+        "    actor.leave.remote()\n"
+        "    time.sleep(1)\n"
+        "    print(psutil.pid_exists(pid))\n"
+        "print(psutil.pid_exists(pid))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.stdout.split() == ["True", "False"], done.stdout + done.stderr[-2000:]
