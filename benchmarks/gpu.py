@@ -1,29 +1,40 @@
 """Training speed on this machine against the frameworks' own loops, end to end, and what it means for stage 3.
 
-    python -m benchmarks.gpu [--quick] [--json FILE]
+    python -m benchmarks.gpu [--quick] [--parts PART ...] [--rounds N] [--json FILE]
 
-Four questions, each with its control in the same run: a training step fed one batch again and again, against timm's
-task, optimizer and moving average put together as its training script does, and against ultralytics' own trainer fed
-one batch again and again, at the same model, size, batch and precision; the whole of `pillsnap train` against the step
-alone; the highest memory; the plan for stage 3. Under ten minutes on a GPU; `--quick` runs at toy size on a CPU.
+Each part runs in a process of its own, has its control in the same process or says which part holds it, and prints its
+figures when it has them; one that fails or hangs is named, and the others go on.
 
-On a GPU it first takes a step of each task under torch.cuda.set_sync_debug_mode("error"), with which CUDA refuses every
-operation that would make the host wait for the device: the run ends there if a step does. The same is checked without a
-GPU by tests/unit/train/test_no_waiting.py, as far as it shows there.
+waits-TASK     on a GPU, a step under torch.cuda.set_sync_debug_mode("error"), with which CUDA refuses every operation
+               that would make the host wait for the device; tests/unit/train/test_no_waiting.py checks the same
+               without a GPU, as far as it can
+step-TASK      a training step fed one batch again and again, against timm's task, optimizer and moving average put
+               together as its training script does, or against ultralytics' own trainer fed one batch again and again,
+               at the same model, size, batch and precision; the highest memory
+store-TASK     the whole of `pillsnap train` from the decode-once store, against the step alone, and the share of its
+               time that it waits for data
+photos-TASK    the same, straight from the photos
+plan           `pillsnap plan` for stage 3, and what it would be on an RTX 5080
+
+All parts together take about a quarter of an hour on a GPU, much of it for compiling, which a later part with the same
+model need not do again; `--quick` runs at toy size on a CPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
+import importlib
 import json
 import os
+import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +46,35 @@ from pillsnap.train.memory import MicroBatches
 from pillsnap.train.peers import Peers
 from pillsnap.train.readings import Readings
 from pillsnap.train.state import TrainingState
-from pillsnap.train.tasks import make_task
+from pillsnap.train.tasks import Task, make_task
 
-NUM_CLASSES = 1000
-ROUNDS = 3
+TASKS = ("classification", "detection")
+PARTS = (*(f"{kind}-{task}" for task in TASKS for kind in ("waits", "step", "store", "photos")), "plan")
+PEERS = {"classification": "timm's loop", "detection": "ultralytics' trainer"}
+PART_LIMIT_S = 420
+EPOCHS = 5
 # Dense bfloat16 TFLOPS and memory bandwidth in GB/s, from the makers' data sheets: what a step takes on another card
 # lies between the two ratios.
 CARDS = {"H100": (989, 3350), "H200": (989, 4800), "A100": (312, 2039), "RTX 5080": (113, 960)}
 TARGET_CARD = "RTX 5080"
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    num_classes: int
+    num_photos: int
+    """Rendered; a run's manifest names them as often as its rows need."""
+    num_rows: dict[str, int]
+    frame: tuple[int, int]
+    seconds: float
+    """Of each window in which steps are timed."""
+    peer_steps: int
+
+
+FULL = Size(1000, 2000, {"classification": 16_000, "detection": 6_000}, (976, 1280), 5.0, 60)
+QUICK = Size(8, 64, {"classification": 512, "detection": 128}, (244, 320), 0.3, 8)
 
 
 def settings_for(quick: bool) -> Settings:
@@ -52,37 +84,76 @@ def settings_for(quick: bool) -> Settings:
         "train.compile": "off",
     }  # fmt: skip
     common = {"detection.weights": "random", "classification.weights": "random", "wandb.mode": "disabled"}
-    return load_settings("stage3", common | (toy if quick else {}))
+    return load_settings("stage3", common | (toy if quick else {"classification.batch_size": 128}))
 
 
-def our_step(settings: Settings, name: str, seconds: float) -> StepRates:
-    task = make_task(name, settings, [f"K-{number:06}" for number in range(NUM_CLASSES)])
+# --- a step alone -----------------------------------------------------------------------------------------------------
+
+
+def step_part(settings: Settings, name: str, size: Size, rounds: int) -> dict[str, Any]:
+    as_workers_do()
+    ours, theirs = [], []
+    for number in range(rounds):  # interleaved: a warm card is slower, and so is a machine with other work
+        ours.append(our_step(settings, name, size))
+        print(f"{name}: {ours[-1]}", flush=True)
+        if name == "detection":
+            with tempfile.TemporaryDirectory(prefix="pillsnap-bench-yolo-") as folder:
+                theirs.append(ultralytics_step(settings, Path(folder), size.peer_steps))
+        else:
+            theirs.append(timm_step(settings, size))
+        print(f"round {number + 1}: {ours[-1].train_images_per_s:.1f} against {theirs[-1]:.1f} img/s", flush=True)
+    rate = statistics.median(one.train_images_per_s for one in ours)
+    return {
+        "rows": [row(f"{name} step against {PEERS[name]}", rate, statistics.median(theirs), 1.0)],
+        "rounds": [one.train_images_per_s / other for one, other in zip(ours, theirs, strict=True)],
+        "validation_images_per_s": ours[-1].val_images_per_s,
+        "peak_memory_bytes": ours[-1].peak_memory_bytes,
+        "first_step_s": [one.first_step_s for one in ours],
+    }
+
+
+def as_workers_do() -> None:
+    """The settings that a train worker gives torch on a GPU."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = torch.cuda.is_available()
+
+
+def task_of(settings: Settings, name: str, size: Size) -> Task:
+    return make_task(name, settings, [f"K-{number:06}" for number in range(size.num_classes)])
+
+
+def our_step(settings: Settings, name: str, size: Size) -> StepRates:
+    task = task_of(settings, name, size)
     return measure_steps(
-        task, settings.train, this_device(), batch_size=task.settings.batch_size, seconds=seconds,
-        num_classes=NUM_CLASSES,
+        task, settings.train, this_device(), batch_size=task.settings.batch_size, seconds=size.seconds,
+        num_classes=size.num_classes,
     )  # fmt: skip
 
 
-def step_without_waiting(settings: Settings, name: str) -> None:
+def waits_part(settings: Settings, name: str, size: Size) -> dict[str, Any]:
     """One step in which CUDA refuses to wait. Raises RuntimeError where one would."""
-    task = make_task(name, settings, [f"K-{number:06}" for number in range(NUM_CLASSES)])
-    device, size = this_device(), task.settings.batch_size
-    peers = Peers(device)
+    as_workers_do()
+    task, device = task_of(settings, name, size), this_device()
+    num_samples, peers, on_gpu = task.settings.batch_size, Peers(device), device.type == "cuda"
     state = TrainingState(
-        task, settings.train, device, peers, MicroBatches(task.name, size, peers, None, print), None
+        task, settings.train, device, peers, MicroBatches(task.name, num_samples, peers, None, print), None
     )  # fmt: skip
-    batch, readings = mock_batch(task, size, device, NUM_CLASSES), Readings[int](device)
+    batch, readings = mock_batch(task, num_samples, device, size.num_classes), Readings[int](device)
     for number in range(4):  # the first ones compile, tune and allocate
-        torch.cuda.set_sync_debug_mode("error" if number == 3 else "default")
+        if on_gpu:
+            torch.cuda.set_sync_debug_mode("error" if number == 3 else "default")
         try:
-            step = state.step(batch, task.settings.lr, size, number)
+            step = state.step(batch, task.settings.lr, num_samples, number)
             readings.send(torch.stack([step.bad.float(), *step.losses.values()]), number)
         finally:
-            torch.cuda.set_sync_debug_mode("default")
+            if on_gpu:
+                torch.cuda.set_sync_debug_mode("default")
     assert all(not values[0] for _, values in readings.all())
+    print(f"{name}: a step waits for nothing" if on_gpu else "no GPU: nothing that could be waited for", flush=True)
+    return {"rows": []}
 
 
-def timm_step(settings: Settings, seconds: float) -> float:
+def timm_step(settings: Settings, size: Size) -> float:
     """Images a second of timm's own task, optimizer, moving average and clipping, in the order of its script."""
     import timm
     from timm.optim import create_optimizer_v2
@@ -93,7 +164,7 @@ def timm_step(settings: Settings, seconds: float) -> float:
     from pillsnap.train.state import autocast
 
     chosen, device = settings.classification, this_device()
-    model = timm.create_model(chosen.model, num_classes=NUM_CLASSES, drop_rate=chosen.drop_rate)
+    model = timm.create_model(chosen.model, num_classes=size.num_classes, drop_rate=chosen.drop_rate)
     model = model.to(device, memory_format=torch.channels_last).train()
     average = ModelEmaV3(model, decay=settings.train.ema_decay, use_warmup=True)
     optimizer = create_optimizer_v2(model, "adamw", lr=chosen.lr, weight_decay=chosen.weight_decay)
@@ -101,8 +172,7 @@ def timm_step(settings: Settings, seconds: float) -> float:
     compiled = torch.compile(model) if compiles(settings, device) else model
     task = ClassificationTask(compiled, criterion_kwargs={"smoothing": chosen.label_smoothing}, verbose=False)
     mixed = autocast(settings.train.amp, device)
-    ours = make_task("classification", settings, [str(number) for number in range(NUM_CLASSES)])
-    batch = mock_batch(ours, chosen.batch_size, device, NUM_CLASSES)
+    batch = mock_batch(task_of(settings, "classification", size), chosen.batch_size, device, size.num_classes)
 
     def step() -> None:
         images = normalise(batch.images, *statistics_)
@@ -116,7 +186,7 @@ def timm_step(settings: Settings, seconds: float) -> float:
 
     for _ in range(2):
         step()
-    return chosen.batch_size / median_step(step, device, seconds)
+    return chosen.batch_size / median_step(step, device, size.seconds)
 
 
 def compiles(settings: Settings, device: torch.device) -> bool:
@@ -213,42 +283,86 @@ def yolo_folder(folder: Path, num_photos: int) -> Path:
     return path
 
 
-def end_to_end(settings: Settings, name: str, folder: Path, quick: bool) -> float:
-    """Images a second of `pillsnap train`: the median over the epochs after the first."""
-    from pillsnap.data.build import build_manifest
-    from pillsnap.data.synthetic import generate
+# --- end to end -------------------------------------------------------------------------------------------------------
+
+
+def end_to_end_part(settings: Settings, name: str, folder: Path, size: Size, store: bool) -> dict[str, Any]:
+    """`pillsnap train`: the median over the epochs after the first; the step alone is measured after it."""
     from pillsnap.observe.events import read_events
 
-    root, run = folder / "photos", folder / f"run-{name}"
-    if not root.exists():
-        frame = (244, 320) if quick else (976, 1280)
-        generate(root, num_classes=8, num_singles=64 if quick else 1200, num_combinations=0, frame=frame)
-    build_manifest(root, run, num_photos=None, num_classes=None, val_fraction=0.05)
+    root, run = folder / "photos", folder / f"run-{name}-{'store' if store else 'photos'}"
+    shutil.rmtree(run, ignore_errors=True)  # else a run that is kept there would be continued
+    write_run(root, run, size.num_rows[name], size)
     chosen = getattr(settings, name)
     changed = {
         "train.task": name, "train.compile": settings.train.compile, f"{name}.model": chosen.model,
         f"{name}.image_size_px": chosen.image_size_px, f"{name}.batch_size": chosen.batch_size,
-        f"{name}.epochs": 3 if quick else 6, f"{name}.weights": "random", f"{name}.warmup_epochs": 0,
-        "wandb.mode": "disabled",
+        f"{name}.epochs": EPOCHS, f"{name}.weights": "random", f"{name}.warmup_epochs": 0,
+        "data.store": "jpeg" if store else "off", "wandb.mode": "disabled",
     }  # fmt: skip
-    command = [sys.executable, "-m", "pillsnap.cli", "train", "--preset", "stage3", "--run", str(run)]
+    if store:
+        pillsnap("prepare", root, run, changed)
+    pillsnap("train", root, run, changed)
+    first, *epochs = (event for event in read_events(run) if event["kind"] == "epoch")
+    rate = statistics.median(event["images_per_s"] for event in epochs)
+    wait = statistics.median(event["data_wait_fraction"] for event in epochs)
+    as_workers_do()
+    alone = our_step(settings, name, size).train_images_per_s
+    source = "store" if store else "photos"
+    keys = ("images_per_s", "data_wait_fraction", "loader_ms", "duration_s")
+    return {
+        "rows": [
+            row(f"{name} from {source} against its step", rate, alone, 0.97),
+            {"what": f"{name} from {source}: share of time waiting for data", "ours": wait, "wanted": 0.02},
+        ],
+        "epochs": [{key: event[key] for key in keys} for event in (first, *epochs)],
+    }
+
+
+def write_run(root: Path, run: Path, num_rows: int, size: Size) -> None:
+    """A run directory whose manifest names the photos under `root` again and again, under new sample ids."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from pillsnap.data.build import build_manifest
+    from pillsnap.data.manifest import class_list, read_manifest, write_manifest
+    from pillsnap.data.synthetic import generate
+
+    generate(root, num_classes=size.num_classes, num_singles=size.num_photos, num_combinations=0, frame=size.frame)
+    build_manifest(root, run, num_photos=None, num_classes=None, val_fraction=0.05)
+    once = read_manifest(run)
+    column = once.schema.get_field_index("sample_id")
+    copies = [
+        once.set_column(column, "sample_id", pc.binary_join_element_wise(once["sample_id"], str(number), "-"))
+        for number in range(num_rows // size.num_photos)
+    ]
+    table = pa.concat_tables(copies)
+    write_manifest(table, run, class_list(table))
+
+
+def pillsnap(command: str, root: Path, run: Path, changed: dict[str, Any]) -> None:
+    line = [sys.executable, "-m", "pillsnap.cli", command, "--preset", "stage3", "--run", str(run)]
     for key, value in changed.items():
-        command += ["--set", f"{key}={value}"]
-    done = subprocess.run(
-        [*command, "--data-root", str(root)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    rates = [e["images_per_s"] for e in read_events(run) if e["kind"] == "epoch"]
-    if len(rates) < 2:
-        raise SystemExit(f"pillsnap train ended with {done.returncode}:\n{done.stdout[-2000:]}")
-    return statistics.median(rates[1:])
+        line += ["--set", f"{key}={value}"]
+    started_s = time.perf_counter()
+    status = subprocess.run([*line, "--data-root", str(root)]).returncode
+    print(f"pillsnap {command}: {time.perf_counter() - started_s:.0f} s, exit status {status}", flush=True)
 
 
-def stage3_plan(settings: Settings, seconds: float, alternatives: bool) -> dict[str, Any]:
+# --- stage 3 ----------------------------------------------------------------------------------------------------------
+
+
+def plan_part(settings: Settings, size: Size) -> dict[str, Any]:
+    from pillsnap.train.plan_report import plan_lines
     from pillsnap.train.planner import make_plan
     from pillsnap.train.session import ray_session
 
+    as_workers_do()
     with ray_session():
-        return make_plan(settings, None, seconds=seconds, alternatives=alternatives, say=lambda _: None)
+        plan = make_plan(settings, None, seconds=size.seconds, alternatives=False, say=print)
+    print("\n".join(plan_lines(plan)))
+    print(on_another_card(plan, TARGET_CARD))
+    return {"rows": [], "plan": plan}
 
 
 def on_another_card(plan: dict[str, Any], card: str) -> str:
@@ -266,70 +380,88 @@ def on_another_card(plan: dict[str, Any], card: str) -> str:
     return f"{card}: {fast:.0f} to {slow:.0f} min of model time (memory bandwidth and arithmetic against {measured})"
 
 
+# --- all parts --------------------------------------------------------------------------------------------------------
+
+
+def row(what: str, ours: float, control: float, wanted: float) -> dict[str, Any]:
+    return {"what": what, "ours": ours, "control": control, "ratio": ours / control, "wanted": wanted}
+
+
+def run_part(part: str, settings: Settings, folder: Path, quick: bool, rounds: int) -> dict[str, Any]:
+    size = QUICK if quick else FULL
+    if part == "plan":
+        return plan_part(settings, size)
+    kind, name = part.split("-")
+    if kind == "waits":
+        return waits_part(settings, name, size)
+    if kind == "step":
+        return step_part(settings, name, size, rounds)
+    return end_to_end_part(settings, name, folder, size, store=kind == "store")
+
+
+def in_own_process(part: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """One part's figures; of a failed one, `failed` says how it ended."""
+    result = folder / f"{part}.json"
+    result.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "benchmarks.gpu", "--part", part, "--folder", str(folder), "--json", str(result)]
+    command += ["--rounds", str(options.rounds)] + ["--quick"] * options.quick
+    print(f"--- {part}", flush=True)
+    started_s = time.perf_counter()
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        status: int | str = process.wait(PART_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        status = f"no result after {PART_LIMIT_S} s"
+    figures = json.loads(result.read_text(encoding="utf-8")) if result.exists() else {"rows": [], "failed": status}
+    print(f"--- {part}: {time.perf_counter() - started_s:.0f} s, ended with {status}", flush=True)
+    return figures
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART")
+    parser.add_argument("--rounds", type=int, default=3, help="of a step against its control")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--folder", type=Path, help="keep photos and runs here [default: a temporary folder]")
+    parser.add_argument("--part", help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.environ.setdefault("YOLO_OFFLINE", "1")
-    quick, settings = options.quick, settings_for(options.quick)
-    seconds, steps = (0.3, 8) if quick else (6.0, 60)
-    lacking = [name for name in ("ultralytics", "ray") if importlib.util.find_spec(name) is None]
-    rows: list[tuple[str, float | None, float | None, float]] = []
-    results: dict[str, Any] = {"device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU"}
-    peaks = {}
-    with tempfile.TemporaryDirectory(prefix="pillsnap-bench-") as temporary:
-        folder = Path(temporary)
-        mock = {}
-        for name in settings.tasks:
-            if name == "detection" and "ultralytics" in lacking:
-                continue
-            if this_device().type == "cuda":
-                step_without_waiting(settings, name)
-                print(f"{name}: a step waits for nothing", flush=True)
-            peer_name = "ultralytics' trainer" if name == "detection" else "timm's loop"
-            ours, theirs = [], []
-            for number in range(ROUNDS):  # interleaved: a warm card is slower, and so is a machine with other work
-                rates = our_step(settings, name, seconds)
-                ours.append(rates.train_images_per_s)
-                if name == "detection":
-                    theirs.append(ultralytics_step(settings, folder / f"yolo-{number}", steps))
-                else:
-                    theirs.append(timm_step(settings, seconds))
-                peaks[name] = rates.peak_memory_bytes
-            mock[name] = statistics.median(ours)
-            rows.append((f"{name} step against {peer_name}", mock[name], statistics.median(theirs), 1.0))
-        if "ray" not in lacking:
-            for name in mock:
-                rows.append(
-                    (f"{name} end to end against its step", end_to_end(settings, name, folder, quick), mock[name], 0.97)
-                )
-            results["plan"] = stage3_plan(settings, 0.3 if quick else 4.0, alternatives=not quick)
-    if "plan" in results:
-        from pillsnap.train.plan_report import plan_lines
+    if options.part:
+        figures = run_part(options.part, settings_for(options.quick), options.folder, options.quick, options.rounds)
+        options.json.write_text(json.dumps(figures, indent=2), encoding="utf-8")
+        return
+    results = {}
+    with contextlib.ExitStack() as stack:
+        folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pillsnap-bench-")))
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in options.parts:
+            results[part] = in_own_process(part, options, folder)
+            if options.json:
+                options.json.write_text(json.dumps(results, indent=2), encoding="utf-8")
+    print_table(results, settings_for(options.quick))
+    if any("failed" in figures for figures in results.values()):
+        sys.exit(1)
 
-        print("\n".join(plan_lines(results["plan"])), end="\n\n")
-    results["rows"] = [
-        {"what": what, "ours": ours, "control": control, "ratio": ours / control, "wanted": wanted}
-        for what, ours, control, wanted in rows
-        if ours and control
-    ]
-    results["peak_memory_bytes"] = peaks
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=2), encoding="utf-8")
-    for name in lacking:
-        print(f"skipped what needs {name}: it is not installed")
-    for name in settings.tasks:
-        s = getattr(settings, name)
-        peak = peaks.get(name)
+
+def print_table(results: dict[str, Any], settings: Settings) -> None:
+    print(f"{torch.cuda.get_device_name(0) if torch.cuda.is_available() else 'CPU'}, torch {torch.__version__}")
+    for name in TASKS:
+        chosen, peak = getattr(settings, name), results.get(f"step-{name}", {}).get("peak_memory_bytes")
         memory = f", highest memory {peak / 2**30:.2f} GiB" if peak else ""
-        print(f"{name}: {s.model} at {s.image_size_px} px, batch {s.batch_size}{memory}")
-    if "plan" in results:
-        print(on_another_card(results["plan"], TARGET_CARD))
-    print(f"{results['device']}, torch {torch.__version__}")
-    print(f"{'img/s':52}{'ours':>9}{'control':>9}{'ratio':>7}{'wanted':>8}")
-    for row in results["rows"]:
-        print(f"{row['what']:52}{row['ours']:>9.1f}{row['control']:>9.1f}{row['ratio']:>7.2f}{row['wanted']:>8.2f}")
+        print(f"{name}: {chosen.model} at {chosen.image_size_px} px, batch {chosen.batch_size}{memory}")
+    print(f"{'img/s':56}{'ours':>9}{'control':>9}{'ratio':>7}{'wanted':>8}")
+    for part, figures in results.items():
+        if "failed" in figures:
+            print(f"{part} failed: {figures['failed']}")
+        for one in figures["rows"]:
+            if "control" in one:
+                print(
+                    f"{one['what']:56}{one['ours']:>9.1f}{one['control']:>9.1f}{one['ratio']:>7.3f}{one['wanted']:>8.2f}"
+                )
+            else:
+                print(f"{one['what']:56}{one['ours']:>25.4f}{'< ' + str(one['wanted']):>8}")
 
 
 if __name__ == "__main__":

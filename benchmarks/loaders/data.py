@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,11 @@ from pillsnap.train.tasks import DetectionTask, make_task
 
 SIZE_PX, FRAME_PX, BATCH, FRAME_BATCH = 224, 640, 64, 16
 MARGIN = 0.12
-STORE_REPEATS = 8
-"""Times each crop counts in an epoch over prepared crops, so that an epoch takes seconds."""
+CORES = os.cpu_count() or 1
+PHOTO_REPEATS = max(1, CORES // 2)
+"""Times each photo counts in an epoch, so that an epoch takes seconds."""
+STORE_REPEATS = 8 * PHOTO_REPEATS
+"""The same of crops in an epoch over prepared crops."""
 # Geometry only: every peer changes colours in another way.
 JITTER = CropJitter(0.06, 0.12, 180.0)
 RECIPE = CropRecipe(SIZE_PX, MARGIN, JITTER)

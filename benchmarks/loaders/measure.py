@@ -14,9 +14,9 @@ PACE = 0.7
 MOST_GAPS, LONGEST_GAP_SEARCH_S = 3, 12.0
 
 
-def measure(batches: Batches, started_s: float, seconds: float) -> dict[str, float]:
+def measure(batches: Batches, started_s: float, seconds: float, gap: bool) -> dict[str, float]:
     """Images a second over `seconds` after a warm-up, seconds to the first batch since the unix time `started_s`, and
-    the gap between epochs.
+    if asked the gap between epochs.
 
     The gap is what a training loop that takes images at `PACE` of that rate waits at an epoch's first step beyond what
     it waits at its other steps, in seconds; NaN where no epoch began.
@@ -33,7 +33,7 @@ def measure(batches: Batches, started_s: float, seconds: float) -> dict[str, flo
         batch[0, 0, 0]  # the first bytes are there
         images, steps = images + len(batch), steps + 1
     took_s = time.perf_counter() - begin
-    gap_s = _epoch_gap(batches, epoch, took_s / steps / PACE)
+    gap_s = _epoch_gap(batches, epoch, took_s / steps / PACE) if gap else float("nan")
     return {"images_per_s": images / took_s, "first_batch_s": first_batch_s, "epoch_gap_s": gap_s}
 
 

@@ -13,7 +13,16 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from benchmarks.loaders.data import BATCH, FRAME_BATCH, RECIPE, STORE_REPEATS, Prepared, decode_crop
+from benchmarks.loaders.data import (
+    BATCH,
+    CORES,
+    FRAME_BATCH,
+    PHOTO_REPEATS,
+    RECIPE,
+    STORE_REPEATS,
+    Prepared,
+    decode_crop,
+)
 from benchmarks.loaders.measure import Batches, measure
 from pillsnap.data import augment
 from pillsnap.data.allocation import keep_freed_memory
@@ -24,7 +33,6 @@ from pillsnap.data.shipping import decode_ahead
 from pillsnap.data.sources import SplitStore
 from pillsnap.data.stream import Stream, rows_of, share_samples, warm_up_reading
 
-CORES = 2
 DECODING_CPUS = 0.75
 _EPOCHS = 10_000
 
@@ -86,9 +94,7 @@ def detection(data: Prepared) -> Stream:
 
 
 def _crop_stream(data: Prepared, store: SplitStore | None, *, ship: bool) -> Stream:
-    samples = data.crop_samples()
-    if store:
-        samples = pa.concat_tables([samples] * STORE_REPEATS)
+    samples = pa.concat_tables([data.crop_samples()] * (STORE_REPEATS if store else PHOTO_REPEATS))
     if ship:
         warm_up_reading()
     plan = StreamPlan(0, _EPOCHS, len(samples), 0, BATCH, 1)
@@ -100,13 +106,13 @@ def _crop_stream(data: Prepared, store: SplitStore | None, *, ship: bool) -> Str
     )  # fmt: skip
 
 
-def measure_stream(stream: Stream, seconds: float) -> dict[str, float]:
+def measure_stream(stream: Stream, seconds: float, gap: bool) -> dict[str, float]:
     """Read a stream as a train worker does: through a split, in a process of its own. Ray must be up."""
     worker = _Worker.remote()
     ray.get(worker.import_torch.remote())  # a train worker takes seconds for that, with any loader
     started_s = time.time()
     (shard,) = stream.dataset().streaming_split(1, equal=True)
-    return ray.get(worker.measure.remote(shard, stream, started_s, seconds))
+    return ray.get(worker.measure.remote(shard, stream, started_s, seconds, gap))
 
 
 @ray.remote(num_cpus=0.25)
@@ -118,7 +124,7 @@ class _Worker:
         keep_freed_memory()
 
     def measure(
-        self, shard: ray.data.DataIterator, stream: Stream, started_s: float, seconds: float
+        self, shard: ray.data.DataIterator, stream: Stream, started_s: float, seconds: float, gap: bool
     ) -> dict[str, float]:
         import torch
 
@@ -129,4 +135,4 @@ class _Worker:
             )  # a thread that waits for the interpreter leaves its core to another
         # An epoch's last batch has fewer images than room for them.
         batches = ((batch.epoch, batch.images[: batch.num_valid]) for batch in Loader(rows, torch.device("cpu")))
-        return measure(batches, started_s, seconds)
+        return measure(batches, started_s, seconds, gap)

@@ -14,10 +14,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.loaders.data import (
     BATCH,
+    CORES,
     FRAME_BATCH,
     FRAME_PX,
     JITTER,
     MARGIN,
+    PHOTO_REPEATS,
     SIZE_PX,
     STORE_REPEATS,
     Prepared,
@@ -26,7 +28,7 @@ from benchmarks.loaders.data import (
 from benchmarks.loaders.measure import Batches
 from pillsnap.data import augment
 
-WORKERS = 2
+WORKERS = CORES
 
 
 class _Photos(Dataset):
@@ -38,9 +40,10 @@ class _Photos(Dataset):
         self.boxes = np.array(samples["box"].to_pylist(), np.float32)
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.paths) * PHOTO_REPEATS
 
     def __getitem__(self, number: int) -> np.ndarray:
+        number %= len(self.paths)
         photo = cv2.imread(self.paths[number], cv2.IMREAD_COLOR_RGB)
         return augment.crop(photo, self.boxes[number], SIZE_PX, MARGIN, JITTER, np.random.default_rng())
 
@@ -88,6 +91,7 @@ def timm_photos(data: Prepared) -> Batches:
             return len(self.photos)
 
         def __getitem__(self, number: int) -> tuple[Any, int]:
+            number %= len(self.photos.paths)
             x, y, width, height = self.photos.boxes[number].tolist()
             side = max(width, height) * (1 + 2 * MARGIN)
             left, top = x + (width - side) / 2, y + (height - side) / 2
