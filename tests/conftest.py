@@ -46,6 +46,7 @@ def ray_local() -> Iterator[None]:
     import ray
 
     from pillsnap.data.lean_ray import lean_head
+    from pillsnap.train.session import shut_down
 
     if ray.is_initialized():  # a test module's own cluster would be shut down under it
         raise RuntimeError("Ray is already running in this process: use the ray_local fixture, not ray.init")
@@ -58,7 +59,7 @@ def ray_local() -> Iterator[None]:
             log_to_driver=False,
         )
     yield
-    ray.shutdown()
+    shut_down()
 
 
 @pytest.fixture(scope="session")

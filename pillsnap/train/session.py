@@ -57,9 +57,7 @@ def ray_session() -> Iterator[None]:
     try:
         yield
     finally:
-        started = [] if folder is None else _processes_of_the_node()
-        ray.shutdown()
-        _end(started)
+        shut_down()
         return_freed_memory()  # a program that trains again and again would otherwise keep each run's leavings
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -68,19 +66,23 @@ def ray_session() -> Iterator[None]:
             latest.unlink(missing_ok=True)
 
 
-def _processes_of_the_node() -> list[psutil.Process]:
-    """What the local node has started."""
-    nodes = [child for child in psutil.Process().children() if child.name() == "raylet"]
-    return [process for node in nodes for process in node.children(recursive=True)]
+def shut_down() -> None:
+    """Leave the cluster; one that this process started ends, with every process of its node.
 
-
-def _end(processes: list[psutil.Process]) -> None:
-    """Kill those that outlive their node: now and then a process of Ray waits forever for a lock that it holds itself
-    while it exits, with all its memory.
+    Now and then a process of Ray waits forever at its exit for a lock that it holds itself, with all its memory: what
+    outlives the node is killed.
     """
-    _, left = psutil.wait_procs(processes, timeout=_GRACE_S)
+    import ray
+
+    started: list[psutil.Process] = []
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):  # it may just have died
+            if child.name() == "raylet":
+                started += child.children(recursive=True)
+    ray.shutdown()
+    _, left = psutil.wait_procs(started, timeout=_GRACE_S)
     for process in left:
-        with suppress(psutil.NoSuchProcess):
+        with suppress(psutil.Error):
             process.kill()
     psutil.wait_procs(left, timeout=_GRACE_S)
 
