@@ -16,8 +16,8 @@ store-TASK     the whole of `pillsnap train` from the decode-once store, against
 photos-TASK    the same, straight from the photos
 plan           `pillsnap plan` for stage 3, and what it would be on an RTX 5080
 
-All parts together take about a quarter of an hour on a GPU, much of it for compiling, which a later part with the same
-model need not do again; `--quick` runs at toy size on a CPU.
+Compiling takes most of the time, about two minutes a model on an H200's machine where nothing is cached; a later part
+with the same model finds it done. `--quick` runs at toy size on a CPU.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ import importlib
 import json
 import os
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -38,6 +37,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from pillsnap.config import Settings, load_settings
@@ -407,11 +407,12 @@ def in_own_process(part: str, options: argparse.Namespace, folder: Path) -> dict
     command += ["--rounds", str(options.rounds)] + ["--quick"] * options.quick
     print(f"--- {part}", flush=True)
     started_s = time.perf_counter()
-    process = subprocess.Popen(command, start_new_session=True)
+    process = subprocess.Popen(command)
     try:
         status: int | str = process.wait(PART_LIMIT_S)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        for one in (*psutil.Process(process.pid).children(recursive=True), process):
+            one.kill()
         status = f"no result after {PART_LIMIT_S} s"
     figures = json.loads(result.read_text(encoding="utf-8")) if result.exists() else {"rows": [], "failed": status}
     print(f"--- {part}: {time.perf_counter() - started_s:.0f} s, ended with {status}", flush=True)
