@@ -45,7 +45,7 @@ from pillsnap.train.measure import StepRates, measure_steps, mock_batch, this_de
 from pillsnap.train.memory import MicroBatches
 from pillsnap.train.peers import Peers
 from pillsnap.train.readings import Readings
-from pillsnap.train.state import TrainingState
+from pillsnap.train.state import TrainingState, prefer_speed
 from pillsnap.train.tasks import Task, make_task
 
 TASKS = ("classification", "detection")
@@ -91,7 +91,7 @@ def settings_for(quick: bool) -> Settings:
 
 
 def step_part(settings: Settings, name: str, size: Size, rounds: int) -> dict[str, Any]:
-    as_workers_do()
+    prefer_speed()
     ours, theirs = [], []
     for number in range(rounds):  # interleaved: a warm card is slower, and so is a machine with other work
         ours.append(our_step(settings, name, size))
@@ -112,12 +112,6 @@ def step_part(settings: Settings, name: str, size: Size, rounds: int) -> dict[st
     }
 
 
-def as_workers_do() -> None:
-    """The settings that a train worker gives torch on a GPU."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = torch.cuda.is_available()
-
-
 def task_of(settings: Settings, name: str, size: Size) -> Task:
     return make_task(name, settings, [f"K-{number:06}" for number in range(size.num_classes)])
 
@@ -132,7 +126,7 @@ def our_step(settings: Settings, name: str, size: Size) -> StepRates:
 
 def waits_part(settings: Settings, name: str, size: Size) -> dict[str, Any]:
     """One step in which CUDA refuses to wait. Raises RuntimeError where one would."""
-    as_workers_do()
+    prefer_speed()
     task, device = task_of(settings, name, size), this_device()
     num_samples, peers, on_gpu = task.settings.batch_size, Peers(device), device.type == "cuda"
     state = TrainingState(
@@ -290,7 +284,7 @@ def end_to_end_part(settings: Settings, name: str, folder: Path, size: Size, sto
     """`pillsnap train`: the median over the epochs after the first; the step alone is measured after it."""
     from pillsnap.observe.events import read_events
 
-    root, run = folder / "photos", folder / f"run-{name}-{'store' if store else 'photos'}"
+    root, run = folder / f"photos-{size.num_photos}", folder / f"run-{name}-{'store' if store else 'photos'}"
     shutil.rmtree(run, ignore_errors=True)  # else a run that is kept there would be continued
     write_run(root, run, size.num_rows[name], size)
     chosen = getattr(settings, name)
@@ -306,7 +300,7 @@ def end_to_end_part(settings: Settings, name: str, folder: Path, size: Size, sto
     first, *epochs = (event for event in read_events(run) if event["kind"] == "epoch")
     rate = statistics.median(event["images_per_s"] for event in epochs)
     wait = statistics.median(event["data_wait_fraction"] for event in epochs)
-    as_workers_do()
+    prefer_speed()
     alone = our_step(settings, name, size).train_images_per_s
     source = "store" if store else "photos"
     keys = ("images_per_s", "data_wait_fraction", "loader_ms", "duration_s")
@@ -328,7 +322,8 @@ def write_run(root: Path, run: Path, num_rows: int, size: Size) -> None:
     from pillsnap.data.manifest import class_list, read_manifest, write_manifest
     from pillsnap.data.synthetic import generate
 
-    generate(root, num_classes=size.num_classes, num_singles=size.num_photos, num_combinations=0, frame=size.frame)
+    if not root.exists():
+        generate(root, num_classes=size.num_classes, num_singles=size.num_photos, num_combinations=0, frame=size.frame)
     build_manifest(root, run, num_photos=None, num_classes=None, val_fraction=0.05)
     once = read_manifest(run)
     column = once.schema.get_field_index("sample_id")
@@ -357,7 +352,7 @@ def plan_part(settings: Settings, size: Size) -> dict[str, Any]:
     from pillsnap.train.planner import make_plan
     from pillsnap.train.session import ray_session
 
-    as_workers_do()
+    prefer_speed()
     with ray_session():
         plan = make_plan(settings, None, seconds=size.seconds, alternatives=False, say=print)
     print("\n".join(plan_lines(plan)))

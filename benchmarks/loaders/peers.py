@@ -36,14 +36,13 @@ class _Photos(Dataset):
 
     def __init__(self, data: Prepared) -> None:
         samples = data.crop_samples()
-        self.paths = [str(data.photos / path) for path in samples["image_path"].to_pylist()]
-        self.boxes = np.array(samples["box"].to_pylist(), np.float32)
+        self.paths = [str(data.photos / path) for path in samples["image_path"].to_pylist()] * PHOTO_REPEATS
+        self.boxes = np.tile(np.array(samples["box"].to_pylist(), np.float32), (PHOTO_REPEATS, 1))
 
     def __len__(self) -> int:
-        return len(self.paths) * PHOTO_REPEATS
+        return len(self.paths)
 
     def __getitem__(self, number: int) -> np.ndarray:
-        number %= len(self.paths)
         photo = cv2.imread(self.paths[number], cv2.IMREAD_COLOR_RGB)
         return augment.crop(photo, self.boxes[number], SIZE_PX, MARGIN, JITTER, np.random.default_rng())
 
@@ -91,7 +90,6 @@ def timm_photos(data: Prepared) -> Batches:
             return len(self.photos)
 
         def __getitem__(self, number: int) -> tuple[Any, int]:
-            number %= len(self.photos.paths)
             x, y, width, height = self.photos.boxes[number].tolist()
             side = max(width, height) * (1 + 2 * MARGIN)
             left, top = x + (width - side) / 2, y + (height - side) / 2

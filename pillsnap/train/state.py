@@ -181,6 +181,12 @@ class _Losses(nn.Module):
         return self.task.losses(self.model, batch)
 
 
+def prefer_speed() -> None:
+    """Let a GPU compute in TF32, and find the fastest convolutions by trying. It does nothing without one."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+
+
 def compile_problem(device: torch.device) -> str | None:
     """Why torch.compile does not work here (no compiler, no Triton), in one line; None when it does."""
     try:

@@ -14,9 +14,9 @@ from typing import Any
 from pillsnap.config import Settings
 from pillsnap.data.stream import Stream, rows_of
 from pillsnap.errors import UserError
+from pillsnap.storage import one_line
 
 STREAM = "stream"
-_REASON_LENGTH = 300
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ def run_worker(config: WorkerConfig) -> None:
     from pillsnap.train.published import find_run_checkpoint
     from pillsnap.train.remote_run import RemoteRun
     from pillsnap.train.run_directory import STOP_FILE
+    from pillsnap.train.state import prefer_speed
     from pillsnap.train.tasks import make_task
 
     context = ray_train.get_context()
@@ -65,8 +66,7 @@ def run_worker(config: WorkerConfig) -> None:
         # Ray sets one thread a worker; the workers of a host share its cores.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     else:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
+        prefer_speed()
     remote = RemoteRun(config.uri, config.task, config.desk) if config.uri else None
     run_dir = remote.run_dir if remote else Path(config.run_dir)
     send = remote.send_log if remote else None
@@ -129,6 +129,6 @@ def run_worker(config: WorkerConfig) -> None:
         except Exception as error:
             log.exception("this worker stops")  # Ray tells the driver; the log keeps the traceback and the rank
             if events is not None:  # else the restart that follows would have no reason
-                why = f"{type(error).__name__}: {' '.join(str(error).split())[:_REASON_LENGTH]}"
+                why = f"{type(error).__name__}: {one_line(error)}"
                 events.write("warning", message=f"{config.task}: the worker stopped ({why}); train.log has the trace.")
             raise
