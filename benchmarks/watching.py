@@ -197,7 +197,7 @@ def paired(windows: list[Window], speeds: list[float]) -> float:
 
 
 class Watchers:
-    """Terminal monitor, web monitor with its clients, mirror: each the leader of a process group."""
+    """Terminal monitor, web monitor with its clients, mirror."""
 
     def __init__(self, run_dir: Path, training: psutil.Process, warnings: list[str], server: WandbServer) -> None:
         self.run_dir, self.training, self.warnings, self.wandb_server = run_dir, training, warnings, server
@@ -264,22 +264,28 @@ class Watchers:
     def _num_rows(self) -> int:
         return sum(len(rows) for rows in self.wandb_server.rows.values())
 
-    def _groups(self) -> dict[str, int]:
-        groups = {name: process.pid for name, process in self.processes.items()}
+    def _members(self) -> dict[str, list[psutil.Process]]:
+        """Each watcher's process and what it started; W&B's service is in a session of its own."""
+        leaders = {name: process.pid for name, process in self.processes.items()}
         mirror = self.mirror._process
-        return groups | ({"mirror": mirror.pid} if mirror is not None else {})
+        found = {}
+        for name, pid in (leaders | ({"mirror": mirror.pid} if mirror is not None else {})).items():
+            with contextlib.suppress(psutil.NoSuchProcess):  # the mirror ends when W&B fails
+                leader = psutil.Process(pid)
+                found[name] = [leader, *leader.children(recursive=True)]
+        return found
 
     def _signal(self, signum: signal.Signals) -> None:
-        for group in self._groups().values():
-            with contextlib.suppress(ProcessLookupError):  # the mirror ends when W&B fails
-                os.killpg(group, signum)
+        for members in self._members().values():
+            for member in members:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    member.send_signal(signum)
 
     def _cpu_s(self) -> dict[str, float]:
         found = {}
-        for name, pid in self._groups().items():
+        for name, members in self._members().items():
             with contextlib.suppress(psutil.NoSuchProcess):
-                leader = psutil.Process(pid)
-                times = [each.cpu_times() for each in (leader, *leader.children(recursive=True))]
+                times = [member.cpu_times() for member in members]
                 found[name] = sum(each.user + each.system for each in times)
         return found
 

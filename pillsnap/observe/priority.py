@@ -6,13 +6,17 @@ import contextlib
 import os
 from pathlib import Path
 
+LOWEST = 19
 
-def give_way() -> None:
-    """Let everything else on this machine go first. For a process that leads a session of its own.
+
+def give_way(pid: int = 0) -> None:
+    """Let everything else on this machine go before process `pid` (0: this one), which leads a session of its own.
 
     Ray's workers run at a niceness of 15, so 19 is below them. Where the kernel groups processes by session
-    (autogroup), niceness only counts within one, and the session's own decides against others.
+    (autogroup), niceness only counts within one, and the session's own decides against others; a child that leads a
+    new session takes over the first and not the second.
     """
-    os.nice(19)
+    with contextlib.suppress(ProcessLookupError):
+        os.setpriority(os.PRIO_PROCESS, pid, LOWEST)
     with contextlib.suppress(OSError):
-        Path("/proc/self/autogroup").write_text("19")
+        Path(f"/proc/{pid or 'self'}/autogroup").write_text(str(LOWEST))

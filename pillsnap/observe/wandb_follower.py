@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
+
 from pillsnap.observe.events import TASKS
 from pillsnap.observe.priority import give_way
 from pillsnap.observe.wandb_results import EVALUATION, log_results
@@ -95,8 +97,11 @@ class Follower:
         import wandb
 
         default_url = wandb.Settings().base_url
+        base_url = wandb.setup().settings.base_url
+        for service in psutil.Process().children():
+            give_way(service.pid)
         if self.mode == "auto":
-            self.mode = "online" if has_key(wandb.setup().settings.base_url, default_url) else "offline"
+            self.mode = "online" if has_key(base_url, default_url) else "offline"
         sys.stderr = _WatchedOutput(2, self.upload_failed.set)
         # W&B copies the function deeply, which a plain one survives and the bound method of a lock does not.
         self.target = Target(

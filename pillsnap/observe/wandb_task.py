@@ -82,6 +82,7 @@ class TaskRun:
             cursor.marks.pop(self.id, None)
         self.run = target.open(run, task)
         self.folder = Path(self.run.settings.sync_dir)
+        self.row_number = self.run.starting_step
         self.run.define_metric("global_step", hidden=True)
         self.run.define_metric("*", step_metric="global_step")
         known = cursor.marks.get(self.id, {})
@@ -123,7 +124,9 @@ class TaskRun:
             row, self.nodes = row | self.nodes, {}
         if row:
             row |= {"global_step": step, "epoch": event["epoch"], "_timestamp": event["time"]}
-            self.run.log(row, step=max(step, self.run.step))
+            # W&B refuses to go back to an earlier row. (`run.step` would tell where it is, but asks its service.)
+            self.row_number = max(step, self.row_number)
+            self.run.log(row, step=self.row_number)
         if kind == "validation" and event["best"]:
             self.run.summary.update({f"best/{name}": value for name, value in row.items() if name.startswith("val/")})
             self.run.summary["best/epoch"] = event["epoch"]

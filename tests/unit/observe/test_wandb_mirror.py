@@ -326,6 +326,25 @@ def test_process_ends_by_itself_when_the_driver_is_killed(tmp_path: Path, offlin
     assert rows_of(offline_history(folder)) == expected_rows(3)
 
 
+def test_its_processes_give_way_and_end_with_it(tmp_path: Path) -> None:
+    """W&B's service leads a session of its own, whose priority it does not take over."""
+    mirror = WandbMirror(tmp_path, "pillsnap", mode="offline").start()
+    assert mirror._process is not None
+    follower = psutil.Process(mirror._process.pid)
+    with EventLog(tmp_path) as log:
+        write_run(log)
+        write_epochs(log, "detection", 1, 1)
+        wait_until(lambda: (tmp_path / "wandb" / "mirrored.json").exists())
+    (service,) = follower.children()
+    for process in (follower, service):
+        assert process.nice() == 19
+        session = Path(f"/proc/{process.pid}/autogroup")
+        assert not session.exists() or session.read_text().split()[-2:] == ["nice", "19"]
+    follower.kill()
+    mirror.close()
+    service.wait(10)
+
+
 def wait_until(condition: Callable[[], bool], timeout_s: float = 120) -> None:
     end_s = time.monotonic() + timeout_s
     while not condition():
