@@ -47,28 +47,40 @@ def is_lean() -> bool:
 
 
 def leave_out_actors() -> None:
-    """Keep Ray Data, in this process, from starting the actor that holds statistics for the dashboard, and the one that
-    knows which node each process of a pool is on: there is one node. Nothing changes unless the head is lean.
+    """Keep Ray Data, in this process, from starting the actor that holds statistics for the dashboard, the one that
+    knows which node each process of a pool is on, and the one that shares a cluster's resources among datasets and
+    trainings: there is one node, and one of each. Nothing changes unless the head is lean.
     """
     if not is_lean():
         return
     from ray.data._internal import stats
+    from ray.data._internal.cluster_autoscaler import rate_based_cluster_autoscaler
     from ray.data._internal.execution.operators import actor_pool_map_operator
 
     stats.get_or_create_stats_actor = actor_pool_map_operator.get_or_create_actor_location_tracker = _Nobody
     actor_pool_map_operator.get_actor_locations = lambda actors: {}
+    rate_based_cluster_autoscaler.DefaultAutoscalingCoordinator = _WholeCluster
 
 
-def leave_out_cleaner() -> None:
+def leave_out_train_actors() -> None:
     """Keep Ray Train from starting the actor that frees the workers' resources after a driver's death: with a lean head
-    the whole cluster ends with its driver. It asks the dashboard's server every second whether it has to.
+    the whole cluster ends with its driver. It asks the dashboard's server every second whether it has to. A training
+    with a fixed number of workers also does without the actor that shares resources.
     """
     if not is_lean():
         return
+    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, factory
     from ray.train.v2.api import data_parallel_trainer
     from ray.train.v2.api.callback import RayTrainCallback
 
+    class UnannouncedWorkers(FixedScalingPolicy):
+        """A fixed number of workers that are not asked for beforehand."""
+
+        def after_controller_start(self, *_: object) -> None:
+            self._coordinator_client = _NoClient()
+
     data_parallel_trainer.PlacementGroupCleanerCallback = RayTrainCallback
+    factory.FixedScalingPolicy = UnannouncedWorkers
 
 
 class _Nobody:
@@ -81,3 +93,30 @@ class _Nobody:
 
     def remote(self, *args: object, **options: object) -> None:
         """Tell nobody."""
+
+
+class _NoClient:
+    """In place of Ray Train's client of the actor that shares resources."""
+
+    def maybe_send_resource_request(self, *_: object) -> None: ...
+
+    def cancel_resource_request(self) -> None: ...
+
+
+class _WholeCluster:
+    """In place of Ray Data's client of that actor: a dataset may use what there is, and Ray starts no more than fits
+    beside what a training has taken.
+    """
+
+    def __init__(self, *_: object, **__: object) -> None:
+        import ray
+
+        self._resources = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+
+    def request_resources(self, *_: object, **__: object) -> None: ...
+
+    def cancel_request(self) -> None: ...
+
+    def get_reserved_resources(self) -> dict[str, dict[str, float]]:
+        """Each node's resources, by its id."""
+        return self._resources

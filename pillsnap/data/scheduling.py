@@ -6,6 +6,7 @@ It touches parts of Ray Data that are not its public interface, which is why ray
 from __future__ import annotations
 
 import math
+import threading
 import time
 from typing import Any
 
@@ -15,6 +16,7 @@ from pillsnap.data.nearness import NearWorkers
 _SHORTEST_WAIT_S, _LONGEST_WAIT_S = 0.01, 0.15
 _LOOK_CPU_S = 0.004
 """Processor time that one pass of the scheduling loop takes."""
+_has_looked = threading.Condition()
 
 
 def execution_options() -> Any:
@@ -58,6 +60,26 @@ class BatchBlocks:
         DataContext._set_current(self.before)
 
 
+class _ConsumersClock:
+    """The `time` of the module in which a consumer of rows sleeps while there are none: it looks again when the
+    scheduling loop has, instead of 100 times a second.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+    @staticmethod
+    def sleep(seconds: float) -> None:
+        """Until the loop has looked; or nearly as long as that takes at most, where nobody says when it has."""
+        with _has_looked:
+            _has_looked.wait(_LONGEST_WAIT_S)
+
+
+def _wake_consumers() -> None:
+    with _has_looked:
+        _has_looked.notify_all()
+
+
 def _scheduling_pace(near: NearWorkers | None, tasks_decode: bool) -> type:
     from ray.data._internal.execution import streaming_executor_state
     from ray.data._internal.execution.execution_callback import ExecutionCallback
@@ -76,6 +98,7 @@ def _scheduling_pace(near: NearWorkers | None, tasks_decode: bool) -> type:
             # Ray Data makes its callbacks before it plans, in the process that will execute.
             teach_planner()
             leave_out_actors()
+            streaming_executor_state.time = _ConsumersClock()
             self._finished = self._made = self._moved = self._running = self._taken = 0
             self._looked_s = 0.0
             self._longest_s = _LONGEST_WAIT_S
@@ -86,6 +109,7 @@ def _scheduling_pace(near: NearWorkers | None, tasks_decode: bool) -> type:
                 near.attach(executor._topology)
 
         def on_execution_step(self, executor: Any) -> None:
+            _wake_consumers()
             operators = executor._topology
             finished = sum(op.metrics.num_tasks_finished for op in operators)
             made = sum(op.metrics.num_task_outputs_generated for op in operators)

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from pillsnap.config import DataSettings
-from pillsnap.data.lean_ray import leave_out_cleaner
+from pillsnap.data.lean_ray import leave_out_train_actors
 from pillsnap.data.plan import StreamPlan
 from pillsnap.data.prepare import split_stores, store_folder
 from pillsnap.data.samples import TaskSamples
@@ -43,7 +43,7 @@ def make_trainer(
 
     from pillsnap.train.stream_start import StreamFromCheckpoint, placeholder
 
-    leave_out_cleaner()
+    leave_out_train_actors()
     train = run.settings.train
     # Ray Train takes this from the driver's environment alone.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(train.hang_timeout_s)

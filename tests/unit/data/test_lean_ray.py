@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pickle
 from types import ModuleType
@@ -15,7 +16,9 @@ from pillsnap.data import lean_ray
 def ray_parts(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     """The module of Ray's in which each name may be replaced; put back after the test."""
     from ray.data._internal import stats
+    from ray.data._internal.cluster_autoscaler import rate_based_cluster_autoscaler as autoscaler
     from ray.data._internal.execution.operators import actor_pool_map_operator as pool
+    from ray.train.v2._internal.execution.scaling_policy import factory
     from ray.train.v2.api import data_parallel_trainer as trainer
 
     monkeypatch.delenv("PILLSNAP_LEAN_RAY", raising=False)
@@ -23,7 +26,9 @@ def ray_parts(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
         "get_or_create_stats_actor": stats,
         "get_or_create_actor_location_tracker": pool,
         "get_actor_locations": pool,
+        "DefaultAutoscalingCoordinator": autoscaler,
         "PlacementGroupCleanerCallback": trainer,
+        "FixedScalingPolicy": factory,
     }
     for name, module in parts.items():
         monkeypatch.setattr(module, name, f"Ray's {name}")
@@ -32,24 +37,36 @@ def ray_parts(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
 
 def test_a_joined_cluster_is_left_as_it_is(ray_parts: dict[str, ModuleType]) -> None:
     lean_ray.leave_out_actors()
-    lean_ray.leave_out_cleaner()
+    lean_ray.leave_out_train_actors()
     assert all(getattr(module, name) == f"Ray's {name}" for name, module in ray_parts.items())
 
 
 def test_a_cluster_of_ones_own_starts_no_actor_that_serves_several_nodes(
     ray_parts: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import ray
+    from ray.train import ScalingConfig
     from ray.train.v2.api.callback import RayTrainCallback
 
     monkeypatch.setenv("PILLSNAP_LEAN_RAY", "1")
     lean_ray.leave_out_actors()
-    lean_ray.leave_out_cleaner()
+    lean_ray.leave_out_train_actors()
     now = {name: getattr(module, name) for name, module in ray_parts.items()}
     assert now["get_actor_locations"](("a", "b")) == {}  # Ray Data keeps the node that an actor told it itself
     assert isinstance(now["PlacementGroupCleanerCallback"](), RayTrainCallback)
     for name in ("get_or_create_stats_actor", "get_or_create_actor_location_tracker"):
         nobody = pickle.loads(pickle.dumps(now[name]()))  # Ray Data hands it to its actors
         assert nobody.update_actor_location.remote("a", "node") is None
+
+    nodes = [{"NodeID": "a", "Alive": True, "Resources": {"CPU": 2.0}}, {"NodeID": "b", "Alive": False}]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    data = now["DefaultAutoscalingCoordinator"]("dataset", subcluster_selector=None)
+    data.request_resources(resources=[{"CPU": 1.0}], expire_after_s=1.0)
+    assert data.get_reserved_resources() == {"a": {"CPU": 2.0}}
+    workers = ray.cloudpickle.loads(ray.cloudpickle.dumps(now["FixedScalingPolicy"](ScalingConfig(num_workers=3))))
+    workers.after_controller_start(None)
+    assert workers.make_decision_for_non_running_worker_group().num_workers == 3  # Ray is not up: it asked no actor
+    asyncio.run(workers.before_controller_shutdown())
 
 
 def test_the_head_gets_its_own_ways_back(monkeypatch: pytest.MonkeyPatch) -> None:
