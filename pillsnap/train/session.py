@@ -44,11 +44,7 @@ def ray_session() -> Iterator[None]:
         with lean_head():
             ray.init(address="local", _node_ip_address="127.0.0.1", include_dashboard=False, **options)
         folder = Path(ray._private.worker._global_node.get_session_dir_path())
-        # Ray Data reads the environment when it is imported.
-        from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
-
-        # It imports for seconds: let it start while this process gets ready, not when a training asks for it.
-        get_or_create_autoscaling_coordinator()
+    # Ray Data reads the environment when it is imported.
     import ray.data
     import ray.train
 
