@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, field
+from typing import cast
 
 import cv2
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
 
 PADDING_GREY = 114
 _MIN_BOX_PX = 2.0
@@ -57,7 +59,18 @@ class CropJitter:
 def sample_rng(seed: int, epoch: int, sample_id: str) -> np.random.Generator:
     """The random numbers of one sample in one epoch: the same wherever, whenever and however often it is made."""
     digest = hashlib.blake2b(f"{seed}/{epoch}/{sample_id}".encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, "<u8")))
+    seed_sequence = cast("np.random.SeedSequence", _Key(np.frombuffer(digest, "<u8")))
+    return np.random.Generator(np.random.Philox(seed_sequence))
+
+
+class _Key(ISeedSequence):
+    """Philox's key, as the seed that it is: given as `key`, NumPy asks the kernel for random bytes it does not use."""
+
+    def __init__(self, words: np.ndarray) -> None:
+        self._words = words
+
+    def generate_state(self, n_words: int, dtype: object = np.uint32) -> np.ndarray:
+        return self._words
 
 
 def crop(
@@ -232,9 +245,10 @@ def _colour(
     image: np.ndarray, hue: float, saturation: float, brightness: float, rng: np.random.Generator
 ) -> np.ndarray:
     # In place.
-    gains = (2 * rng.random(3) - 1) * (hue, saturation, brightness) + 1
+    draws = rng.random(3)
     if not (hue or saturation or brightness):
         return image
+    gains = (2 * draws - 1) * (hue, saturation, brightness) + 1
     tables = _STEPS * gains
     tables[:, 0] %= 180
     np.clip(tables, 0, 255, out=tables)

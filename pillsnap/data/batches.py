@@ -50,15 +50,15 @@ class CropRecipe:
         chosen = samples.select(["sample_id", "label", *([] if self.whole_frame else ["box"])]).take(slot.members)
         labels[: len(members)] = chosen["label"].to_numpy()
         boxes = [None] * len(members) if self.whole_frame else np.array(chosen["box"].to_pylist())
-        for row, (number, sample_id, box) in enumerate(
-            zip(members, chosen["sample_id"].to_pylist(), boxes, strict=True)
-        ):
+        sample_ids = chosen["sample_id"].to_pylist()
+        # Beforehand, since decoding a photo drives the interpreter out of the processor's caches.
+        rngs = [augment.sample_rng(seed, slot.epoch, sample_id) for sample_id in sample_ids]
+        for row, (number, sample_id, box, rng) in enumerate(zip(members, sample_ids, boxes, rngs, strict=True)):
             window = source.window(samples, number)
             if isinstance(window, BadImage):
                 batch.reject(row, number, sample_id, window)
                 labels[row] = 0
                 continue
-            rng = augment.sample_rng(seed, slot.epoch, sample_id)
             if box is None:
                 place, margin = np.array((0, 0, window.pixels.shape[1], window.pixels.shape[0])), 0.0
             else:

@@ -92,8 +92,10 @@ class Loader:
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
         if self._copy_stream is None:
+            if array.flags.writeable:
+                return torch.from_numpy(array)
             with warnings.catch_warnings():
-                # Rows are read-only views into the object store, and nothing writes to a batch.
+                # A row from Ray Data is a read-only view into the object store, and nothing writes to a batch.
                 warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
                 return torch.from_numpy(array)
         pinned = torch.empty(array.shape, dtype=_torch_dtype(array), pin_memory=True)

@@ -5,6 +5,7 @@ It touches parts of Ray Data that are not its public interface, which is why ray
 
 from __future__ import annotations
 
+import gc
 import math
 import threading
 import time
@@ -104,6 +105,7 @@ def _scheduling_pace(near: NearWorkers | None, tasks_decode: bool) -> type:
             self._longest_s = _LONGEST_WAIT_S
 
         def before_execution_starts(self, executor: Any) -> None:
+            gc.freeze()
             self._wait(_SHORTEST_WAIT_S)
             if near is not None:
                 near.attach(executor._topology)

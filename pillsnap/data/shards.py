@@ -165,7 +165,7 @@ class _Shard:
         assert batch.schema.equals(_SCHEMA)
         self.keys = batch["key"].to_numpy()
         buffers = batch["data"].buffers()
-        self._offsets = np.frombuffer(buffers[1], np.int64)[: len(batch) + 1]
+        self._offsets = np.frombuffer(buffers[1], np.int64)[: len(batch) + 1].tolist()
         self._data = memoryview(buffers[2])
         self._place = np.stack([batch[name].to_numpy() for name in _PLACE], axis=1).tolist()
 

@@ -136,18 +136,28 @@ class Source:
     read_s: float = 0.0
     decode_s: float = 0.0
     _ahead: ReadAhead | None = None
+    _paths: dict[int, str] = field(default_factory=dict)
+    """Of samples that were announced: Arrow takes several microseconds for every single value."""
 
     def expect(self, samples: pa.Table, numbers: Sequence[int]) -> None:
         """These samples will be asked for: their photos may be read beforehand."""
+        self._paths = {}
+        if not numbers:
+            return
+        paths = samples["image_path"].take(pa.array(numbers, pa.int64())).to_pylist()
+        self._paths = dict(zip(numbers, paths, strict=True))
         if self.reader.is_remote:
-            self._ahead = ReadAhead(self.reader, samples["image_path"].take(pa.array(numbers, pa.int64())).to_pylist())
+            self._ahead = ReadAhead(self.reader, paths)
 
     def _photos(self) -> ReadAhead | PhotoReader:
         return self._ahead or self.reader
 
+    def _path(self, samples: pa.Table, number: int) -> str:
+        return self._paths.get(number) or samples["image_path"][number].as_py()
+
     def fetch(self, samples: pa.Table, number: int) -> EncodedWindow | BadImage:
         """The encoded window of a sample, or why there is none."""
-        data = self._photos().read_bytes(samples["image_path"][number].as_py())
+        data = self._photos().read_bytes(self._path(samples, number))
         return data if isinstance(data, BadImage) else EncodedWindow(data, own=False)
 
     def has_all(self, samples: pa.Table, numbers: np.ndarray) -> bool:
@@ -191,7 +201,7 @@ class StoreSource(Source):
         key, stored = self._expected.get(number) or self._look_up(samples, [number])[number]
         if stored is not None:
             return stored
-        photo = self._read(samples["image_path"][number].as_py())
+        photo = self._read(self._path(samples, number))
         if isinstance(photo, BadImage):
             return photo
         made = store.cutter.cut(photo, samples, number, store.training, store.codec).encode(store.codec)

@@ -21,6 +21,7 @@ _ENCODE = {
 # Reducing by whole halves starts at the window's corner: on a grid of eight it meets the photo's own pixel pairs.
 _GRID_PX = 8
 _INTERPOLATION_PX = 2
+_WHOLE_PHOTO = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Window:
 
     def place(self, boxes: np.ndarray) -> np.ndarray:
         """Boxes (…, 4) x, y, w, h of the photo, in pixels of the window."""
+        if (self.left, self.top, self.scale_x, self.scale_y) == _WHOLE_PHOTO:
+            return np.asarray(boxes, np.float32)
         offset = np.array((self.left, self.top, 0.0, 0.0), np.float32)
         scale = np.array((self.scale_x, self.scale_y, self.scale_x, self.scale_y), np.float32)
         return (np.asarray(boxes, np.float32) - offset) * scale
