@@ -50,11 +50,10 @@ class DataSettings(_Settings):
     store_dir: str | None = None
     """Where stores are kept [default: `store` in the run directory]."""
     decode_in: Literal["auto", "tasks", "workers"] = "auto"
-    """Where windows are decoded: by Ray Data, on any node, or by threads of the train workers. `auto`: threads with a
-    store on one machine without a GPU and with up to 4 CPUs, else Ray Data."""
-    decode_threads: Count = 4
-    """Threads a worker decodes with, when it does: more than cores, since each waits now and then for the interpreter.
-    """
+    """Where windows are decoded: by Ray Data, on any node, or by processes of the train workers. `auto`: by the workers
+    with a store on one machine without a GPU and with up to 4 CPUs, else by Ray Data."""
+    decoding_processes: Count | None = None
+    """Processes a worker decodes with, when it does [default: its share of the machine's cores]."""
 
     max_pixels: Count = 64_000_000
     quarantine_fraction: Fraction = 0.01

@@ -130,9 +130,7 @@ class _Worker:
 
         rows = rows_of(shard)
         if stream.ship_bytes:
-            rows = decode_ahead(
-                rows, stream, 2 * CORES
-            )  # a thread that waits for the interpreter leaves its core to another
+            rows = decode_ahead(rows, stream, CORES)
         # An epoch's last batch has fewer images than room for them.
         batches = ((batch.epoch, batch.images[: batch.num_valid]) for batch in Loader(rows, torch.device("cpu")))
         return measure(batches, started_s, seconds, gap)

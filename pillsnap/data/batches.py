@@ -12,7 +12,7 @@ import hashlib
 import json
 import time
 from collections.abc import Container, Iterable
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -41,7 +41,7 @@ class CropRecipe:
 
     def make(self, samples: pa.Table, slot: Slot, seed: int, capacity: int, source: Source) -> Batch:
         """`image` (capacity, size, size, 3) uint8 and `label` (capacity,) int64, beside what every batch has."""
-        batch = _Rows(capacity, self.size_px)
+        batch = _Rows(capacity, self.size_px, source.images)
         labels = np.zeros(capacity, np.int64)
         jitter = self._jitter(slot.training)
         members = slot.members.tolist()
@@ -102,7 +102,7 @@ class FrameRecipe:
         of the
         image, and `num_boxes` (capacity,), beside what every batch has. Marked, also `unsure` (capacity, 4, 4) float32
         x, y, w, h: the parts of a frame in which pills may lack a box, empty where there are fewer than four."""
-        batch = _Rows(capacity, self.size_px)
+        batch = _Rows(capacity, self.size_px, source.images)
         boxes = np.zeros((capacity, 4 * self.max_boxes, 4), np.float32)
         num_boxes = np.zeros(capacity, np.int64)
         unsure = np.zeros((capacity, 4, 4), np.float32)
@@ -166,14 +166,16 @@ def _keys(names: Iterable[str]) -> np.ndarray:
 class _Rows:
     capacity: int
     size_px: int
+    images: InitVar[np.ndarray | None]
     image: np.ndarray = field(init=False)
     index: np.ndarray = field(init=False)
     valid: np.ndarray = field(init=False)
     quarantine: list[tuple[str, str]] = field(default_factory=list)
     started_s: float = field(default_factory=time.perf_counter)
 
-    def __post_init__(self) -> None:
-        self.image = np.empty((self.capacity, self.size_px, self.size_px, 3), np.uint8)
+    def __post_init__(self, images: np.ndarray | None) -> None:
+        shape = (self.capacity, self.size_px, self.size_px, 3)
+        self.image = np.empty(shape, np.uint8) if images is None else images
         self.index = np.full(self.capacity, -1, np.int64)
         self.valid = np.zeros(self.capacity, bool)
 

@@ -1,7 +1,7 @@
-"""Batches as encoded windows: packed in a Ray Data task, decoded and augmented by threads of the train worker.
+"""Batches as encoded windows: packed in a Ray Data task, decoded and augmented by processes of the train worker.
 
-Pixels are ten times the bytes of their JPEGs, and are written and read several times on their way; on few cores that
-costs more than the threads do. On many cores, or with other nodes to decode, tasks that hand over pixels are faster.
+Pixels are ten times the bytes of their JPEGs, and are written and read several times on their way through the object
+store. With other nodes to decode, tasks that hand over pixels are faster.
 
 Of a window that lies in a store which the worker reads too, not even the bytes travel: the row says that it is there.
 """
@@ -9,22 +9,23 @@ Of a window that lies in a store which the worker reads too, not even the bytes 
 from __future__ import annotations
 
 import json
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pillsnap.data.batches import Batch
+from pillsnap.data.decoding import DecodingProcesses
 from pillsnap.data.images import BadImage
 from pillsnap.data.plan import Slot
-from pillsnap.data.sources import ShippedSource
 from pillsnap.data.windows import EncodedWindow
 
 if TYPE_CHECKING:
     from pillsnap.data.stream import Stream
 
 Row = dict[str, np.ndarray]
+_AHEAD = 3
+"""Batches that a process has been asked for at a time: one is made, the others wait."""
 
 
 def pack(slots: Mapping[int, Slot], fetch: Callable[[Slot, int], EncodedWindow | BadImage | None]) -> dict[str, Any]:
@@ -57,34 +58,30 @@ def _unpack(row: Row) -> Iterator[EncodedWindow | BadImage | None]:
             yield bad[place]
         else:
             begin, end, (left, top, scale_x, scale_y, own) = next(sent)
-            yield EncodedWindow(data[begin:end], left, top, scale_x, scale_y, bool(own))
+            yield EncodedWindow(bytes(data[begin:end]), left, top, scale_x, scale_y, bool(own))
 
 
-def decode_ahead(rows: Iterable[Row], stream: Stream, num_threads: int) -> Iterator[Row]:
-    """Rows of pixels in the order of the packed rows, made by `num_threads` threads ahead of the consumer."""
-    import cv2
-
-    cv2.setNumThreads(1)
-    with ThreadPoolExecutor(num_threads, thread_name_prefix="decode") as pool:
-        ahead: deque[Future[Row]] = deque()
-        try:
-            for row in rows:
-                windows = _unpack(row)
-                for number in row["slots"][0].tolist():
-                    slot = stream.plan.slot(number)
-                    shipped = {member: next(windows) for member in slot.members.tolist()}
-                    source = ShippedSource(stream.reader, shipped=shipped, store=stream.source(slot.training))
-                    ahead.append(pool.submit(_make, slot, source, stream))
-                    if len(ahead) > num_threads + 1:
-                        yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            for future in ahead:
-                future.cancel()
+def decode_ahead(rows: Iterable[Row], stream: Stream, num_processes: int) -> Iterator[Row]:
+    """Rows of pixels in the order of the packed rows, made by `num_processes` processes ahead of the consumer, which
+    start at once.
+    """
+    return _decode(rows, stream, DecodingProcesses(stream, num_processes), _AHEAD * num_processes)
 
 
-def _make(slot: Slot, source: ShippedSource, stream: Stream) -> Row:
-    batch = stream.make(slot, source)
-    batch |= {"epoch": np.array(slot.epoch), "training": np.array(slot.training), "step": np.array(slot.step)}
+def _decode(rows: Iterable[Row], stream: Stream, processes: DecodingProcesses, num_ahead: int) -> Iterator[Row]:
+    try:
+        for row in rows:
+            windows = _unpack(row)
+            for number in row["slots"][0].tolist():
+                members = stream.plan.slot(number).members.tolist()
+                processes.ask(number, {member: next(windows) for member in members})
+                if len(processes) > num_ahead:
+                    yield _as_row(processes.take())
+        while len(processes):
+            yield _as_row(processes.take())
+    finally:
+        processes.close()
+
+
+def _as_row(batch: Batch) -> Row:
     return {name: value[None] for name, value in batch.items()}

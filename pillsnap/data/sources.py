@@ -135,6 +135,8 @@ class Source:
     reader: PhotoReader
     read_s: float = 0.0
     decode_s: float = 0.0
+    images: np.ndarray | None = None
+    """Where the images of the batch go that is made from it; None for memory of its own."""
     _ahead: ReadAhead | None = None
     _paths: dict[int, str] = field(default_factory=dict)
     """Of samples that were announced: Arrow takes several microseconds for every single value."""

@@ -40,6 +40,9 @@ _READS_PER_DECODER = 2
 class Recipe(Cutter, Protocol):
     """Makes one worker's batch of a task."""
 
+    @property
+    def size_px(self) -> int: ...
+
     def make(self, samples: pa.Table, slot: Slot, seed: int, capacity: int, source: Source) -> Batch: ...
 
 

@@ -61,10 +61,11 @@ def run_worker(config: WorkerConfig) -> None:
 
     context = ray_train.get_context()
     device = ray_train.torch.get_device()
+    cores = max(1, (os.cpu_count() or 1) // context.get_local_world_size())
     if device.type == "cpu":
         keep_freed_memory()  # every step takes and frees the same large tensors: it saves a quarter of the step
         # Ray sets one thread a worker; the workers of a host share its cores.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+        torch.set_num_threads(cores)
     else:
         prefer_speed()
     remote = RemoteRun(config.uri, config.task, config.desk) if config.uri else None
@@ -118,7 +119,8 @@ def run_worker(config: WorkerConfig) -> None:
         )
         rows = rows_of(shard)
         if config.stream.ship_bytes:
-            rows = decode_ahead(rows, replace(config.stream, plan=plan), config.settings.data.decode_threads)
+            num_processes = config.settings.data.decoding_processes or cores
+            rows = decode_ahead(rows, replace(config.stream, plan=plan), num_processes)
         try:
             train(job, Loader(rows, device))
         except UserError as error:

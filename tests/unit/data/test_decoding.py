@@ -1,0 +1,170 @@
+"""Batches made by processes of one's own: the same ones, in order, in memory that is used again; and their ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+
+from pillsnap.data.augment import CropJitter
+from pillsnap.data.batches import CropRecipe
+from pillsnap.data.decoding import BatchMaker, DecodingProcesses
+from pillsnap.data.manifest import read_manifest
+from pillsnap.data.plan import StreamPlan
+from pillsnap.data.samples import classification_samples
+from pillsnap.data.sources import KeyMemo, PhotoReader
+from pillsnap.errors import UserError
+
+RECIPE = CropRecipe(48, 0.1, CropJitter(0.06, 0.12, 180))
+BATCH = 8
+
+
+@pytest.fixture
+def stream(toy_manifest: Path, toy_tree: Path) -> Any:
+    """What a stream says of itself, without Ray."""
+    manifest = read_manifest(toy_manifest)
+    samples = classification_samples(
+        manifest, sorted({code for codes in manifest["codes"].to_pylist() for code in codes})
+    )
+    tables = {True: samples.train, False: samples.val}
+    return SimpleNamespace(
+        plan=StreamPlan(3, 2, len(samples.train), len(samples.val), BATCH, 1),
+        recipe=RECIPE,
+        reader=PhotoReader(str(toy_tree), 10**7),
+        samples=tables.__getitem__,
+        train_store=None,
+        val_store=None,
+    )
+
+
+@pytest.fixture
+def processes(stream: Any) -> Iterator[DecodingProcesses]:
+    started = DecodingProcesses(stream, 2)
+    yield started
+    started.close()
+    assert decoding_processes() == []
+
+
+def decoding_processes(of: psutil.Process | None = None) -> list[psutil.Process]:
+    return [each for each in (of or psutil.Process()).children() if "pillsnap.data.decoding" in each.cmdline()]
+
+
+def shipped_photos(stream: Any, number: int) -> dict[int, Any]:
+    slot = stream.plan.slot(number)
+    paths = stream.samples(slot.training)["image_path"]
+    return {member: read_window(stream.reader, paths[member].as_py()) for member in slot.members.tolist()}
+
+
+def read_window(reader: PhotoReader, path: str) -> Any:
+    from pillsnap.data.windows import EncodedWindow
+
+    return EncodedWindow(reader.read_bytes(path), own=False)
+
+
+def test_batches_are_those_of_one_process_in_the_order_asked_for(stream: Any, processes: DecodingProcesses) -> None:
+    tables = {training: stream.samples(training) for training in (True, False)}
+    keys = {training: KeyMemo(RECIPE) for training in tables}
+    here = BatchMaker(stream.plan, RECIPE, stream.reader, tables, {True: None, False: None}, keys)
+    numbers = [*range(stream.plan.num_slots), 0, 0, 0]
+    taken = []
+    for number in numbers:
+        # Some windows come along, the others are read there.
+        shipped = {member: window if member % 2 else None for member, window in shipped_photos(stream, number).items()}
+        processes.ask(number, shipped)
+        if len(processes) > 4:
+            taken.append(processes.take())
+    taken += [processes.take() for _ in range(len(processes))]
+    assert len(taken) == len(numbers)
+    for number, batch in zip(numbers, taken, strict=True):
+        expected = here.make(number, shipped_photos(stream, number))
+        assert batch.keys() == expected.keys()
+        for name in batch.keys() - {"stage_s"}:
+            np.testing.assert_array_equal(batch[name], expected[name])
+
+
+def test_memory_is_used_again_when_a_batch_is_gone_and_not_before(stream: Any, processes: DecodingProcesses) -> None:
+    kept = []
+    for number in range(3):
+        processes.ask(number, shipped_photos(stream, number))
+        batch = processes.take()
+        kept.append((batch["image"][None][0], batch["image"].copy()))
+    place_bytes = os.fstat(processes._memory.file.fileno()).st_size // 3
+    for _ in range(10):
+        processes.ask(5, shipped_photos(stream, 5))
+        processes.take()
+    assert os.fstat(processes._memory.file.fileno()).st_size == 4 * place_bytes
+    for images, copied in kept:
+        np.testing.assert_array_equal(images, copied)
+    processes.close()
+    np.testing.assert_array_equal(*kept[0])
+
+
+def test_a_process_that_dies_is_told(stream: Any, processes: DecodingProcesses) -> None:
+    processes.ask(0, shipped_photos(stream, 0))
+    processes.take()
+    decoding_processes()[0].kill()
+    with pytest.raises(RuntimeError, match=r"signal 9.*data\.decoding_processes"):
+        for _ in range(4):
+            processes.ask(0, shipped_photos(stream, 0))
+            processes.take()
+
+
+class Refusing(CropRecipe):
+    def make(self, samples: pa.Table, *_: Any, **__: Any) -> Any:
+        raise UserError(f"The shard of {len(samples)} samples is damaged.")
+
+
+def test_what_a_recipe_raises_is_raised_here(stream: Any) -> None:
+    stream.recipe = Refusing(48, 0.1, CropJitter())
+    processes = DecodingProcesses(stream, 1)
+    processes.ask(0, {})
+    with pytest.raises(UserError, match="is damaged"):
+        processes.take()
+    processes.close()
+
+
+ABANDONED = """
+import signal, sys, time
+from types import SimpleNamespace
+import pyarrow as pa
+from pillsnap.data.augment import CropJitter
+from pillsnap.data.batches import CropRecipe
+from pillsnap.data.decoding import DecodingProcesses
+from pillsnap.data.plan import StreamPlan
+from pillsnap.data.sources import PhotoReader
+table = pa.table({"sample_id": ["a"], "image_path": ["a.png"], "label": [0], "box": [[0.0, 0.0, 1.0, 1.0]]})
+stream = SimpleNamespace(
+    plan=StreamPlan(0, 1, 1, 1, 1, 1), recipe=CropRecipe(48, 0.1, CropJitter()), reader=PhotoReader("/nowhere", 100),
+    samples=lambda training: table, train_store=None, val_store=None,
+)
+processes = DecodingProcesses(stream, 2)
+processes.ask(0, {0: None})
+assert "missing" in str(processes.take()["quarantine"])
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+def test_they_end_when_their_worker_is_killed() -> None:
+    worker = subprocess.Popen([sys.executable, "-c", ABANDONED], stdout=subprocess.PIPE, text=True)
+    assert worker.stdout is not None and worker.stdout.readline() == "ready\n"
+    orphans = decoding_processes(psutil.Process(worker.pid))
+    assert len(orphans) == 2
+    worker.send_signal(signal.SIGKILL)
+    worker.wait(10)
+    worker.stdout.close()
+    end_s = time.monotonic() + 30
+    while any(orphan.is_running() and orphan.status() != psutil.STATUS_ZOMBIE for orphan in orphans):
+        assert time.monotonic() < end_s, "a process is left behind"
+        time.sleep(0.05)
