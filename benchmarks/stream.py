@@ -72,6 +72,7 @@ def write_photos(folder: Path) -> None:
 
 def one_pass(folder: Path, num_rows: int) -> dict[str, float]:
     """Every row of one epoch, of a training planned for eighteen; Ray is up when the clock starts."""
+    from pillsnap.data.allocation import return_freed_memory
     from pillsnap.data.augment import CropJitter
     from pillsnap.data.batches import CropRecipe
     from pillsnap.data.plan import StreamPlan
@@ -89,6 +90,7 @@ def one_pass(folder: Path, num_rows: int) -> dict[str, float]:
             decoders=os.cpu_count() or 1,
         )  # fmt: skip
         del samples
+        return_freed_memory()  # as a training does
         (shard,) = stream.dataset().streaming_split(1, equal=True)
         seen, first_s, store_bytes = np.zeros(num_rows, np.int32), None, 0
         for batch in rows_of(shard):

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from pillsnap.data.allocation import return_freed_memory
 from pillsnap.data.manifest import write_json
 from pillsnap.data.samples import TaskSamples
 from pillsnap.errors import UserError
@@ -130,6 +131,8 @@ def _train_task(run: Run, name: str, workers: Workers, events: EventLog, desk: A
         samples = task.samples(run.manifest, found_boxes)
         _check_samples(name, samples, events)
         stream = make_stream(run, name, samples, task.recipe(samples))
+        del samples  # from here on they are in the object store, where all processes read them
+        return_freed_memory()
         try:
             fit(make_trainer(run, name, stream, workers, clock, desk), run.run_dir, clock)
         except Exception as error:  # Ray raises whatever its parts raise

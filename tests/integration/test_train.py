@@ -133,6 +133,24 @@ def test_two_workers_train_on_what_one_does(toy_manifest: Path, toy_tree: Path, 
 
 
 @pytest.mark.usefixtures("ray_local")
+def test_workers_that_decode_the_store_train_on_what_tasks_decode(
+    toy_manifest: Path, toy_tree: Path, tmp_path: Path
+) -> None:
+    losses = []
+    for place in ("tasks", "workers"):
+        settings = tiny(
+            train__task="classification", data__store="jpeg", data__store_dir=str(tmp_path / "store"),
+            data__decode_in=place, data__decoding_processes=2,
+        )  # fmt: skip
+        run, _ = open_run(tmp_path / place, settings, toy_manifest, toy_tree)
+        train_run(run)
+        events = read_events(run.run_dir)
+        assert not [event for event in events if event["kind"] in ("warning", "failure")]
+        losses.append([event["loss"] for event in events if event["kind"] in ("step", "epoch")])
+    assert len(losses[0]) > 4 and losses[0] == losses[1]
+
+
+@pytest.mark.usefixtures("ray_local")
 def test_too_many_bad_photos_stop_the_run_with_their_list(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
     import shutil
 
