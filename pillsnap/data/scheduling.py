@@ -82,6 +82,7 @@ def _wake_consumers() -> None:
 
 
 def _scheduling_pace(near: NearWorkers | None, tasks_decode: bool) -> type:
+    import ray
     from ray.data._internal.execution import streaming_executor_state
     from ray.data._internal.execution.execution_callback import ExecutionCallback
 
@@ -105,7 +106,10 @@ def _scheduling_pace(near: NearWorkers | None, tasks_decode: bool) -> type:
             self._longest_s = _LONGEST_WAIT_S
 
         def before_execution_starts(self, executor: Any) -> None:
-            gc.freeze()
+            if ray.get_runtime_context().get_actor_id():
+                # This process is there for the stream alone, and what it has imported stays: looking through that for
+                # garbage would be a fifth of what the loop costs.
+                gc.freeze()
             self._wait(_SHORTEST_WAIT_S)
             if near is not None:
                 near.attach(executor._topology)
