@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import InitVar, dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,8 @@ from pillsnap.data.sources import Source
 from pillsnap.data.windows import Codec, Window, crop_window, frame_window
 
 Batch = dict[str, np.ndarray]
+Row = dict[str, np.ndarray]
+"""A batch, or what becomes some, as Ray Data hands it over: with an axis of length 1 before all others."""
 STAGES = ("read", "decode", "warp")
 NO_CROP_JITTER = CropJitter()
 NO_FRAME_JITTER = FrameJitter()
@@ -156,6 +159,11 @@ class FrameRecipe:
         rows = [row, *(group[i] for i in rng.integers(len(group), size=3))]
         rng.shuffle(rows)
         return rows
+
+
+def as_row(batch: Mapping[str, Any]) -> Row:
+    """The row that holds a batch."""
+    return {name: np.asarray(value)[None] for name, value in batch.items()}
 
 
 def _keys(names: Iterable[str]) -> np.ndarray:

@@ -45,7 +45,7 @@ _END_S = 5.0
 """Within which a process ends that has nobody to work for."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class BatchMaker:
     """What a decoding process knows from its start on. `samples` and `stores` are those of training (True) and of
     validation (False).
@@ -56,7 +56,9 @@ class BatchMaker:
     reader: PhotoReader
     samples: Mapping[bool, pa.Table]
     stores: Mapping[bool, SplitStore | None]
-    keys: Mapping[bool, KeyMemo]
+
+    def __post_init__(self) -> None:
+        self._keys = {training: KeyMemo(self.recipe) for training in (True, False)}
 
     def make(self, number: int, shipped: Shipped, images: np.ndarray | None = None) -> Batch:
         """The batch of a slot, with its place in the plan. `images` (capacity, size, size, 3) uint8, if given, is where
@@ -64,12 +66,11 @@ class BatchMaker:
         """
         slot = self.plan.slot(number)
         store = self.stores[slot.training]
-        stored = Source(self.reader) if store is None else store.source(self.reader, self.keys[slot.training])
+        stored = Source(self.reader) if store is None else store.source(self.reader, self._keys[slot.training])
         source = ShippedSource(self.reader, images=images, shipped=shipped, store=stored)
         samples = self.samples[slot.training]
         batch = self.recipe.make(samples, slot, self.plan.seed, self.plan.worker_batch_size, source)
-        where = {"epoch": slot.epoch, "training": slot.training, "step": slot.step}
-        return batch | {name: np.array(value) for name, value in where.items()}
+        return batch | {name: np.array(value) for name, value in slot.place().items()}
 
 
 @dataclass(frozen=True)
@@ -242,8 +243,7 @@ def main() -> None:
     tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
     try:
         plan, recipe, reader, stores, shape = worker.recv()
-        samples = {True: _read_table(train), False: _read_table(val)}
-        maker = BatchMaker(plan, recipe, reader, samples, stores, {True: KeyMemo(recipe), False: KeyMemo(recipe)})
+        maker = BatchMaker(plan, recipe, reader, {True: _read_table(train), False: _read_table(val)}, stores)
         threading.Thread(target=_receive, args=(worker, tasks), daemon=True).start()
         maps: dict[int, np.ndarray] = {}
         while (task := tasks.get()) is not None:

@@ -19,6 +19,10 @@ class Slot(NamedTuple):
     members: np.ndarray
     """Sample numbers, at most a worker's batch; fewer at the end of an epoch."""
 
+    def place(self) -> dict[str, int]:
+        """Where in the stream it is: what a batch says of it."""
+        return {"epoch": self.epoch, "training": self.training, "step": self.step}
+
 
 @dataclass(frozen=True)
 class StreamPlan:

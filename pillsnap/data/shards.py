@@ -11,7 +11,6 @@ there is no index to lose.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -106,37 +105,35 @@ def _contents(store: ShardStore) -> _Contents:
 
 @dataclass
 class _Contents:
-    """A process's view of a store: its mapped shards, and where each key lies. Threads may share it."""
+    """A process's view of a store: its mapped shards, and where each key lies."""
 
     folder: ShardFolder
     _index: tuple[np.ndarray, np.ndarray] = field(
         default_factory=lambda: (np.zeros(0, np.uint64), np.zeros((0, 2), np.int32))
     )
-    """Sorted keys, and the shard and row of each; replaced as one."""
+    """Sorted keys, and the shard and row of each."""
     _shards: list[_Shard] = field(default_factory=list)
     _names: set[str] = field(default_factory=set)
-    _refreshing: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def keys(self) -> np.ndarray:
         return self._index[0]
 
     def refresh(self) -> None:
-        with self._refreshing:
-            new = [name for name in self.folder.names() or () if name not in self._names]
-            if not new:
-                return
-            keys, places = [self._index[0]], [self._index[1]]
-            for name in new:
-                shard = _Shard(self.folder, name)
-                rows = np.arange(len(shard.keys), dtype=np.int32)
-                keys.append(shard.keys)
-                places.append(np.stack([np.full_like(rows, len(self._shards)), rows], axis=1))
-                self._shards.append(shard)
-                self._names.add(name)
-            together = np.concatenate(keys)
-            order = np.argsort(together, kind="stable")
-            self._index = together[order], np.concatenate(places)[order]
+        new = [name for name in self.folder.names() or () if name not in self._names]
+        if not new:
+            return
+        keys, places = [self._index[0]], [self._index[1]]
+        for name in new:
+            shard = _Shard(self.folder, name)
+            rows = np.arange(len(shard.keys), dtype=np.int32)
+            keys.append(shard.keys)
+            places.append(np.stack([np.full_like(rows, len(self._shards)), rows], axis=1))
+            self._shards.append(shard)
+            self._names.add(name)
+        together = np.concatenate(keys)
+        order = np.argsort(together, kind="stable")
+        self._index = together[order], np.concatenate(places)[order]
 
     def find(self, asked: np.ndarray) -> list[EncodedWindow | None]:
         keys, places = self._index

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pillsnap.data.batches import Batch
+from pillsnap.data.batches import Row, as_row
 from pillsnap.data.decoding import DecodingProcesses
 from pillsnap.data.images import BadImage
 from pillsnap.data.plan import Slot
@@ -23,7 +23,6 @@ from pillsnap.data.windows import EncodedWindow
 if TYPE_CHECKING:
     from pillsnap.data.stream import Stream
 
-Row = dict[str, np.ndarray]
 _AHEAD = 3
 """Batches that a process has been asked for at a time: one is made, the others wait."""
 
@@ -76,12 +75,8 @@ def _decode(rows: Iterable[Row], stream: Stream, processes: DecodingProcesses, n
                 members = stream.plan.slot(number).members.tolist()
                 processes.ask(number, {member: next(windows) for member in members})
                 if len(processes) > num_ahead:
-                    yield _as_row(processes.take())
+                    yield as_row(processes.take())
         while len(processes):
-            yield _as_row(processes.take())
+            yield as_row(processes.take())
     finally:
         processes.close()
-
-
-def _as_row(batch: Batch) -> Row:
-    return {name: value[None] for name, value in batch.items()}

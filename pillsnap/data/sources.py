@@ -111,7 +111,7 @@ class SplitStore:
 
 
 class KeyMemo:
-    """The keys of one table's samples, each worked out once. Threads may share it."""
+    """The keys of one table's samples, each worked out once."""
 
     def __init__(self, cutter: Cutter) -> None:
         self._cutter = cutter

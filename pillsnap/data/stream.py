@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
 import pyarrow as pa
 
 from pillsnap.data import shipping
 from pillsnap.data.allocation import keep_freed_memory
-from pillsnap.data.batches import Batch
+from pillsnap.data.batches import Batch, as_row
 from pillsnap.data.images import BadImage
 from pillsnap.data.lean_ray import leave_out_actors
 from pillsnap.data.nearness import NearWorkers, slots_near
@@ -141,8 +140,7 @@ def _make_batches(slots: Batch, *, stream: Stream) -> Iterator[Batch]:
         for number in numbers:
             slot = stream.plan.slot(number)
             made.append(stream.source(slot.training))  # one a batch: it also counts the batch's time
-            where = {"epoch": slot.epoch, "training": slot.training, "step": slot.step}
-            yield _as_row(stream.make(slot, made[-1]) | where)
+            yield as_row(stream.make(slot, made[-1]) | slot.place())
     for source in made:
         if isinstance(source, StoreSource):
             source.flush()
@@ -166,11 +164,7 @@ def _shipped(numbers: range, stream: Stream, sources: dict[bool, Source]) -> Ite
     for first in range(0, len(numbers), num_together):
         for worker in range(num_workers):
             share = numbers[first : first + num_together][worker::num_workers]
-            yield _as_row(shipping.pack({number: slots[number] for number in share}, fetch))
-
-
-def _as_row(batch: dict[str, Any]) -> Batch:
-    return {name: np.asarray(value)[None] for name, value in batch.items()}
+            yield as_row(shipping.pack({number: slots[number] for number in share}, fetch))
 
 
 @lru_cache(maxsize=4)

@@ -23,7 +23,8 @@ from pillsnap.data.decoding import BatchMaker, DecodingProcesses
 from pillsnap.data.manifest import read_manifest
 from pillsnap.data.plan import StreamPlan
 from pillsnap.data.samples import classification_samples
-from pillsnap.data.sources import KeyMemo, PhotoReader
+from pillsnap.data.sources import PhotoReader
+from pillsnap.data.windows import EncodedWindow
 from pillsnap.errors import UserError
 
 RECIPE = CropRecipe(48, 0.1, CropJitter(0.06, 0.12, 180))
@@ -63,19 +64,15 @@ def decoding_processes(of: psutil.Process | None = None) -> list[psutil.Process]
 def shipped_photos(stream: Any, number: int) -> dict[int, Any]:
     slot = stream.plan.slot(number)
     paths = stream.samples(slot.training)["image_path"]
-    return {member: read_window(stream.reader, paths[member].as_py()) for member in slot.members.tolist()}
-
-
-def read_window(reader: PhotoReader, path: str) -> Any:
-    from pillsnap.data.windows import EncodedWindow
-
-    return EncodedWindow(reader.read_bytes(path), own=False)
+    return {
+        member: EncodedWindow(stream.reader.read_bytes(paths[member].as_py()), own=False)
+        for member in slot.members.tolist()
+    }
 
 
 def test_batches_are_those_of_one_process_in_the_order_asked_for(stream: Any, processes: DecodingProcesses) -> None:
     tables = {training: stream.samples(training) for training in (True, False)}
-    keys = {training: KeyMemo(RECIPE) for training in tables}
-    here = BatchMaker(stream.plan, RECIPE, stream.reader, tables, {True: None, False: None}, keys)
+    here = BatchMaker(stream.plan, RECIPE, stream.reader, tables, {True: None, False: None})
     numbers = [*range(stream.plan.num_slots), 0, 0, 0]
     taken = []
     for number in numbers:
@@ -135,7 +132,7 @@ def test_what_a_recipe_raises_is_raised_here(stream: Any) -> None:
 
 
 ABANDONED = """
-import signal, sys, time
+import time
 from types import SimpleNamespace
 import pyarrow as pa
 from pillsnap.data.augment import CropJitter
