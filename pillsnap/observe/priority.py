@@ -6,7 +6,7 @@ import contextlib
 import os
 from pathlib import Path
 
-LOWEST = 19
+_LOWEST = 19
 
 
 def give_way(pid: int = 0) -> None:
@@ -17,6 +17,6 @@ def give_way(pid: int = 0) -> None:
     new session takes over the first and not the second.
     """
     with contextlib.suppress(ProcessLookupError):
-        os.setpriority(os.PRIO_PROCESS, pid, LOWEST)
+        os.setpriority(os.PRIO_PROCESS, pid, _LOWEST)
     with contextlib.suppress(OSError):
-        Path(f"/proc/{pid or 'self'}/autogroup").write_text(str(LOWEST))
+        Path(f"/proc/{pid or 'self'}/autogroup").write_text(str(_LOWEST))
