@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 
 NETWORK = "10.77.0"
+_PROGRAM = (Path(__file__).resolve().parents[2], Path(sys.prefix))
 _CLONE_NEWNET = 0x40000000
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _TOOLS = ("ip", "unshare", "nsenter", "mount")
@@ -87,7 +89,8 @@ class Switch:
 class Host:
     """One host: what is started on it with `run` or `start` sees its network, its processes and its own /tmp.
 
-    `shared` folders lie under the same path on every host. `cpu_share` holds all that runs here to so many cores.
+    `shared` folders lie under the same path on every host, as the program under test does. `cpu_share` holds all that
+    runs here to so many cores.
     """
 
     def __init__(
@@ -114,7 +117,7 @@ class Host:
         hosts.write_text(f"127.0.0.1 localhost\n{self.ip} {self.name}\n")
         steps = [f"hostname {self.name}", "mount --make-rprivate /", "mount -t tmpfs -o size=1g shm /dev/shm",
                  f"mount --bind {hosts} /etc/hosts"]  # fmt: skip
-        for path in shared:
+        for path in (*_PROGRAM, *shared):
             if path.is_relative_to("/tmp"):
                 inside = self.folder / path.relative_to("/tmp")
                 inside.mkdir(parents=True, exist_ok=True)

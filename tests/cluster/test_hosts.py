@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.hosts import Host, Switch, cpu_controller, why_not
-from tests.reliability.harness import is_running, wait_for
+from tests.processes import is_running
+from tests.reliability.harness import wait_for
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 

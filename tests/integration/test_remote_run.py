@@ -23,7 +23,7 @@ from pillsnap.observe.events import read_events
 from pillsnap.storage import Storage
 from tests.conftest import ROOT, S3_SECRET
 from tests.integration.test_train import TINY
-from tests.reliability.harness import descendants
+from tests.processes import descendants, titled
 
 TIMEOUT_S = 600
 SETTINGS = TINY | {"detection.epochs": 3, "train.hang_timeout_s": 300}
@@ -268,7 +268,7 @@ def test_a_killed_worker_goes_on_from_the_published_checkpoint(
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end_s
         time.sleep(0.1)
-    (worker,) = [child for child in descendants(process.pid) if "RayTrainWorker" in " ".join(child.cmdline())]
+    (worker,) = titled("RayTrainWorker", process.pid)
     worker.kill()
     _, errors = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, errors

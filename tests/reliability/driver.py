@@ -45,14 +45,16 @@ def left_over() -> dict:
 
     import psutil
 
+    from tests.processes import command_line, descendants
+
     gc.collect()
     own = psutil.Process()
     give_up_s = time.monotonic() + 10
-    while own.children(recursive=True) and time.monotonic() < give_up_s:
+    while descendants() and time.monotonic() < give_up_s:
         time.sleep(0.1)
     return {
         "rss": own.memory_info().rss,
-        "processes": [" ".join(child.cmdline())[:80] for child in own.children(recursive=True)],
+        "processes": [" ".join(command_line(child))[:80] for child in descendants()],
         "shared_memory": sorted(os.listdir("/dev/shm")),
         "temporary": sorted(str(path) for path in Path(tempfile.gettempdir()).iterdir()),
         "sessions": sorted(path.name for path in Path(tempfile.gettempdir(), "ray").glob("session_2*")),

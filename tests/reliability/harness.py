@@ -22,6 +22,7 @@ from pillsnap.observe.events import EventLog, read_events
 from pillsnap.train.checkpoint import Checkpoint, Position, find_checkpoint
 from pillsnap.train.loop import Job, train
 from pillsnap.train.tasks import make_task
+from tests.processes import titled
 
 TINY = {
     "detection.image_size_px": 64,
@@ -231,26 +232,7 @@ def worker_with_faults(config: Any) -> None:
 
 def train_workers() -> list[Any]:
     """Ray's train workers among the processes below this one."""
-    return [process for process in descendants() if "TrainWorker" in _title(process)]
-
-
-def descendants(pid: int | None = None) -> list[Any]:
-    """All processes below one."""
-    import psutil
-
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
-
-def _title(process: Any) -> str:
-    import psutil
-
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
+    return titled("TrainWorker")
 
 
 def raw_events(run_dir: Path, kind: str = "") -> list[dict[str, Any]]:
@@ -259,16 +241,6 @@ def raw_events(run_dir: Path, kind: str = "") -> list[dict[str, Any]]:
     lines = path.read_bytes().split(b"\n") if path.exists() else []
     events = [json.loads(line) for line in lines[:-1]]
     return [event for event in events if not kind or event["kind"] == kind]
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process does something still: one that ended may wait for its parent to notice."""
-    import psutil
-
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 def wait_for(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:

@@ -18,7 +18,8 @@ import pytest
 from pillsnap.observe.events import read_events
 from pillsnap.train.checkpoint import find_checkpoint
 from tests.conftest import ROOT
-from tests.reliability.harness import is_running, raw_events, say, wait_for
+from tests.processes import is_running
+from tests.reliability.harness import raw_events, say, wait_for
 
 START_TIMEOUT_S = 240
 

@@ -12,6 +12,8 @@ import psutil
 import pytest
 import yaml
 
+from tests.processes import command_line, descendants, titled
+
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER_FILES = ["cluster.yaml", "deploy/aws.yaml"]
 RAY_PORTS = {6379, 8265, 10001}  # GCS, dashboard with its job API, Ray client: each runs code for whoever reaches it
@@ -92,12 +94,12 @@ def test_the_embedded_cluster_serves_no_dashboard(ray_local: None) -> None:
     import ray
 
     assert not ray._private.worker.get_dashboard_url()
-    assert not any("dashboard.py" in part for process in _cluster_processes() for part in process.cmdline())
+    assert not any("dashboard.py" in part for process in descendants() for part in command_line(process))
 
 
 @pytest.mark.parametrize(("path", "body"), [("1/logs", None), ("", b'{"entrypoint": "true"}')], ids=["read", "submit"])
 def test_the_embedded_cluster_refuses_whoever_has_no_token(ray_local: None, path: str, body: bytes | None) -> None:
-    (agent,) = (process for process in _cluster_processes() if "DashboardAgent" in process.cmdline()[0])
+    (agent,) = titled("DashboardAgent")
     servers = [each.laddr.port for each in agent.net_connections("inet4") if each.status == psutil.CONN_LISTEN]
     assert servers, "where jobs are submitted to"
     for port in set(servers):
@@ -107,7 +109,3 @@ def test_the_embedded_cluster_refuses_whoever_has_no_token(ray_local: None, path
         with pytest.raises(urllib.error.HTTPError) as refusal:
             urllib.request.urlopen(request, timeout=30)
         assert refusal.value.code in (401, 403)
-
-
-def _cluster_processes() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)

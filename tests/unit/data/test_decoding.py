@@ -26,6 +26,7 @@ from pillsnap.data.samples import classification_samples
 from pillsnap.data.sources import PhotoReader
 from pillsnap.data.windows import EncodedWindow
 from pillsnap.errors import UserError
+from tests.processes import command_line
 
 RECIPE = CropRecipe(48, 0.1, CropJitter(0.06, 0.12, 180))
 BATCH = 8
@@ -58,7 +59,7 @@ def processes(stream: Any) -> Iterator[DecodingProcesses]:
 
 
 def decoding_processes(of: psutil.Process | None = None) -> list[psutil.Process]:
-    return [each for each in (of or psutil.Process()).children() if "pillsnap.data.decoding" in each.cmdline()]
+    return [each for each in (of or psutil.Process()).children() if "pillsnap.data.decoding" in command_line(each)]
 
 
 def shipped_photos(stream: Any, number: int) -> dict[int, Any]:

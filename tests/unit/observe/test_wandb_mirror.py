@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shlex
@@ -21,6 +20,7 @@ from PIL import Image
 from pillsnap.observe.events import EventLog
 from pillsnap.observe.wandb_follower import has_key
 from pillsnap.observe.wandb_mirror import WandbMirror
+from tests.processes import titled
 
 STEPS = 5
 History = Callable[[Path], list[dict[str, Any]]]
@@ -271,12 +271,7 @@ def test_online_resume_sends_only_what_the_server_lacks(
 
 def mirror_processes() -> list[psutil.Process]:
     """Children of this process that belong to a mirror: other tests' Ray runs beside them."""
-    found = []
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if "wandb" in " ".join(child.cmdline()):
-                found.append(child)
-    return found
+    return titled("wandb")
 
 
 @pytest.mark.parametrize("failure", ["import", "unauthorised", "upload", "service", "process"])
