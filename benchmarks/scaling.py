@@ -190,10 +190,10 @@ class _Consumer:
     """Reads its share as a train worker does, but computes nothing."""
 
     def read(self, shard: Any, warm_up_s: float, seconds: float) -> dict[str, float]:
-        from pillsnap.data.stream import rows_of
+        from pillsnap.data.stream import batches_of
 
         images, first_s, begin, last = 0, 0.0, 0.0, 0.0
-        for batch in rows_of(shard):
+        for batch in batches_of(shard):
             now = time.perf_counter()
             if not first_s:
                 first_s, started = time.time(), now

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-ROW_BYTES = (16, 9_600_000)
+SIZES_PX = (1, 224)
+"""Of the images in rows of 64."""
+_WORKERS = 8
 
 
 def main() -> None:
@@ -27,11 +28,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     results = {}
-    for size in ROW_BYTES:
-        figures = measure_row_s(5.0 if options.quick else 30.0, size)
-        results[size] = figures
+    for size_px in SIZES_PX:
+        figures = measure_row_s(5.0 if options.quick else 30.0, size_px)
+        results[64 * size_px**2 * 3] = figures
         print(
-            f"rows of {size:,} bytes: {figures['rows_per_s']:.0f} a second, scheduling loop "
+            f"rows of {64 * size_px**2 * 3:,} bytes: {figures['rows_per_s']:.0f} a second, scheduling loop "
             f"{figures['row_s'] * 1e3:.2f} ms of a core a row"
         )
     if options.json:
@@ -40,18 +41,15 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class EmptyRecipe:
-    """Makes rows of nothing."""
+    """Makes batches of nothing."""
 
-    row_bytes: int
-
-    def key(self, samples: Any, member: int) -> str:
-        return str(member)
+    size_px: int
 
     def make(self, samples: Any, slot: Any, seed: int, capacity: int, source: Any) -> dict[str, Any]:
-        return {"image": np.zeros(self.row_bytes, np.uint8)}
+        return {"image": source.images}
 
 
-def measure_row_s(seconds: float, row_bytes: int = ROW_BYTES[0]) -> dict[str, float]:
+def measure_row_s(seconds: float, size_px: int = SIZES_PX[0]) -> dict[str, float]:
     """Rows a second of a stream of rows without work, and the core seconds a row of its scheduling."""
     import psutil
 
@@ -65,10 +63,11 @@ def measure_row_s(seconds: float, row_bytes: int = ROW_BYTES[0]) -> dict[str, fl
         return sum(sum(p.cpu_times()[:2]) for p in found)
 
     with ray_session():
-        plan = StreamPlan(0, 1_000_000, 64, 0, 64, 1)
+        # Of several workers, of whom each read has one batch: so each row is one.
+        plan = StreamPlan(0, 1_000_000, 64, 0, 64 * _WORKERS, _WORKERS)
         shared = share_samples(pa.table({"sample_id": ["x"]}))
-        recipe: Any = EmptyRecipe(row_bytes)
-        stream = Stream(plan, recipe, PhotoReader(".", 1), shared, shared, 8, 0.5)
+        recipe: Any = EmptyRecipe(size_px)
+        stream = Stream(plan, recipe, PhotoReader(".", 1), shared, shared, _WORKERS, 0.5)
         (shard,) = stream.dataset().streaming_split(1, equal=True)
         rows = iter(rows_of(shard))
         begin_s = time.monotonic()

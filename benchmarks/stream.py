@@ -77,7 +77,7 @@ def one_pass(folder: Path, num_rows: int) -> dict[str, float]:
     from pillsnap.data.batches import CropRecipe
     from pillsnap.data.plan import StreamPlan
     from pillsnap.data.sources import PhotoReader
-    from pillsnap.data.stream import Stream, rows_of, share_samples
+    from pillsnap.data.stream import Stream, batches_of, share_samples
     from pillsnap.train.session import ray_session
 
     with ray_session():
@@ -93,13 +93,13 @@ def one_pass(folder: Path, num_rows: int) -> dict[str, float]:
         return_freed_memory()  # as a training does
         (shard,) = stream.dataset().streaming_split(1, equal=True)
         seen, first_s, store_bytes = np.zeros(num_rows, np.int32), None, 0
-        for batch in rows_of(shard):
+        for batch in batches_of(shard):
             first_s = first_s or time.time()
-            if batch["epoch"][0]:
+            if batch["epoch"]:
                 break
-            members = batch["index"][0]
+            members = batch["index"]
             seen[members[members >= 0]] += 1
-            if batch["step"][0] % 50 == 0:
+            if batch["step"] % 50 == 0:
                 store_bytes = max(store_bytes, _store_bytes())
         assert (seen == 1).all(), "a row was lost or doubled"
         assert first_s is not None

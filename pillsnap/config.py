@@ -59,8 +59,9 @@ class DataSettings(_Settings):
     quarantine_fraction: Fraction = 0.01
     """Share of unreadable photos above which a run stops, once `quarantine_after` photos were seen."""
     quarantine_after: Count = 200
-    batches_per_read: Count = 2
-    """Batches that are made one after the other by the same process."""
+    batches_per_read: Count = 4
+    """Batches that are made one after the other by the same process; those for one worker are handed over together,
+    which costs Ray as much as one."""
     decoding_cpus: Positive = 0.75
     """CPUs one decoding process reserves. Less than one: they use what the train workers reserve and leave. On one node
     there are never more of them than cores; on several, another has the core of a task that ended."""

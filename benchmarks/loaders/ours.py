@@ -31,9 +31,10 @@ from pillsnap.data.loader import Loader
 from pillsnap.data.plan import StreamPlan
 from pillsnap.data.shipping import decode_ahead
 from pillsnap.data.sources import SplitStore
-from pillsnap.data.stream import Stream, rows_of, share_samples, warm_up_reading
+from pillsnap.data.stream import Stream, batches_of, rows_of, share_samples, warm_up_reading
 
 DECODING_CPUS = 0.75
+DIRECT_BATCHES_PER_READ = 4
 _EPOCHS = 10_000
 
 
@@ -90,7 +91,7 @@ def detection(data: Prepared) -> Stream:
     plan = StreamPlan(0, _EPOCHS, len(samples), 0, FRAME_BATCH, 1)
     recipe = dataclasses.replace(data.frame_recipe(), mosaic_epochs=_EPOCHS)
     shared = share_samples(samples)
-    return Stream(plan, recipe, data.reader(), shared, shared, 2, DECODING_CPUS, decoders=CORES)
+    return Stream(plan, recipe, data.reader(), shared, shared, DIRECT_BATCHES_PER_READ, DECODING_CPUS, decoders=CORES)
 
 
 def _crop_stream(data: Prepared, store: SplitStore | None, *, ship: bool) -> Stream:
@@ -99,7 +100,7 @@ def _crop_stream(data: Prepared, store: SplitStore | None, *, ship: bool) -> Str
         warm_up_reading()
     plan = StreamPlan(0, _EPOCHS, len(samples), 0, BATCH, 1)
     shared = share_samples(samples)
-    reads = 8 if store else 2
+    reads = 8 if store else DIRECT_BATCHES_PER_READ
     return Stream(
         plan, RECIPE, data.reader(), shared, shared, reads, DECODING_CPUS, store,
         ship_bytes=ship, ship_stored=False, decoders=0 if ship else CORES,
@@ -128,9 +129,7 @@ class _Worker:
     ) -> dict[str, float]:
         import torch
 
-        rows = rows_of(shard)
-        if stream.ship_bytes:
-            rows = decode_ahead(rows, stream, CORES)
+        made = decode_ahead(rows_of(shard), stream, CORES) if stream.ship_bytes else batches_of(shard)
         # An epoch's last batch has fewer images than room for them.
-        batches = ((batch.epoch, batch.images[: batch.num_valid]) for batch in Loader(rows, torch.device("cpu")))
+        batches = ((batch.epoch, batch.images[: batch.num_valid]) for batch in Loader(made, torch.device("cpu")))
         return measure(batches, started_s, seconds, gap)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from typing import Any
 
@@ -27,7 +27,8 @@ from pillsnap.data.windows import Codec, Window, crop_window, frame_window
 
 Batch = dict[str, np.ndarray]
 Row = dict[str, np.ndarray]
-"""A batch, or what becomes some, as Ray Data hands it over: with an axis of length 1 before all others."""
+"""Batches of one worker, or what becomes some, as Ray Data hands them over: with an axis of length 1 before all others.
+"""
 STAGES = ("read", "decode", "warp")
 NO_CROP_JITTER = CropJitter()
 NO_FRAME_JITTER = FrameJitter()
@@ -161,9 +162,21 @@ class FrameRecipe:
         return rows
 
 
-def as_row(batch: Mapping[str, Any]) -> Row:
-    """The row that holds a batch."""
-    return {name: np.asarray(value)[None] for name, value in batch.items()}
+def as_row(values: Mapping[str, Any]) -> Row:
+    """The row that holds these."""
+    return {name: np.asarray(value)[None] for name, value in values.items()}
+
+
+def stack(batches: Sequence[Batch], images: np.ndarray) -> Row:
+    """The row that holds these batches, whose images (n, capacity, size, size, 3) lie together already."""
+    others = {name: np.stack([batch[name] for batch in batches]) for name in batches[0] if name != "image"}
+    return as_row(others | {"image": images})
+
+
+def unstack(row: Row) -> Iterator[Batch]:
+    """The batches of a stacked row, in order: views."""
+    for number in range(row["image"].shape[1]):
+        yield {name: value[0, number, ...] for name, value in row.items()}
 
 
 def _keys(names: Iterable[str]) -> np.ndarray:

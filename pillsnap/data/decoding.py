@@ -69,8 +69,7 @@ class BatchMaker:
         stored = Source(self.reader) if store is None else store.source(self.reader, self._keys[slot.training])
         source = ShippedSource(self.reader, images=images, shipped=shipped, store=stored)
         samples = self.samples[slot.training]
-        batch = self.recipe.make(samples, slot, self.plan.seed, self.plan.worker_batch_size, source)
-        return batch | {name: np.array(value) for name, value in slot.place().items()}
+        return self.recipe.make(samples, slot, self.plan.seed, self.plan.worker_batch_size, source) | slot.place()
 
 
 @dataclass(frozen=True)

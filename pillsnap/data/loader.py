@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from pillsnap.data.batches import STAGES
+from pillsnap.data.batches import STAGES, Batch
 
 _HOST_FIELDS = ("index", "quarantine", "epoch", "training", "step", "stage_s")
 
@@ -44,8 +44,8 @@ class DeviceBatch:
 class Loader:
     """Iterates over device batches, one ahead of the loop where there is a GPU (pinned memory, side stream)."""
 
-    def __init__(self, rows: Iterable[dict[str, np.ndarray]], device: torch.device) -> None:
-        self._rows = iter(rows)
+    def __init__(self, batches: Iterable[Batch], device: torch.device) -> None:
+        self._batches = iter(batches)
         self._device = device
         self._copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._next: DeviceBatch | None = None
@@ -66,27 +66,27 @@ class Loader:
                 self._next = self._load()
             except StopIteration:
                 self._next = None
-                self._rows = iter(())
+                self._batches = iter(())
         batch.wait_s = time.perf_counter() - started
         return batch
 
     def _load(self) -> DeviceBatch:
-        row = {name: value[0] for name, value in next(self._rows).items()}
+        batch = next(self._batches)
         started_s = time.perf_counter()
         # One ahead, an epoch's first batch is loaded while the epoch before is validated, and what is made in inference
         # mode cannot be trained on.
         with torch.inference_mode(False):
-            tensors = {name: self._to_device(value) for name, value in row.items() if name not in _HOST_FIELDS}
+            tensors = {name: self._to_device(value) for name, value in batch.items() if name not in _HOST_FIELDS}
         return DeviceBatch(
-            epoch=int(row["epoch"]),
-            training=bool(row["training"]),
-            step=int(row["step"]),
+            epoch=int(batch["epoch"]),
+            training=bool(batch["training"]),
+            step=int(batch["step"]),
             images=tensors.pop("image"),
             targets=tensors,
-            index=np.array(row["index"]),
-            num_valid=int(row["valid"].sum()),
-            quarantine=[(sample_id, reason) for sample_id, reason in json.loads(str(row["quarantine"]))],
-            stage_s=dict(zip(STAGES, row["stage_s"].tolist(), strict=True))
+            index=np.array(batch["index"]),
+            num_valid=int(batch["valid"].sum()),
+            quarantine=[(sample_id, reason) for sample_id, reason in json.loads(str(batch["quarantine"]))],
+            stage_s=dict(zip(STAGES, batch["stage_s"].tolist(), strict=True))
             | {"hand_over": time.perf_counter() - started_s},
         )
 

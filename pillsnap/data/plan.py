@@ -19,9 +19,9 @@ class Slot(NamedTuple):
     members: np.ndarray
     """Sample numbers, at most a worker's batch; fewer at the end of an epoch."""
 
-    def place(self) -> dict[str, int]:
+    def place(self) -> dict[str, np.ndarray]:
         """Where in the stream it is: what a batch says of it."""
-        return {"epoch": self.epoch, "training": self.training, "step": self.step}
+        return {"epoch": np.array(self.epoch), "training": np.array(self.training), "step": np.array(self.step)}
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,15 @@ _KEPT = 1024
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Reads(LogicalOperator, SourceOperator):
-    """Blocks of one row (first, end): the slots from `first_slot` to `end_slot`, `slots_per_read` a block."""
+    """Blocks of one row (first, end): the slots from `first_slot` to `end_slot`, `slots_per_read` a block, but fewer in
+    the first `num_short`.
+    """
 
     first_slot: int
     end_slot: int
     slots_per_read: int
+    num_short: int
+    slots_per_short_read: int
     _input_dependencies: list[LogicalOperator] = field(init=False, repr=False, default_factory=list)
 
     def output_data(self) -> None:
@@ -40,7 +44,14 @@ class Reads(LogicalOperator, SourceOperator):
     @property
     def num_outputs(self) -> int:
         """Blocks."""
-        return -(-(self.end_slot - self.first_slot) // self.slots_per_read)
+        num_slots, in_short = self.end_slot - self.first_slot, self.num_short * self.slots_per_short_read
+        if num_slots <= in_short:
+            return -(-num_slots // self.slots_per_short_read)
+        return self.num_short + -(-(num_slots - in_short) // self.slots_per_read)
+
+    def num_slots_of(self, read: int) -> int:
+        """Slots of a read, by its number; the last may have fewer."""
+        return self.slots_per_short_read if read < self.num_short else self.slots_per_read
 
     def infer_metadata(self) -> BlockMetadata:
         """Rows and bytes of all blocks."""
@@ -51,10 +62,13 @@ class Reads(LogicalOperator, SourceOperator):
         return _SCHEMA
 
 
-def reads_dataset(first_slot: int, end_slot: int, slots_per_read: int) -> Dataset:
+def reads_dataset(
+    first_slot: int, end_slot: int, slots_per_read: int, *, num_short: int = 0, slots_per_short_read: int = 1
+) -> Dataset:
     """A dataset of one row (first, end) a read, in order."""
     context = DataContext.get_current().copy()
-    plan = LogicalPlan(Reads(first_slot, end_slot, slots_per_read), context)
+    reads = Reads(first_slot, end_slot, slots_per_read, num_short, slots_per_short_read)
+    plan = LogicalPlan(reads, context)
     return Dataset(plan, context, DatasetStats(metadata={}, parent=None))
 
 
@@ -91,7 +105,7 @@ class _ReadList(InputDataBuffer):
 
     def _get_next_inner(self) -> RefBundle:
         first = self._next_slot
-        self._next_slot = min(first + self._reads.slots_per_read, self._reads.end_slot)
+        self._next_slot = min(first + self._reads.num_slots_of(self._num_listed), self._reads.end_slot)
         self._num_listed += 1
         block = pa.table({"first": [first], "end": [self._next_slot]}, schema=_SCHEMA)
         facts = BlockMetadata(num_rows=1, size_bytes=block.nbytes, input_files=None, exec_stats=None)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pillsnap.data.batches import Row, as_row
+from pillsnap.data.batches import Batch, Row
 from pillsnap.data.decoding import DecodingProcesses
 from pillsnap.data.images import BadImage
 from pillsnap.data.plan import Slot
@@ -60,14 +60,14 @@ def _unpack(row: Row) -> Iterator[EncodedWindow | BadImage | None]:
             yield EncodedWindow(bytes(data[begin:end]), left, top, scale_x, scale_y, bool(own))
 
 
-def decode_ahead(rows: Iterable[Row], stream: Stream, num_processes: int) -> Iterator[Row]:
-    """Rows of pixels in the order of the packed rows, made by `num_processes` processes ahead of the consumer, which
+def decode_ahead(rows: Iterable[Row], stream: Stream, num_processes: int) -> Iterator[Batch]:
+    """Batches in the order of the packed rows, made by `num_processes` processes ahead of the consumer, which
     start at once.
     """
     return _decode(rows, stream, DecodingProcesses(stream, num_processes), _AHEAD * num_processes)
 
 
-def _decode(rows: Iterable[Row], stream: Stream, processes: DecodingProcesses, num_ahead: int) -> Iterator[Row]:
+def _decode(rows: Iterable[Row], stream: Stream, processes: DecodingProcesses, num_ahead: int) -> Iterator[Batch]:
     try:
         for row in rows:
             windows = _unpack(row)
@@ -75,8 +75,8 @@ def _decode(rows: Iterable[Row], stream: Stream, processes: DecodingProcesses, n
                 members = stream.plan.slot(number).members.tolist()
                 processes.ask(number, {member: next(windows) for member in members})
                 if len(processes) > num_ahead:
-                    yield as_row(processes.take())
+                    yield processes.take()
         while len(processes):
-            yield as_row(processes.take())
+            yield processes.take()
     finally:
         processes.close()

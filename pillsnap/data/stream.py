@@ -1,9 +1,9 @@
 """(manifest samples, seed, position) -> one Ray Data dataset over all epochs, in a fixed order.
 
 The dataset starts as bare slot numbers; each task works out from the plan which photos its slots hold, reads and
-augments them, and yields one row a slot: a whole worker's batch. So nothing is re-sliced, re-shuffled or restarted
-between epochs, the first batch does not wait for the manifest's length, and a task that Ray runs twice makes the same
-rows again.
+augments them, and yields one row for each worker: its batches of these slots. So nothing is re-sliced, re-shuffled or
+restarted between epochs, the first batch does not wait for the manifest's length, and a task that Ray runs twice makes
+the same rows again.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import pyarrow as pa
 
 from pillsnap.data import shipping
 from pillsnap.data.allocation import keep_freed_memory
-from pillsnap.data.batches import Batch, as_row
+from pillsnap.data.batches import Batch, Row, as_row, stack, unstack
 from pillsnap.data.images import BadImage
 from pillsnap.data.lean_ray import leave_out_actors
 from pillsnap.data.nearness import NearWorkers, slots_near
@@ -34,6 +35,8 @@ _STEPS_PER_READ_OF_STORE = 32
 _ROWS_AHEAD = 4
 _READS_PER_DECODER = 2
 """One is made while the next waits: no core stands still until Ray Data looks again."""
+_ROW_BYTES = 2**26
+"""Of images, beyond which a row gets no second batch: handing over costs little beside making so many."""
 
 
 class Recipe(Cutter, Protocol):
@@ -79,12 +82,17 @@ class Stream:
         if len(set(nodes)) > 1 and not self.ship_bytes:
             slots_per_read = slots_near(nodes, slots_per_read)
             near = NearWorkers(nodes, first_slot, slots_per_read)
+        num_workers, num_short = self.plan.num_workers, 0
+        rows_per_read = min(slots_per_read, num_workers)
         if self.ship_bytes:
-            blocks = BatchBlocks(rows_ahead=_ROWS_AHEAD * self.plan.num_workers)
+            blocks = BatchBlocks(rows_ahead=_ROWS_AHEAD * num_workers)
         else:
-            blocks = BatchBlocks(near=near, rows_per_task=slots_per_read)
+            blocks = BatchBlocks(near=near, rows_per_task=rows_per_read)
+            num_short = _READS_PER_DECODER * self.decoders  # whose rows are one batch: nobody waits for several
         with blocks:
-            reads = reads_dataset(first_slot, self.plan.num_slots, slots_per_read)
+            reads = reads_dataset(
+                first_slot, self.plan.num_slots, slots_per_read, num_short=num_short, slots_per_short_read=rows_per_read
+            )
             options = {"batch_size": None, "zero_copy_batch": True, "num_cpus": self.decoding_cpus}
             if self.decoders and near is None:
                 pool = ActorPoolStrategy(size=self.decoders, max_tasks_in_flight_per_actor=_READS_PER_DECODER)
@@ -94,9 +102,13 @@ class Stream:
 
     @property
     def _slots_per_read(self) -> int:
-        if not self.ship_bytes:
-            return self.batches_per_read
-        return self.plan.num_workers * (_STEPS_PER_READ_OF_STORE if self.train_store else 1)
+        num_workers = self.plan.num_workers
+        if self.ship_bytes:
+            return num_workers * (_STEPS_PER_READ_OF_STORE if self.train_store else 1)
+        steps = self.batches_per_read // num_workers
+        image_bytes = self.recipe.size_px**2 * 3
+        fitting = max(1, _ROW_BYTES // (self.plan.worker_batch_size * image_bytes))
+        return min(steps, fitting) * num_workers or self.batches_per_read
 
     def samples(self, training: bool) -> pa.Table:
         """The samples of one split, fetched once a process."""
@@ -110,9 +122,9 @@ class Stream:
         return store.source(self.reader, _keys(self.train_samples if training else self.val_samples, store.cutter))
 
     def make(self, slot: Slot, source: Source) -> Batch:
-        """One worker's batch."""
+        """One worker's batch, with its place in the plan."""
         samples = self.samples(slot.training)
-        return self.recipe.make(samples, slot, self.plan.seed, self.plan.worker_batch_size, source)
+        return self.recipe.make(samples, slot, self.plan.seed, self.plan.worker_batch_size, source) | slot.place()
 
 
 class _Decoder:
@@ -121,11 +133,11 @@ class _Decoder:
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
 
-    def __call__(self, slots: Batch) -> Iterator[Batch]:
+    def __call__(self, slots: Row) -> Iterator[Row]:
         return _make_batches(slots, stream=self._stream)
 
 
-def _make_batches(slots: Batch, *, stream: Stream) -> Iterator[Batch]:
+def _make_batches(slots: Row, *, stream: Stream) -> Iterator[Row]:
     import cv2
 
     cv2.setNumThreads(1)
@@ -137,16 +149,33 @@ def _make_batches(slots: Batch, *, stream: Stream) -> Iterator[Batch]:
         made = list(sources.values())
     else:
         made = []
-        for number in numbers:
-            slot = stream.plan.slot(number)
-            made.append(stream.source(slot.training))  # one a batch: it also counts the batch's time
-            yield as_row(stream.make(slot, made[-1]) | slot.place())
+        for share in _shares(numbers, stream.plan.num_workers):
+            yield _make_row(share, stream, made)
     for source in made:
         if isinstance(source, StoreSource):
             source.flush()
 
 
-def _shipped(numbers: range, stream: Stream, sources: dict[bool, Source]) -> Iterator[Batch]:
+def _shares(numbers: range, num_workers: int) -> list[range]:
+    """The slots of each worker, in the workers' order."""
+    return [numbers[first::num_workers] for first in range(min(num_workers, len(numbers)))]
+
+
+def _make_row(numbers: range, stream: Stream, sources: list[Source]) -> Row:
+    """A row of batches of one worker. Adds the sources that they are made from."""
+    plan, size_px = stream.plan, stream.recipe.size_px
+    images = np.empty((len(numbers), plan.worker_batch_size, size_px, size_px, 3), np.uint8)
+    batches: list[Batch] = []
+    for number, target in zip(numbers, images, strict=True):
+        slot = plan.slot(number)
+        source = stream.source(slot.training)  # one a batch: it also counts the batch's time
+        source.images = target
+        sources.append(source)
+        batches.append(stream.make(slot, source))
+    return stack(batches, images)
+
+
+def _shipped(numbers: range, stream: Stream, sources: dict[bool, Source]) -> Iterator[Row]:
     """Rows for the workers in turn.
 
     Every row costs the same to hand over: where nothing has to be cut first, all steps of a worker are one.
@@ -162,8 +191,7 @@ def _shipped(numbers: range, stream: Stream, sources: dict[bool, Source]) -> Ite
     num_workers = stream.plan.num_workers
     num_together = len(numbers) if stored else num_workers
     for first in range(0, len(numbers), num_together):
-        for worker in range(num_workers):
-            share = numbers[first : first + num_together][worker::num_workers]
+        for share in _shares(numbers[first : first + num_together], num_workers):
             yield as_row(shipping.pack({number: slots[number] for number in share}, fetch))
 
 
@@ -192,7 +220,13 @@ def _import_reading() -> None:
     import pillsnap.data.reads  # noqa: F401
 
 
-def rows_of(share: ray.data.DataIterator | ray.data.Dataset) -> Iterable[Batch]:
+def batches_of(share: ray.data.DataIterator | ray.data.Dataset) -> Iterator[Batch]:
+    """The batches of a worker's share of a stream, or of all of it, unless it ships bytes."""
+    for row in rows_of(share):
+        yield from unstack(row)
+
+
+def rows_of(share: ray.data.DataIterator | ray.data.Dataset) -> Iterable[Row]:
     """The rows of a worker's share of a stream, or of all of it, two fetched ahead."""
     leave_out_actors()
     return share.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)

@@ -12,7 +12,7 @@ import torch
 
 from pillsnap.config import TrainSettings
 from pillsnap.data.loader import DeviceBatch
-from pillsnap.data.stream import Stream, rows_of
+from pillsnap.data.stream import Stream, batches_of
 from pillsnap.train.memory import MicroBatches
 from pillsnap.train.peers import Peers
 from pillsnap.train.state import TrainingState
@@ -98,11 +98,11 @@ def measure_steps(
 
 def measure_loader(stream: Stream, seconds: float) -> float:
     """Samples a second that Ray Data makes of a task's stream, once it runs. Ray must be up."""
-    batches = iter(rows_of(stream.dataset()))
+    batches = batches_of(stream.dataset())
     next(batches)  # the start of workers and their imports
     started, samples = time.perf_counter(), 0
-    for row in batches:
-        samples += int(row["valid"].sum())
+    for batch in batches:
+        samples += int(batch["valid"].sum())
         if time.perf_counter() - started > seconds:
             break
     return samples / (time.perf_counter() - started)

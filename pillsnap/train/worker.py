@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pillsnap.config import Settings
-from pillsnap.data.stream import Stream, rows_of
+from pillsnap.data.stream import Stream, batches_of, rows_of
 from pillsnap.errors import UserError
 from pillsnap.storage import one_line
 
@@ -117,12 +117,13 @@ def run_worker(config: WorkerConfig) -> None:
             publish=remote.publish if remote else None,
             share=remote.share if remote else None,
         )
-        rows = rows_of(shard)
         if config.stream.ship_bytes:
             num_processes = config.settings.data.decoding_processes or cores
-            rows = decode_ahead(rows, replace(config.stream, plan=plan), num_processes)
+            batches = decode_ahead(rows_of(shard), replace(config.stream, plan=plan), num_processes)
+        else:
+            batches = batches_of(shard)
         try:
-            train(job, Loader(rows, device))
+            train(job, Loader(batches, device))
         except UserError as error:
             # A fault that another try would only repeat: the driver reads it from the log instead of restarting this
             # worker.

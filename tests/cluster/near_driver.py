@@ -19,7 +19,7 @@ from pillsnap.data.manifest import read_manifest
 from pillsnap.data.plan import Slot, StreamPlan
 from pillsnap.data.samples import classification_samples
 from pillsnap.data.sources import PhotoReader, Source
-from pillsnap.data.stream import Stream, rows_of, share_samples
+from pillsnap.data.stream import Stream, batches_of, share_samples
 from pillsnap.train.session import ray_session
 
 EPOCHS, BATCH = 12, 4
@@ -39,9 +39,7 @@ class Reader:
     """Reads one worker's share; of each batch, the node it was made on and the samples."""
 
     def read(self, shard: Any) -> list[tuple[str, list[int]]]:
-        return [
-            (bytes(batch["node"][0]).hex(), [int(i) for i in batch["index"][0] if i >= 0]) for batch in rows_of(shard)
-        ]
+        return [(bytes(batch["node"]).hex(), [int(i) for i in batch["index"] if i >= 0]) for batch in batches_of(shard)]
 
 
 def main(manifest_path: Path, root: str, near: bool) -> dict[str, Any]:

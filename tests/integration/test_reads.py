@@ -46,6 +46,16 @@ def test_all_reads_come_in_order_and_the_last_may_be_short(num_listed: list[int]
 
 
 @pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize(("end", "expected"), [(22, [2, 2, 2, 6, 5]), (11, [2, 2, 2]), (10, [2, 2, 1]), (6, [1])])
+def test_the_first_reads_may_be_short(num_listed: list[int], end: int, expected: list[int]) -> None:
+    with BatchBlocks():
+        dataset = reads.reads_dataset(5, end, 6, num_short=3, slots_per_short_read=2)
+        made = dataset.map_batches(as_rows, batch_size=None)
+    assert dataset.count() == len(expected)
+    assert [row["length"] for row in made.iter_rows()] == expected
+
+
+@pytest.mark.usefixtures("ray_local")
 def test_a_long_stream_is_not_listed_before_it_is_read(num_listed: list[int]) -> None:
     with BatchBlocks(ROWS_AHEAD):
         dataset = reads.reads_dataset(0, 10**9, 1).map_batches(as_rows, batch_size=None)

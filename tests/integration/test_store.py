@@ -15,7 +15,7 @@ from pillsnap.data.prepare import fill, split_stores
 from pillsnap.data.samples import TaskSamples, classification_samples, detection_samples
 from pillsnap.data.shipping import decode_ahead
 from pillsnap.data.sources import PhotoReader
-from pillsnap.data.stream import Recipe, Stream, share_samples
+from pillsnap.data.stream import Recipe, Stream, batches_of, rows_of, share_samples
 
 CROPS = CropRecipe(64, 0.1, CropJitter(0.06, 0.12, 180))
 FRAMES = FrameRecipe(96, FrameJitter(mosaic=1.0, scale=0.5, flip_horizontal=0.5), 4, 2, 4)
@@ -37,9 +37,9 @@ def read(
         plan, recipe, reader, share_samples(samples.train), share_samples(samples.val), 2, 0.5,
         stores.get("train"), stores.get("val"), ship, ship_stored,
     )  # fmt: skip
-    rows = stream.dataset().iter_batches(batch_size=None, batch_format="numpy")
-    rows = decode_ahead(rows, stream, 2) if ship else rows
-    return [{name: np.array(value[0]) for name, value in row.items() if name != "stage_s"} for row in rows]
+    dataset = stream.dataset()
+    batches = decode_ahead(rows_of(dataset), stream, 2) if ship else batches_of(dataset)
+    return [{name: np.array(value) for name, value in batch.items() if name != "stage_s"} for batch in batches]
 
 
 def assert_same(left: list, right: list, pixel_tolerance: int = 0) -> None:

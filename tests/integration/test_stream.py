@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,7 @@ from pillsnap.data.plan import Slot, StreamPlan
 from pillsnap.data.prepare import split_stores
 from pillsnap.data.samples import classification_samples
 from pillsnap.data.sources import PhotoReader, Source
-from pillsnap.data.stream import Stream, rows_of, share_samples
+from pillsnap.data.stream import Stream, batches_of, rows_of, share_samples
 
 Step = tuple[int, bool, int]
 
@@ -31,11 +32,10 @@ class Consumer:
         import time
 
         rows = []
-        for batch in rows_of(shard):
-            assert len(batch["index"]) == 1  # a row is a whole batch, and a block holds one
-            step = (int(batch["epoch"][0]), bool(batch["training"][0]), int(batch["step"][0]))
-            members = [int(i) for i in batch["index"][0] if i >= 0]
-            rows.append((step, members, int(batch["image"][0][batch["valid"][0]].sum(dtype=np.int64))))
+        for batch in batches_of(shard):
+            step = (int(batch["epoch"]), bool(batch["training"]), int(batch["step"]))
+            members = [int(i) for i in batch["index"] if i >= 0]
+            rows.append((step, members, int(batch["image"][batch["valid"]].sum(dtype=np.int64))))
             time.sleep(pause_s)
         return rows
 
@@ -48,6 +48,7 @@ def samples(toy_manifest: Path) -> tuple[pa.Table, pa.Table]:
     return tables.train, tables.val
 
 
+BATCHES_PER_READ = 4
 RECIPE = CropRecipe(32, 0.1, CropJitter(0.1, 0.1, 180, 0.1, 0.1, 0.1))
 
 
@@ -64,16 +65,22 @@ class DyingRecipe(CropRecipe):
         return super().make(samples, slot, seed, capacity, source)
 
 
+def make_stream(
+    samples: tuple[pa.Table, pa.Table], data_root: Path, plan: StreamPlan, recipe: CropRecipe = RECIPE, **options: Any
+) -> Stream:
+    reader = PhotoReader(str(data_root), 10**7)
+    train, val = (share_samples(table) for table in samples)
+    return Stream(plan, recipe, reader, train, val, BATCHES_PER_READ, 0.5, **options)
+
+
 def read_stream(
     samples: tuple[pa.Table, pa.Table], data_root: Path, workers: int, first_slot: int = 0, epochs: int = 3,
     recipe: CropRecipe = RECIPE, store: Path | None = None, decoders: int = 0,
 ) -> list:  # fmt: skip
     plan = StreamPlan(11, epochs, len(samples[0]), len(samples[1]), 8, workers)
     stores = split_stores(str(store), "task", recipe, "png", "0" * 64) if store else {}
-    stream = Stream(
-        plan, recipe, PhotoReader(str(data_root), 10**7), share_samples(samples[0]), share_samples(samples[1]), 2, 0.5,
-        stores.get("train"), stores.get("val"), decoders=decoders,
-    )  # fmt: skip
+    of_split = {"train_store": stores.get("train"), "val_store": stores.get("val")}
+    stream = make_stream(samples, data_root, plan, recipe, decoders=decoders, **of_split)
     shards = stream.dataset(first_slot).streaming_split(workers, equal=True)
     consumers = [Consumer.remote() for _ in shards]
     reads = [
@@ -137,6 +144,27 @@ def test_a_stream_starts_no_actor_that_serves_several_nodes(
 
 def _named_actors() -> set[str]:
     return {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)}
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_after_the_first_batches_several_of_one_worker_are_handed_over_together(
+    samples: tuple[pa.Table, pa.Table], toy_tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def batches_per_row(workers: int, decoders: int) -> list[int]:
+        plan = StreamPlan(11, 3, len(samples[0]), len(samples[1]), 8, workers)
+        rows = rows_of(make_stream(samples, toy_tree, plan, decoders=decoders).dataset())
+        found = [row["image"].shape[:2] for row in rows]
+        assert {length for length, _ in found} == {1}  # a block holds one row
+        assert sum(number for _, number in found) == plan.num_slots
+        return [number for _, number in found]
+
+    one = batches_per_row(workers=1, decoders=2)
+    assert one[:4] == [1] * 4 and set(one[4:-1]) == {4} and len(one) > 6
+    two = batches_per_row(workers=2, decoders=1)
+    assert two[:4] == [1] * 4 and set(two[4:-2]) == {2} and two[-1] == two[-2]
+    assert set(batches_per_row(workers=8, decoders=0)) == {1}
+    monkeypatch.setattr("pillsnap.data.stream._ROW_BYTES", 3 * 8 * 32 * 32 * 3)
+    assert max(batches_per_row(workers=1, decoders=2)) == 3
 
 
 @pytest.mark.usefixtures("ray_local")

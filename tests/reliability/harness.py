@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from pillsnap.config import Settings, load_settings
+from pillsnap.data.batches import Batch
 from pillsnap.data.loader import DeviceBatch, Loader
 from pillsnap.data.manifest import read_classes, read_manifest
 from pillsnap.data.plan import StreamPlan
@@ -134,7 +134,7 @@ class LoopRun:
     def _batches(self, position: Position) -> Iterator[DeviceBatch]:
         recipe = self.task.recipe(self.samples)
 
-        def rows() -> Iterator[dict[str, np.ndarray]]:
+        def batches() -> Iterator[Batch]:
             first = self.plan.first_slot(position.epoch, position.epoch_step) + self.rank
             for number in range(first, self.plan.num_slots, self.plan.num_workers):
                 slot = self.plan.slot(number)
@@ -142,10 +142,9 @@ class LoopRun:
                 batch = recipe.make(samples, slot, self.plan.seed, self.plan.worker_batch_size, self.source)
                 if slot.training:
                     self.trained_ids.append((slot.epoch, slot.step, [int(i) for i in slot.members]))
-                place = {"epoch": slot.epoch, "training": slot.training, "step": slot.step}
-                yield {name: np.asarray(value)[None] for name, value in (batch | place).items()}
+                yield batch | slot.place()
 
-        return Loader(rows(), torch.device("cpu"))
+        return Loader(batches(), torch.device("cpu"))
 
 
 def same_state(first: Checkpoint, second: Checkpoint) -> list[str]:

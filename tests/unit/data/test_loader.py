@@ -1,17 +1,16 @@
-"""From rows of the stream to batches on the device."""
+"""From batches of the stream to batches on the device."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-from pillsnap.data.batches import STAGES
+from pillsnap.data.batches import STAGES, Batch
 from pillsnap.data.loader import Loader
 
 
-def row(step: int) -> dict[str, np.ndarray]:
-    """One row of the stream, as Ray Data gives it: every array in a batch of one."""
-    batch = {
+def batch_of(step: int) -> Batch:
+    return {
         "image": np.full((2, 4, 4, 3), step, np.uint8),
         "label": np.array([0, 1]),
         "valid": np.array([True, False]),
@@ -22,11 +21,10 @@ def row(step: int) -> dict[str, np.ndarray]:
         "quarantine": np.array('[["a", "torn"]]'),
         "stage_s": np.arange(len(STAGES), dtype=float),
     }
-    return {name: array[None] for name, array in batch.items()}
 
 
-def test_a_batch_holds_what_its_row_says() -> None:
-    batches = list(Loader([row(0), row(1)], torch.device("cpu")))
+def test_a_device_batch_holds_what_was_made() -> None:
+    batches = list(Loader([batch_of(0), batch_of(1)], torch.device("cpu")))
     assert [(batch.epoch, batch.training, batch.step) for batch in batches] == [(1, True, 0), (1, True, 1)]
     second = batches[1]
     assert second.images.shape == (2, 4, 4, 3) and second.images.dtype == torch.uint8 and (second.images == 1).all()
@@ -37,7 +35,7 @@ def test_a_batch_holds_what_its_row_says() -> None:
 
 def test_a_batch_that_validation_fetched_can_be_trained_on() -> None:
     """On a GPU the first batch of an epoch is fetched while the epoch before is validated."""
-    loader = Loader([row(0)], torch.device("cpu"))
+    loader = Loader([batch_of(0)], torch.device("cpu"))
     with torch.inference_mode():
         batch = next(loader)
     scores = torch.zeros(2, 2, requires_grad=True)
