@@ -23,8 +23,10 @@ _HEAD = {
 @contextmanager
 def lean_head() -> Iterator[None]:
     """Let a `ray.init` within start a head that counts nothing, without the processes that serve a dashboard, ask for
-    more nodes, or bring to the console what `log_to_driver=False` keeps from it. This process leaves out actors, too.
+    more nodes, or bring to the console what `log_to_driver=False` keeps from it; its agent, without which Ray does not
+    run, listens nowhere. This process leaves out actors, too.
     """
+    from ray._private import utils
     from ray._private.node import Node
 
     os.environ[_MARK] = "1"  # the cluster's processes inherit all of it
@@ -33,9 +35,12 @@ def lean_head() -> Iterator[None]:
     unused = {name: getattr(Node, name) for name in ("start_api_server", "start_monitor", "start_log_monitor")}
     for name in unused:
         setattr(Node, name, lambda node, **options: None)
+    missing = utils.get_dashboard_dependency_error
+    utils.get_dashboard_dependency_error = lambda: ImportError("left out")  # Ray then starts the agent without servers
     try:
         yield
     finally:
+        utils.get_dashboard_dependency_error = missing
         for name, start in unused.items():
             setattr(Node, name, start)
     leave_out_actors()
