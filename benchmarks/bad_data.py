@@ -20,11 +20,14 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pyarrow as pa
+
+from pillsnap.data.batches import Batch
 
 _BOMB = """
 import sys, time
@@ -157,11 +160,11 @@ def measure_bad_photos(root: Path, num_photos: int) -> dict:
     quarantined: dict[str, str] = {}
     wrong = []
     seen = 0
-    for batch in batches_of(samples, samples.slice(0, 1), FrameRecipe(_SIDE_PX, FrameJitter(), 4, 0, 1), root, 50):
-        if not batch["training"][0]:
+    for batch in stream_batches(samples, samples.slice(0, 1), FrameRecipe(_SIDE_PX, FrameJitter(), 4, 0, 1), root, 50):
+        if not batch["training"]:
             continue
-        quarantined |= dict(json.loads(str(batch["quarantine"][0])))
-        for image, number, valid in zip(batch["image"][0], batch["index"][0], batch["valid"][0], strict=True):
+        quarantined |= dict(json.loads(str(batch["quarantine"])))
+        for image, number, valid in zip(batch["image"], batch["index"], batch["valid"], strict=True):
             seen += int(valid)
             fault = bad.get(int(number), ("", None))[1]
             error = np.abs(image.astype(int) - picture(int(number))).mean()
@@ -175,16 +178,16 @@ def measure_bad_photos(root: Path, num_photos: int) -> dict:
             "as_expected": reasons == expected}  # fmt: skip
 
 
-def batches_of(train: pa.Table, val: pa.Table, recipe: object, root: Path, batch_size: int) -> object:
-    """The rows of a training stream of one epoch."""
+def stream_batches(train: pa.Table, val: pa.Table, recipe: object, root: Path, batch_size: int) -> Iterator[Batch]:
+    """The batches of a training stream of one epoch."""
     from pillsnap.data.plan import StreamPlan
     from pillsnap.data.sources import PhotoReader
-    from pillsnap.data.stream import Stream, share_samples
+    from pillsnap.data.stream import Stream, batches_of, share_samples
 
     plan = StreamPlan(3, 1, len(train), len(val), batch_size, 1)
     reader = PhotoReader(str(root), 10**7)
     stream = Stream(plan, recipe, reader, share_samples(train), share_samples(val), 4, 0.5)  # type: ignore[arg-type]
-    return stream.dataset().iter_batches(batch_size=None, batch_format="numpy")
+    return batches_of(stream.dataset())
 
 
 def measure_archives(folder: Path, num_photos: int) -> dict:
@@ -225,13 +228,13 @@ def stream_hashes(root: Path, out: Path) -> dict[str, str]:
         ("detection", detection_samples(table), frames),
         ("classification", classification_samples(table, codes), CropRecipe(64, 0.1, CropJitter(0.1, 0.1, 180))),
     ):
-        for batch in batches_of(samples.train, samples.val, recipe, root, 16):
-            part = samples.train if batch["training"][0] else samples.val
-            target = batch["boxes" if task == "detection" else "label"][0]
-            for row in np.flatnonzero(batch["valid"][0]):
-                sample_id = part["sample_id"][int(batch["index"][0][row])].as_py()
-                content = batch["image"][0][row].tobytes() + target[row].tobytes()
-                hashes[f"{task}/{batch['training'][0]}/{sample_id}"] = hashlib.sha256(content).hexdigest()
+        for batch in stream_batches(samples.train, samples.val, recipe, root, 16):
+            part = samples.train if batch["training"] else samples.val
+            target = batch["boxes" if task == "detection" else "label"]
+            for row in np.flatnonzero(batch["valid"]):
+                sample_id = part["sample_id"][int(batch["index"][row])].as_py()
+                content = batch["image"][row].tobytes() + target[row].tobytes()
+                hashes[f"{task}/{batch['training']}/{sample_id}"] = hashlib.sha256(content).hexdigest()
     return hashes
 
 

@@ -1,4 +1,4 @@
-"""How Ray Data's scheduling loop runs a stream: in order, a batch a block, at a pace that leaves the cores to decoding.
+"""How Ray Data's scheduling loop runs a stream: in order, a row a block, at a pace that leaves the cores to decoding.
 
 It touches parts of Ray Data that are not its public interface, which is why ray is held to one minor version.
 """
@@ -27,9 +27,8 @@ def execution_options() -> Any:
     return ExecutionOptions(preserve_order=True)
 
 
-class BatchBlocks:
-    """A Ray Data context in which every row, a whole batch, is a block of its own; the caller's context comes back
-    after.
+class RowBlocks:
+    """A Ray Data context in which every row is a block of its own; the caller's context comes back after.
 
     No more than `rows_ahead` rows are made before they are asked for; None leaves that to Ray Data, which limits bytes.
     With `near`, tasks run on the nodes that it says. A task makes `rows_per_task` without waiting for Ray Data to look.

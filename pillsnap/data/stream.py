@@ -23,7 +23,7 @@ from pillsnap.data.images import BadImage
 from pillsnap.data.lean_ray import leave_out_actors
 from pillsnap.data.nearness import NearWorkers, slots_near
 from pillsnap.data.plan import Slot, StreamPlan
-from pillsnap.data.scheduling import BatchBlocks
+from pillsnap.data.scheduling import RowBlocks
 from pillsnap.data.sources import Cutter, KeyMemo, PhotoReader, Source, SplitStore, StoreSource
 from pillsnap.data.windows import EncodedWindow
 
@@ -85,9 +85,9 @@ class Stream:
         num_workers, num_short = self.plan.num_workers, 0
         rows_per_read = min(slots_per_read, num_workers)
         if self.ship_bytes:
-            blocks = BatchBlocks(rows_ahead=_ROWS_AHEAD * num_workers)
+            blocks = RowBlocks(rows_ahead=_ROWS_AHEAD * num_workers)
         else:
-            blocks = BatchBlocks(near=near, rows_per_task=rows_per_read)
+            blocks = RowBlocks(near=near, rows_per_task=rows_per_read)
             num_short = _READS_PER_DECODER * self.decoders  # whose rows are one batch: nobody waits for several
         with blocks:
             reads = reads_dataset(

@@ -17,7 +17,7 @@ from pillsnap.data.manifest import SCHEMA, class_list, write_manifest
 from pillsnap.data.plan import StreamPlan
 from pillsnap.data.samples import detection_samples
 from pillsnap.data.sources import PhotoReader
-from pillsnap.data.stream import Stream, share_samples
+from pillsnap.data.stream import Stream, batches_of, share_samples
 from pillsnap.data.synthetic.faults import FAULTS
 
 NUM_PHOTOS, SIDE_PX = 1000, 48
@@ -67,10 +67,10 @@ def test_readable_photos_come_out_right_and_exactly_the_others_are_quarantined(m
     )  # fmt: skip
     quarantined: dict[str, str] = {}
     worst: dict[str, float] = {}
-    for batch in stream.dataset().iter_batches(batch_size=None, batch_format="numpy"):
-        part = samples.train if batch["training"][0] else samples.val
-        quarantined |= dict(json.loads(str(batch["quarantine"][0])))
-        for image, number, valid in zip(batch["image"][0], batch["index"][0], batch["valid"][0], strict=True):
+    for batch in batches_of(stream.dataset()):
+        part = samples.train if batch["training"] else samples.val
+        quarantined |= dict(json.loads(str(batch["quarantine"])))
+        for image, number, valid in zip(batch["image"], batch["index"], batch["valid"], strict=True):
             if valid:
                 sample_id = part["sample_id"][int(number)].as_py()
                 worst[sample_id] = np.abs(image.astype(int) - pixels(numbers[sample_id])).mean()

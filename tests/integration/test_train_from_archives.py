@@ -17,7 +17,7 @@ from pillsnap.data.manifest import read_classes, read_manifest
 from pillsnap.data.plan import StreamPlan
 from pillsnap.data.samples import classification_samples, detection_samples
 from pillsnap.data.sources import PhotoReader
-from pillsnap.data.stream import Stream, share_samples
+from pillsnap.data.stream import Stream, batches_of, share_samples
 
 
 def zip_tree(root: Path, to: Path, compression: int) -> None:
@@ -51,9 +51,9 @@ def stream_bytes(manifest: Path, root: Path, task: str) -> dict[tuple[int, bool,
         share_samples(samples.train), share_samples(samples.val), 2, 0.5,
     )  # fmt: skip
     found = {}
-    for batch in stream.dataset().iter_batches(batch_size=None, batch_format="numpy"):
-        assert json.loads(str(batch["quarantine"][0])) == []
-        step = (int(batch["epoch"][0]), bool(batch["training"][0]), int(batch["step"][0]))
+    for batch in batches_of(stream.dataset()):
+        assert json.loads(str(batch["quarantine"])) == []
+        step = (int(batch["epoch"]), bool(batch["training"]), int(batch["step"]))
         found[step] = {
             name: values.tobytes() for name, values in batch.items() if name not in ("quarantine", "stage_s")
         }
