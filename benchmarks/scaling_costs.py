@@ -9,6 +9,7 @@ with rows of 9.6 MB, which the loop hands over without touching them.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import time
 from dataclasses import dataclass
@@ -59,8 +60,12 @@ def measure_row_s(seconds: float, size_px: int = SIZES_PX[0]) -> dict[str, float
     from pillsnap.train.session import ray_session
 
     def used_s(title: str) -> float:
-        found = [p for p in psutil.Process().children(recursive=True) if title in " ".join(p.cmdline())]
-        return sum(sum(p.cpu_times()[:2]) for p in found)
+        total_s = 0.0
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # others come and go
+                if title in " ".join(process.cmdline()):
+                    total_s += sum(process.cpu_times()[:2])
+        return total_s
 
     with ray_session():
         # Of several workers, of whom each read has one batch: so each row is one.
