@@ -102,6 +102,7 @@ class Stream:
 
     @property
     def _slots_per_read(self) -> int:
+        """Whole steps of all workers where it is more than one of each, since a worker's batches become one row."""
         num_workers = self.plan.num_workers
         if self.ship_bytes:
             return num_workers * (_STEPS_PER_READ_OF_STORE if self.train_store else 1)
@@ -157,7 +158,7 @@ def _make_batches(slots: Row, *, stream: Stream) -> Iterator[Row]:
 
 
 def _shares(numbers: range, num_workers: int) -> list[range]:
-    """The slots of each worker, in the workers' order."""
+    """The slots of each worker, in their order, where `numbers` are whole steps or a part of one."""
     return [numbers[first::num_workers] for first in range(min(num_workers, len(numbers)))]
 
 
