@@ -19,8 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 SIZES_PX = (1, 224)
-"""Of the images in rows of 64."""
-_WORKERS = 8
+_IMAGES_PER_ROW, _WORKERS = 64, 8
 
 
 def main() -> None:
@@ -30,10 +29,10 @@ def main() -> None:
     options = parser.parse_args()
     results = {}
     for size_px in SIZES_PX:
-        figures = measure_row_s(5.0 if options.quick else 30.0, size_px)
-        results[64 * size_px**2 * 3] = figures
+        row_bytes = _IMAGES_PER_ROW * size_px**2 * 3
+        results[row_bytes] = figures = measure_row_s(5.0 if options.quick else 30.0, size_px)
         print(
-            f"rows of {64 * size_px**2 * 3:,} bytes: {figures['rows_per_s']:.0f} a second, scheduling loop "
+            f"rows of {row_bytes:,} bytes: {figures['rows_per_s']:.0f} a second, scheduling loop "
             f"{figures['row_s'] * 1e3:.2f} ms of a core a row"
         )
     if options.json:
@@ -69,7 +68,7 @@ def measure_row_s(seconds: float, size_px: int = SIZES_PX[0]) -> dict[str, float
 
     with ray_session():
         # Of several workers, of whom each read has one batch: so each row is one.
-        plan = StreamPlan(0, 1_000_000, 64, 0, 64 * _WORKERS, _WORKERS)
+        plan = StreamPlan(0, 1_000_000, _IMAGES_PER_ROW, 0, _IMAGES_PER_ROW * _WORKERS, _WORKERS)
         shared = share_samples(pa.table({"sample_id": ["x"]}))
         recipe: Any = EmptyRecipe(size_px)
         stream = Stream(plan, recipe, PhotoReader(".", 1), shared, shared, _WORKERS, 0.5)

@@ -24,6 +24,7 @@ from benchmarks.loaders.data import (
     decode_crop,
 )
 from benchmarks.loaders.measure import Batches, measure
+from pillsnap.config import DataSettings
 from pillsnap.data import augment
 from pillsnap.data.allocation import keep_freed_memory
 from pillsnap.data.images import decode_image
@@ -33,8 +34,7 @@ from pillsnap.data.shipping import decode_ahead
 from pillsnap.data.sources import SplitStore
 from pillsnap.data.stream import Stream, batches_of, rows_of, share_samples, warm_up_reading
 
-DECODING_CPUS = 0.75
-DIRECT_BATCHES_PER_READ = 4
+_DATA = DataSettings()
 _EPOCHS = 10_000
 
 
@@ -91,7 +91,8 @@ def detection(data: Prepared) -> Stream:
     plan = StreamPlan(0, _EPOCHS, len(samples), 0, FRAME_BATCH, 1)
     recipe = dataclasses.replace(data.frame_recipe(), mosaic_epochs=_EPOCHS)
     shared = share_samples(samples)
-    return Stream(plan, recipe, data.reader(), shared, shared, DIRECT_BATCHES_PER_READ, DECODING_CPUS, decoders=CORES)
+    reads, cpus = _DATA.batches_per_read, _DATA.decoding_cpus
+    return Stream(plan, recipe, data.reader(), shared, shared, reads, cpus, decoders=CORES)
 
 
 def _crop_stream(data: Prepared, store: SplitStore | None, *, ship: bool) -> Stream:
@@ -100,9 +101,9 @@ def _crop_stream(data: Prepared, store: SplitStore | None, *, ship: bool) -> Str
         warm_up_reading()
     plan = StreamPlan(0, _EPOCHS, len(samples), 0, BATCH, 1)
     shared = share_samples(samples)
-    reads = 8 if store else DIRECT_BATCHES_PER_READ
+    reads = 8 if store else _DATA.batches_per_read
     return Stream(
-        plan, RECIPE, data.reader(), shared, shared, reads, DECODING_CPUS, store,
+        plan, RECIPE, data.reader(), shared, shared, reads, _DATA.decoding_cpus, store,
         ship_bytes=ship, ship_stored=False, decoders=0 if ship else CORES,
     )  # fmt: skip
 

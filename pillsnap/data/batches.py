@@ -27,8 +27,7 @@ from pillsnap.data.windows import Codec, Window, crop_window, frame_window
 
 Batch = dict[str, np.ndarray]
 Row = dict[str, np.ndarray]
-"""Batches of one worker, or what becomes some, as Ray Data hands them over: with an axis of length 1 before all others.
-"""
+"""What Ray Data hands over: batches of one worker, or what becomes some, behind a first axis of length 1."""
 STAGES = ("read", "decode", "warp")
 NO_CROP_JITTER = CropJitter()
 NO_FRAME_JITTER = FrameJitter()
@@ -175,7 +174,8 @@ def stack(batches: Sequence[Batch], images: np.ndarray) -> Row:
 
 def unstack(row: Row) -> Iterator[Batch]:
     """The batches of a stacked row, in order: views."""
-    for number in range(row["image"].shape[1]):
+    (images,) = row["image"]  # a second row would be lost
+    for number in range(len(images)):
         yield {name: value[0, number, ...] for name, value in row.items()}
 
 

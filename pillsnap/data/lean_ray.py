@@ -32,17 +32,18 @@ def lean_head() -> Iterator[None]:
     os.environ[_MARK] = "1"  # the cluster's processes inherit all of it
     for name, value in _HEAD.items():
         os.environ.setdefault(name, value)
-    unused = {name: getattr(Node, name) for name in ("start_api_server", "start_monitor", "start_log_monitor")}
-    for name in unused:
-        setattr(Node, name, lambda node, **options: None)
-    missing = utils.get_dashboard_dependency_error
-    utils.get_dashboard_dependency_error = lambda: ImportError("left out")  # Ray then starts the agent without servers
+    replaced = [
+        *((Node, name, lambda node, **_: None) for name in ("start_api_server", "start_monitor", "start_log_monitor")),
+        (utils, "get_dashboard_dependency_error", lambda: ImportError("left out")),  # the agent then has no servers
+    ]
+    originals = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
+    for owner, name, replacement in replaced:
+        setattr(owner, name, replacement)
     try:
         yield
     finally:
-        utils.get_dashboard_dependency_error = missing
-        for name, start in unused.items():
-            setattr(Node, name, start)
+        for owner, name, original in originals:
+            setattr(owner, name, original)
     leave_out_actors()
 
 

@@ -36,7 +36,7 @@ _ROWS_AHEAD = 4
 _READS_PER_DECODER = 2
 """One is made while the next waits: no core stands still until Ray Data looks again."""
 _ROW_BYTES = 2**26
-"""Of images, beyond which a row gets no second batch: handing over costs little beside making so many."""
+"""Most bytes of images in a row of several batches: handing over costs little beside making so many."""
 
 
 class Recipe(Cutter, Protocol):

@@ -26,7 +26,7 @@ from pillsnap.data.samples import classification_samples
 from pillsnap.data.sources import PhotoReader
 from pillsnap.data.windows import EncodedWindow
 from pillsnap.errors import UserError
-from tests.processes import command_line
+from tests.processes import command_line, is_running
 
 RECIPE = CropRecipe(48, 0.1, CropJitter(0.06, 0.12, 180))
 BATCH = 8
@@ -163,6 +163,6 @@ def test_they_end_when_their_worker_is_killed() -> None:
     worker.wait(10)
     worker.stdout.close()
     end_s = time.monotonic() + 30
-    while any(orphan.is_running() and orphan.status() != psutil.STATUS_ZOMBIE for orphan in orphans):
+    while any(is_running(orphan.pid) for orphan in orphans):
         assert time.monotonic() < end_s, "a process is left behind"
         time.sleep(0.05)
