@@ -8,6 +8,7 @@ import json
 import time
 import warnings
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -42,41 +43,51 @@ class DeviceBatch:
 
 
 class Loader:
-    """Iterates over device batches, one ahead of the loop where there is a GPU (pinned memory, side stream)."""
+    """Iterates over device batches. `ahead`, the default where there is a GPU: a thread makes the next one meanwhile
+    (pinned memory, side stream), so that the loop that launches a step does not copy pixels first.
+    """
 
-    def __init__(self, batches: Iterable[Batch], device: torch.device) -> None:
+    def __init__(self, batches: Iterable[Batch], device: torch.device, *, ahead: bool | None = None) -> None:
         self._batches = iter(batches)
         self._device = device
         self._copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._next: DeviceBatch | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        if ahead is None:
+            ahead = device.type == "cuda"
+        if ahead:
+            self._thread = ThreadPoolExecutor(1, "loader", initializer=self._choose_device)
+            self._next = self._thread.submit(self._load)
 
     def __iter__(self) -> Iterator[DeviceBatch]:
         return self
 
     def __next__(self) -> DeviceBatch:
         started = time.perf_counter()
-        if self._copy_stream is None:
+        if self._thread is None:
             batch = self._load()
         else:
-            batch = self._next or self._load()
-            torch.cuda.current_stream().wait_stream(self._copy_stream)
-            for tensor in (batch.images, *batch.targets.values()):
-                tensor.record_stream(torch.cuda.current_stream())
-            try:
-                self._next = self._load()
-            except StopIteration:
-                self._next = None
-                self._batches = iter(())
+            batch = self._next.result()
+            if self._copy_stream is not None:
+                torch.cuda.current_stream().wait_stream(self._copy_stream)
+                for tensor in (batch.images, *batch.targets.values()):
+                    tensor.record_stream(torch.cuda.current_stream())
+            self._next = self._thread.submit(self._load)
         batch.wait_s = time.perf_counter() - started
         return batch
+
+    def close(self) -> None:
+        """Make no further batch."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _choose_device(self) -> None:
+        if self._copy_stream is not None:  # else pinned memory would be the first GPU's affair
+            torch.cuda.set_device(self._device)
 
     def _load(self) -> DeviceBatch:
         batch = next(self._batches)
         started_s = time.perf_counter()
-        # One ahead, an epoch's first batch is loaded while the epoch before is validated, and what is made in inference
-        # mode cannot be trained on.
-        with torch.inference_mode(False):
-            tensors = {name: self._to_device(value) for name, value in batch.items() if name not in _HOST_FIELDS}
+        tensors = {name: self._to_device(value) for name, value in batch.items() if name not in _HOST_FIELDS}
         return DeviceBatch(
             epoch=int(batch["epoch"]),
             training=bool(batch["training"]),

@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,8 @@ def run_worker(config: WorkerConfig) -> None:
         else:
             batches = batches_of(shard)
         try:
-            train(job, Loader(batches, device))
+            with closing(Loader(batches, device)) as loader:
+                train(job, loader)
         except UserError as error:
             # A fault that another try would only repeat: the driver reads it from the log instead of restarting this
             # worker.

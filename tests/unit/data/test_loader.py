@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import queue
+import time
+from collections.abc import Iterator
+from contextlib import closing
+
 import numpy as np
+import pytest
 import torch
 
 from pillsnap.data.batches import STAGES, Batch
@@ -23,8 +29,11 @@ def batch_of(step: int) -> Batch:
     }
 
 
-def test_a_device_batch_holds_what_was_made() -> None:
-    batches = list(Loader([batch_of(0), batch_of(1)], torch.device("cpu")))
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_device_batch_holds_what_was_made(ahead: bool) -> None:
+    loader = Loader([batch_of(0), batch_of(1)], torch.device("cpu"), ahead=ahead)
+    batches = list(loader)
+    assert list(loader) == []
     assert [(batch.epoch, batch.training, batch.step) for batch in batches] == [(1, True, 0), (1, True, 1)]
     second = batches[1]
     assert second.images.shape == (2, 4, 4, 3) and second.images.dtype == torch.uint8 and (second.images == 1).all()
@@ -35,10 +44,68 @@ def test_a_device_batch_holds_what_was_made() -> None:
 
 def test_a_batch_that_validation_fetched_can_be_trained_on() -> None:
     """On a GPU the first batch of an epoch is fetched while the epoch before is validated."""
-    loader = Loader([batch_of(0)], torch.device("cpu"))
+    loader = Loader([batch_of(0), batch_of(1)], torch.device("cpu"), ahead=True)
     with torch.inference_mode():
-        batch = next(loader)
+        next(loader)
+    batch = next(loader)
     scores = torch.zeros(2, 2, requires_grad=True)
     torch.nn.functional.cross_entropy(scores + batch.images.float().mean(), batch.targets["label"]).backward()
     assert scores.grad is not None and scores.grad.abs().sum() > 0
     assert not any(tensor.is_inference() for tensor in (batch.images, *batch.targets.values()))
+
+
+def test_one_batch_is_made_while_the_loop_works() -> None:
+    begun: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def batches() -> Iterator[Batch]:
+        for step in range(4):
+            begun.put(step)
+            yield batch_of(step)
+
+    with closing(Loader(batches(), torch.device("cpu"), ahead=True)) as loader:
+        assert begun.get(timeout=10) == 0  # before anyone asked
+        for step in range(3):
+            assert begun.empty() and next(loader).step == step
+            assert begun.get(timeout=10) == step + 1
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_only_what_the_loop_waited_is_called_waiting(ahead: bool) -> None:
+    making_s, working_s, steps = 0.05, 0.15, 6
+
+    def batches() -> Iterator[Batch]:
+        for step in range(steps):
+            time.sleep(making_s)
+            yield batch_of(step)
+
+    waits_s = []
+    for batch in Loader(batches(), torch.device("cpu"), ahead=ahead):
+        waits_s.append(batch.wait_s)
+        time.sleep(working_s)
+    waited_s = sum(waits_s[1:])  # nothing can be done about the first
+    if ahead:
+        assert waited_s < 0.2 * making_s * (steps - 1)
+    else:
+        assert waited_s >= 0.9 * making_s * (steps - 1)
+
+
+def test_an_error_comes_after_the_batches_before_it() -> None:
+    def batches() -> Iterator[Batch]:
+        yield batch_of(0)
+        raise RuntimeError("torn")
+
+    loader = Loader(batches(), torch.device("cpu"), ahead=True)
+    assert next(loader).step == 0
+    with pytest.raises(RuntimeError, match="torn"):
+        next(loader)
+
+
+@pytest.mark.gpu
+def test_pixels_arrive_on_the_gpu_whole_and_in_order() -> None:
+    device, images = torch.device("cuda", 0), np.empty((64, 224, 224, 3), np.uint8)
+    batches = ({**batch_of(step), "image": np.full_like(images, step)} for step in range(40))
+    sums = []
+    for batch in Loader(batches, device):
+        assert batch.images.device == device and batch.targets["label"].device == device
+        sums.append(batch.images.sum(dtype=torch.int64))  # read later: the next ones are copied meanwhile
+    assert [int(total) for total in sums] == [step * images.size for step in range(40)]
