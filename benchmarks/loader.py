@@ -3,8 +3,9 @@
     python -m benchmarks.loader [--quick] [--rounds N] [--only NAME ...] [--folder DIR] [--json FILE]
 
 Photos of 976 x 1280 pixels become shuffled uint8 batches of 224 px crops (and 640 px mosaics) on all cores. Each loader
-runs in a process of its own, in turn, round after round; figures are medians. The limit is as many processes as cores
-that read, decode and warp, and hand nothing over. Peers that are not installed are named and left out:
+runs in a process of its own, in turn, round after round; figures are medians. CPU is the processor time of all its
+processes in the steady state. The limit is as many processes as cores that read, decode and warp, and hand nothing
+over. Peers that are not installed are named and left out:
 pip install webdataset litdata mosaicml-streaming spdl nvidia-dali-cuda130.
 """
 
@@ -22,6 +23,8 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 TABLES = {
     "crops of 224 px straight from the PNG photos": (
@@ -101,7 +104,7 @@ def run_contender(name: str, folder: Path, seconds: float, gap: bool) -> dict[st
 
     data = Prepared(folder)
     if name.startswith("limit"):
-        return {"images_per_s": ours.limit(data, seconds, stored=name == "limit_crops")}
+        return ours.limit(data, seconds, stored=name == "limit_crops")
     if name not in OURS:
         started_s = time.time()
         batches = ours.mock(data) if name == "mock" else getattr(peers, name)(data)
@@ -129,7 +132,7 @@ def run_all(
 
 
 def run_watched(command: list[str]) -> dict[str, Any]:
-    """A contender's figures, with the processor time and the peak memory of its whole process tree."""
+    """A contender's figures, with the processor time an image and the peak memory of its whole process tree."""
     with tempfile.TemporaryFile("w+") as errors:
         # Ray lowers its workers' priority: beside other loaders' processes they would be the first to wait.
         environment = os.environ | {"RAY_worker_niceness": "0"}
@@ -140,7 +143,7 @@ def run_watched(command: list[str]) -> dict[str, Any]:
         if figures is None:
             errors.seek(0)
             return {"error": (errors.read().strip().splitlines() or ["no output"])[-1][:300]}
-    return figures | watch.figures()
+    return figures | watch.figures(figures)
 
 
 class _Watch(threading.Thread):
@@ -148,7 +151,10 @@ class _Watch(threading.Thread):
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
-        self._pid, self._peak, self._cpu_s, self._ended = pid, 0, {}, threading.Event()
+        self._pid, self._peak, self._ended = pid, 0, threading.Event()
+        self._cpu_s: dict[int, float] = {}
+        self._readings: list[tuple[float, float]] = []
+        """(unix time, processor seconds so far)"""
         self.start()
 
     def run(self) -> None:
@@ -169,10 +175,15 @@ class _Watch(threading.Thread):
                 own += memory.rss - memory.shared
                 self._cpu_s[member.pid] = times.user + times.system
             self._peak = max(self._peak, own)
+            self._readings.append((time.time(), sum(self._cpu_s.values())))
 
-    def figures(self) -> dict[str, float]:
+    def figures(self, steady: dict[str, float]) -> dict[str, float]:
         self._ended.set()
-        return {"peak_bytes": self._peak, "cpu_s": sum(self._cpu_s.values())}
+        times, totals = zip(*self._readings, strict=True)
+        begin_s, end_s = steady["steady_from_s"], steady["steady_to_s"]
+        used_s = np.diff(np.interp([begin_s, end_s], times, totals)).item()
+        cores = used_s / (end_s - begin_s)
+        return {"peak_bytes": self._peak, "cores": cores, "cpu_ms_per_image": 1000 * cores / steady["images_per_s"]}
 
 
 def print_tables(results: dict[str, list[dict[str, float]]], names: list[str], folder: Path) -> None:
@@ -182,7 +193,10 @@ def print_tables(results: dict[str, list[dict[str, float]]], names: list[str], f
         shown = [name for name in group if name in names]
         if not shown:
             continue
-        print(f"\n{title}\n{'':20}{'img/s':>8}{'of limit':>10}{'first batch':>13}{'epoch gap':>11}{'memory':>9}")
+        print(f"\n{title}")
+        print(
+            f"{'':20}{'img/s':>8}{'of limit':>10}{'first batch':>13}{'epoch gap':>11}{'CPU an image':>14}{'memory':>9}"
+        )
         limits = [
             median(results[name], "images_per_s") for name in shown if name.startswith("limit") and name in results
         ]
@@ -196,10 +210,10 @@ def print_tables(results: dict[str, list[dict[str, float]]], names: list[str], f
                 continue
             ratio = f"{rate / limits[0]:.3f}" if limits and limits[0] else ""
             first, gap = median(results[name], "first_batch_s"), median(results[name], "epoch_gap_s")
-            peak = median(results[name], "peak_bytes") or 0
+            cpu_ms, peak = median(results[name], "cpu_ms_per_image") or 0, median(results[name], "peak_bytes") or 0
             print(
                 f"{name:20}{rate:>8.0f}{ratio:>10}{'' if first is None else f'{first:.2f} s':>13}"
-                f"{'' if gap is None else f'{gap:.3f} s':>11}{peak / 2**30:>7.2f} G"
+                f"{'' if gap is None else f'{gap:.3f} s':>11}{f'{cpu_ms:.3f} ms':>14}{peak / 2**30:>7.2f} G"
             )
     sizes = {
         "photos": "photos",

@@ -15,8 +15,8 @@ MOST_GAPS, LONGEST_GAP_SEARCH_S = 3, 12.0
 
 
 def measure(batches: Batches, started_s: float, seconds: float, gap: bool) -> dict[str, float]:
-    """Images a second over `seconds` after a warm-up, seconds to the first batch since the unix time `started_s`, and
-    if asked the gap between epochs.
+    """Images a second over `seconds` after a warm-up and the unix times between which that was, seconds to the first
+    batch since the unix time `started_s`, and if asked the gap between epochs.
 
     The gap is what a training loop that takes images at `PACE` of that rate waits at an epoch's first step beyond what
     it waits at its other steps, in seconds; NaN where no epoch began.
@@ -27,14 +27,19 @@ def measure(batches: Batches, started_s: float, seconds: float, gap: bool) -> di
     while time.perf_counter() - begin < WARM_UP_S:
         next(batches)
     images = steps = 0
+    begin_s = time.time()
     begin = time.perf_counter()
     while time.perf_counter() - begin < seconds:
         epoch, batch = next(batches)
         batch[0, 0, 0]  # the first bytes are there
         images, steps = images + len(batch), steps + 1
     took_s = time.perf_counter() - begin
+    end_s = time.time()
     gap_s = _epoch_gap(batches, epoch, took_s / steps / PACE) if gap else float("nan")
-    return {"images_per_s": images / took_s, "first_batch_s": first_batch_s, "epoch_gap_s": gap_s}
+    return {
+        "images_per_s": images / took_s, "steady_from_s": begin_s, "steady_to_s": end_s,
+        "first_batch_s": first_batch_s, "epoch_gap_s": gap_s,
+    }  # fmt: skip
 
 
 def _epoch_gap(batches: Batches, epoch: int, step_s: float) -> float:

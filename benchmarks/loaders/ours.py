@@ -38,14 +38,17 @@ _DATA = DataSettings()
 _EPOCHS = 10_000
 
 
-def limit(data: Prepared, seconds: float, *, stored: bool) -> float:
-    """Images a second of as many processes as cores that read, decode and warp, and hand nothing over."""
+def limit(data: Prepared, seconds: float, *, stored: bool) -> dict[str, float]:
+    """Images a second of as many processes as cores that read, decode and warp, and hand nothing over, and the unix
+    times between which all did.
+    """
     with multiprocessing.get_context("spawn").Pool(CORES) as pool:
         arguments = [(str(data.folder), part, seconds, stored) for part in range(CORES)]
-        return sum(pool.starmap(_limit_process, arguments))
+        rates, begun_s, ended_s = zip(*pool.starmap(_limit_process, arguments), strict=True)
+    return {"images_per_s": sum(rates), "steady_from_s": max(begun_s), "steady_to_s": min(ended_s)}
 
 
-def _limit_process(folder: str, part: int, seconds: float, stored: bool) -> float:
+def _limit_process(folder: str, part: int, seconds: float, stored: bool) -> tuple[float, float, float]:
     cv2.setNumThreads(1)
     keep_freed_memory()
     data = Prepared(Path(folder))
@@ -62,7 +65,8 @@ def _limit_process(folder: str, part: int, seconds: float, stored: bool) -> floa
         if done == 40:  # after the imports and the first pages
             warm_s = time.perf_counter()
         if done > 40 and time.perf_counter() - started > seconds:
-            return (done - 40) / (time.perf_counter() - warm_s)
+            took_s, now_s = time.perf_counter() - warm_s, time.time()
+            return (done - 40) / took_s, now_s - took_s, now_s
     raise AssertionError
 
 
