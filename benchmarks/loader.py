@@ -132,7 +132,9 @@ def run_all(
 
 
 def run_watched(command: list[str]) -> dict[str, Any]:
-    """A contender's figures, with the processor time an image and the peak memory of its whole process tree."""
+    """The figures that a command prints, `steady_from_s` and `steady_to_s` among them, with the processor time an image
+    between these, and the peak memory, of its whole process tree.
+    """
     with tempfile.TemporaryFile("w+") as errors:
         # Ray lowers its workers' priority: beside other loaders' processes they would be the first to wait.
         environment = os.environ | {"RAY_worker_niceness": "0"}

@@ -72,6 +72,7 @@ def write_photos(folder: Path) -> None:
 
 def one_pass(folder: Path, num_rows: int) -> dict[str, float]:
     """Every row of one epoch, of a training planned for eighteen; Ray is up when the clock starts."""
+    from pillsnap.config import DataSettings
     from pillsnap.data.allocation import return_freed_memory
     from pillsnap.data.augment import CropJitter
     from pillsnap.data.batches import CropRecipe
@@ -83,11 +84,11 @@ def one_pass(folder: Path, num_rows: int) -> dict[str, float]:
     with ray_session():
         started_s = time.time()
         samples = make_samples(num_rows)
-        plan = StreamPlan(0, EPOCHS_PLANNED, num_rows, 0, BATCH, 1)
+        plan, settings = StreamPlan(0, EPOCHS_PLANNED, num_rows, 0, BATCH, 1), DataSettings()
         shared = share_samples(samples)
         stream = Stream(
-            plan, CropRecipe(CROP_PX, 0.1, CropJitter()), PhotoReader(str(folder), 10**6), shared, shared, 2, 0.5,
-            decoders=os.cpu_count() or 1,
+            plan, CropRecipe(CROP_PX, 0.1, CropJitter()), PhotoReader(str(folder), 10**6), shared, shared,
+            settings.batches_per_read, settings.decoding_cpus, decoders=os.cpu_count() or 1,
         )  # fmt: skip
         del samples
         return_freed_memory()  # as a training does
@@ -103,9 +104,12 @@ def one_pass(folder: Path, num_rows: int) -> dict[str, float]:
                 store_bytes = max(store_bytes, _store_bytes())
         assert (seen == 1).all(), "a row was lost or doubled"
         assert first_s is not None
+        ended_s = time.time()
         return {
             "first_batch_s": first_s - started_s,
-            "images_per_s": num_rows / (time.time() - first_s),
+            "images_per_s": num_rows / (ended_s - first_s),
+            "steady_from_s": first_s,
+            "steady_to_s": ended_s,
             "store_bytes": float(store_bytes),
             "spilled_bytes": _spilled_bytes(),
         }

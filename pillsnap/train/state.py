@@ -72,7 +72,7 @@ class TrainingState:
         self.best = float("-inf")
         self.notes: list[str] = []
         """What a user should know of how training was set up."""
-        if train.compile == "on" or (train.compile == "auto" and device.type == "cuda"):
+        if wants_compiling(train, device):
             problem = compile_problem(device)
             if problem is None:
                 torch._dynamo.config.suppress_errors = (
@@ -185,6 +185,11 @@ def prefer_speed() -> None:
     """Let a GPU compute in TF32, and find the fastest convolutions by trying. It does nothing without one."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
+
+
+def wants_compiling(train: TrainSettings, device: torch.device) -> bool:
+    """Whether models are compiled if that works here; with `auto`, on a GPU."""
+    return train.compile == "on" or (train.compile == "auto" and device.type == "cuda")
 
 
 def compile_problem(device: torch.device) -> str | None:
