@@ -8,6 +8,7 @@ the same rows again.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +21,7 @@ from pillsnap.data import shipping
 from pillsnap.data.allocation import keep_freed_memory
 from pillsnap.data.batches import Batch, Row, as_row, stack, unstack
 from pillsnap.data.images import BadImage
-from pillsnap.data.lean_ray import leave_out_actors
+from pillsnap.data.lean_ray import is_lean, leave_out_actors
 from pillsnap.data.nearness import NearWorkers, slots_near
 from pillsnap.data.plan import Slot, StreamPlan
 from pillsnap.data.scheduling import RowBlocks
@@ -75,6 +76,7 @@ class Stream:
         `nodes` are Ray's ids of the workers' nodes, by rank: with several, tasks run near the worker they work for.
         """
         from ray.data import ActorPoolStrategy
+        from ray.util.annotations import RayDeprecationWarning
 
         from pillsnap.data.reads import reads_dataset
 
@@ -96,7 +98,11 @@ class Stream:
             options = {"batch_size": None, "zero_copy_batch": True, "num_cpus": self.decoding_cpus}
             if self.decoders and near is None:
                 pool = ActorPoolStrategy(size=self.decoders, max_tasks_in_flight_per_actor=_READS_PER_DECODER)
-                return reads.map_batches(_Decoder, fn_constructor_args=(self,), compute=pool, **options)
+                options["allow_out_of_order_execution"] = False  # else the first read may be made after the second
+                with warnings.catch_warnings():
+                    # Ray has no other name for this option yet.
+                    warnings.simplefilter("ignore", RayDeprecationWarning)
+                    return reads.map_batches(_Decoder, fn_constructor_args=(self,), compute=pool, **options)
             concurrency = None if self.decoding_cpus else self.plan.num_workers
             return reads.map_batches(_make_batches, fn_kwargs={"stream": self}, concurrency=concurrency, **options)
 
@@ -228,9 +234,11 @@ def batches_of(share: ray.data.DataIterator | ray.data.Dataset) -> Iterator[Batc
 
 
 def rows_of(share: ray.data.DataIterator | ray.data.Dataset) -> Iterable[Row]:
-    """The rows of a worker's share of a stream, or of all of it, two fetched ahead."""
+    """The rows of a worker's share of a stream, or of all of it, two fetched ahead where they may be on other nodes."""
     leave_out_actors()
-    return share.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
+    # Where nothing has to be fetched, that would keep the first row until two more are made.
+    num_ahead = 0 if is_lean() else 2
+    return share.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=num_ahead)
 
 
 def share_samples(samples: pa.Table) -> ray.ObjectRef:

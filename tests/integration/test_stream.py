@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,6 @@ class Consumer:
     """Reads one worker's share, slowly if asked."""
 
     def read(self, shard: ray.data.DataIterator, pause_s: float) -> list[tuple[Step, list[int], int]]:
-        import time
-
         rows = []
         for batch in batches_of(shard):
             step = (int(batch["epoch"]), bool(batch["training"]), int(batch["step"]))
@@ -62,6 +61,21 @@ class DyingRecipe(CropRecipe):
         if (slot.epoch, slot.step) == (1, 1) and not os.path.exists(self.marker):
             Path(self.marker).touch()
             os._exit(1)
+        return super().make(samples, slot, seed, capacity, source)
+
+
+@dataclass(frozen=True)
+class HeldRecipe(CropRecipe):
+    """Makes its first batch, and others when there is a file."""
+
+    gate: str = ""
+
+    def make(self, samples: pa.Table, slot: Slot, seed: int, capacity: int, source: Source) -> Batch:
+        asked_s = time.monotonic()
+        while slot.step and not os.path.exists(self.gate):
+            if time.monotonic() - asked_s > 30:
+                raise TimeoutError("nobody had the first batch")
+            time.sleep(0.02)
         return super().make(samples, slot, seed, capacity, source)
 
 
@@ -129,6 +143,16 @@ def test_what_a_process_was_making_when_it_died_is_made_again_in_its_place(
     rows = read_stream(samples, toy_tree, 2, epochs=2, recipe=recipe, decoders=decoders)
     assert marker.exists()
     assert rows == read_stream(samples, toy_tree, 2, epochs=2)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_the_first_batch_waits_for_no_other(samples: tuple[pa.Table, pa.Table], toy_tree: Path, tmp_path: Path) -> None:
+    plan = StreamPlan(11, 1, len(samples[0]), 0, 8, 1)
+    recipe = HeldRecipe(RECIPE.size_px, RECIPE.margin, RECIPE.jitter, gate=str(tmp_path / "gate"))
+    batches = batches_of(make_stream(samples, toy_tree, plan, recipe, decoders=1).dataset())
+    assert next(batches)["step"] == 0
+    (tmp_path / "gate").touch()
+    assert [int(batch["step"]) for batch in batches] == list(range(1, plan.num_slots))
 
 
 @pytest.mark.usefixtures("ray_local")
