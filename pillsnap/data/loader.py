@@ -44,7 +44,8 @@ class DeviceBatch:
 
 class Loader:
     """Iterates over device batches. `ahead`, the default where there is a GPU: a thread makes the next one meanwhile
-    (pinned memory, side stream), so that the loop that launches a step does not copy pixels first.
+    (pinned memory, side stream), so that the loop that launches a step does not copy pixels first. Nor is that thread
+    in the inference mode in which the loop validates while an epoch's first batch is made.
     """
 
     def __init__(self, batches: Iterable[Batch], device: torch.device, *, ahead: bool | None = None) -> None:
