@@ -184,8 +184,8 @@ class _Watch(threading.Thread):
         times, totals = zip(*self._readings, strict=True)
         begin_s, end_s = steady["steady_from_s"], steady["steady_to_s"]
         used_s = np.diff(np.interp([begin_s, end_s], times, totals)).item()
-        cores = used_s / (end_s - begin_s)
-        return {"peak_bytes": self._peak, "cores": cores, "cpu_ms_per_image": 1000 * cores / steady["images_per_s"]}
+        images = steady["images_per_s"] * (end_s - begin_s)
+        return {"peak_bytes": self._peak, "cpu_ms_per_image": 1000 * used_s / images}
 
 
 def print_tables(results: dict[str, list[dict[str, float]]], names: list[str], folder: Path) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import torch
 
 from pillsnap.config import Settings
 from pillsnap.data.loader import DeviceBatch
-from pillsnap.train.measure import this_device
+from pillsnap.train.measure import median_step, this_device
 from pillsnap.train.state import autocast, wants_compiling
 
 
@@ -49,7 +47,7 @@ def timm_step(settings: Settings, batch: DeviceBatch, num_classes: int, seconds:
 
     for _ in range(2):
         step()
-    return len(batch.images) / _median_step(step, device, seconds)
+    return len(batch.images) / median_step(step, device, seconds)
 
 
 def ultralytics_step(settings: Settings, folder: Path, steps: int) -> float:
@@ -127,16 +125,3 @@ def _yolo_folder(folder: Path, num_photos: int) -> Path:
     path = folder / "data.yaml"
     path.write_text(f"path: {folder}\ntrain: images/train\nval: images/train\nnames: [pill]\n")
     return path
-
-
-def _median_step(step: Callable[[], None], device: torch.device, seconds: float) -> float:
-    durations: list[float] = []
-    begun = time.perf_counter()
-    while len(durations) < 2 or time.perf_counter() - begun < seconds:
-        started = time.perf_counter()
-        for _ in range(5 if device.type == "cuda" else 1):
-            step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        durations.append((time.perf_counter() - started) / (5 if device.type == "cuda" else 1))
-    return statistics.median(durations)

@@ -84,14 +84,14 @@ def measure_steps(
         state.step(batch, task.settings.lr, batch_size, 0)
 
     first_step_s = _timed(step, device)
-    train_s = _median_step(step, device, seconds)
+    train_s = median_step(step, device, seconds)
 
     def validate() -> None:
         with torch.inference_mode(), state.evaluating():
             task.validate(state.ema.module, batch)
 
     _timed(validate, device)
-    val_s = _median_step(validate, device, seconds / 2)
+    val_s = median_step(validate, device, seconds / 2)
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     return StepRates(batch_size / train_s, batch_size / val_s, peak, first_step_s)
 
@@ -108,7 +108,7 @@ def measure_loader(stream: Stream, seconds: float) -> float:
     return samples / (time.perf_counter() - started)
 
 
-def _median_step(step: Callable[[], None], device: torch.device, seconds: float) -> float:
+def median_step(step: Callable[[], None], device: torch.device, seconds: float) -> float:
     """Seconds of one step. On a GPU several are launched before it is waited for, as training does."""
     together = _STEPS_TOGETHER if device.type == "cuda" else 1
 
