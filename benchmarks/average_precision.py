@@ -57,9 +57,9 @@ def compare(run: Path, split: str = "val") -> dict[str, Any]:
     """Our figures of a judged run's detections, and pycocotools'."""
     import pyarrow.parquet as pq
 
-    from pillsnap.data.manifest import read_manifest
-    from pillsnap.evaluate.boxes import read_boxes, read_photos
-    from pillsnap.evaluate.metrics import detection_metrics
+    from pillsnap.manifest.table import read_manifest
+    from pillsnap.metrics.boxes import read_boxes, read_photos
+    from pillsnap.metrics.detection import detection_metrics
 
     manifest = read_manifest(run / "manifest.parquet")
     detections = pq.read_table(run / "predictions" / "detections.parquet")
@@ -84,7 +84,7 @@ def compare(run: Path, split: str = "val") -> dict[str, Any]:
 
 def train(run: Path, data: Path | None, epochs: int) -> None:
     """A run of detection alone, by the commands that a user would give; it is judged whatever its targets."""
-    pillsnap = [sys.executable, "-m", "pillsnap.cli"]
+    pillsnap = [sys.executable, "-m", "pillsnap.cli.main"]
     if data is None:
         data = run / "photos"
         counts = ("--classes", 6, "--singles", 24, "--combinations", 24, "--frame", "244x320")

@@ -27,7 +27,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from pillsnap.data.batches import Batch
+from pillsnap.data.recipes import Batch
 
 _BOMB = """
 import sys, time
@@ -83,8 +83,8 @@ def main() -> None:
 
 def measure_csv(source: Path, out: Path) -> dict:
     """Import foreign CSV files and compare each row's codes with those in its file name."""
-    from pillsnap.data.csv_import import import_csv
-    from pillsnap.data.manifest import read_manifest
+    from pillsnap.manifest.import_csv import import_csv
+    from pillsnap.manifest.table import read_manifest
 
     expected = {}
     for path in sorted(source.glob("*.csv")):
@@ -101,7 +101,7 @@ def measure_csv(source: Path, out: Path) -> dict:
 
 def measure_bombs(folder: Path) -> dict:
     """Seconds and bytes in which bombs are refused, each in a process of its own."""
-    from pillsnap.data.synthetic.faults import png_header
+    from pillsnap.synthetic.faults import png_header
 
     zeros = zipfile.ZipFile(folder / "bomb.zip", "w", zipfile.ZIP_DEFLATED)
     with zeros, zeros.open("K.png", "w") as member:
@@ -114,7 +114,7 @@ def measure_bombs(folder: Path) -> dict:
     (folder / "wide.png").write_bytes(png_header(13_000, 13_000) + bytes(20_000))
     with (folder / "huge.png").open("wb") as file:
         file.truncate(1 << 40)
-    from pillsnap.data.archives import locate, read_directory, to_location
+    from pillsnap.photos.archives import locate, read_directory, to_location
 
     (place,) = locate(str(folder), "bomb.zip", list(read_directory(folder / "bomb.zip")))
     figures = {}
@@ -143,8 +143,8 @@ def picture(number: int) -> np.ndarray:
 def measure_bad_photos(root: Path, num_photos: int) -> dict:
     """Ten bad photos among good ones through the training stream: what was quarantined, and were the others right."""
     from pillsnap.data.augment import FrameJitter
-    from pillsnap.data.batches import FrameRecipe
-    from pillsnap.data.synthetic.faults import FAULTS
+    from pillsnap.data.recipes import FrameRecipe
+    from pillsnap.synthetic.faults import FAULTS
 
     root.mkdir()
     bad = dict(zip(range(5, num_photos, num_photos // len(FAULTS)), FAULTS.items(), strict=True))
@@ -181,8 +181,8 @@ def measure_bad_photos(root: Path, num_photos: int) -> dict:
 def stream_batches(train: pa.Table, val: pa.Table, recipe: object, root: Path, batch_size: int) -> Iterator[Batch]:
     """The batches of a training stream of one epoch."""
     from pillsnap.data.plan import StreamPlan
-    from pillsnap.data.sources import PhotoReader
     from pillsnap.data.stream import Stream, batches_of, share_samples
+    from pillsnap.photos.reader import PhotoReader
 
     plan = StreamPlan(3, 1, len(train), len(val), batch_size, 1)
     reader = PhotoReader(str(root), 10**7)
@@ -192,7 +192,7 @@ def stream_batches(train: pa.Table, val: pa.Table, recipe: object, root: Path, b
 
 def measure_archives(folder: Path, num_photos: int) -> dict:
     """Every sample of one epoch of both tasks, from a tree, from stored and from deflated archives."""
-    from pillsnap.data.synthetic import generate
+    from pillsnap.synthetic import generate
 
     tree = folder / "tree"
     generate(tree, num_classes=6, num_singles=num_photos, num_combinations=num_photos // 5, frame=(244, 320), seed=7)
@@ -215,10 +215,10 @@ def measure_archives(folder: Path, num_photos: int) -> dict:
 def stream_hashes(root: Path, out: Path) -> dict[str, str]:
     """Hash of each augmented image with its boxes or label, by task, side and sample id."""
     from pillsnap.data.augment import CropJitter, FrameJitter
-    from pillsnap.data.batches import CropRecipe, FrameRecipe
-    from pillsnap.data.build import build_manifest
-    from pillsnap.data.manifest import read_classes, read_manifest
+    from pillsnap.data.recipes import CropRecipe, FrameRecipe
     from pillsnap.data.samples import classification_samples, detection_samples
+    from pillsnap.manifest.build import build_manifest
+    from pillsnap.manifest.table import read_classes, read_manifest
 
     table = read_manifest(build_manifest(root, out, num_photos=None, num_classes=None).path)
     codes = [info.code for info in read_classes(out)]

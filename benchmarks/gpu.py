@@ -41,12 +41,14 @@ import torch
 
 from benchmarks.steps.peers import timm_step, ultralytics_step
 from pillsnap.config import Settings, load_settings
-from pillsnap.train.measure import StepRates, measure_steps, mock_batch, this_device
-from pillsnap.train.memory import MicroBatches
-from pillsnap.train.peers import Peers
-from pillsnap.train.readings import Readings
-from pillsnap.train.state import TrainingState, prefer_speed
-from pillsnap.train.tasks import Task, make_task
+from pillsnap.models.precision import prefer_speed
+from pillsnap.planner.measure import StepRates, measure_steps, mock_batch, this_device
+from pillsnap.tasks.base import Task
+from pillsnap.tasks.registry import make_task
+from pillsnap.train.collectives import Peers
+from pillsnap.train.device_readback import Readings
+from pillsnap.train.microbatch import MicroBatches
+from pillsnap.train.state import TrainingState
 
 TASKS = ("classification", "detection")
 PARTS = (*(f"{kind}-{task}" for task in TASKS for kind in ("waits", "step", "store", "photos")), "plan")
@@ -190,9 +192,9 @@ def write_run(root: Path, run: Path, num_rows: int, size: Size) -> None:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from pillsnap.data.build import build_manifest
-    from pillsnap.data.manifest import class_list, read_manifest, write_manifest
-    from pillsnap.data.synthetic import generate
+    from pillsnap.manifest.build import build_manifest
+    from pillsnap.manifest.table import class_list, read_manifest, write_manifest
+    from pillsnap.synthetic import generate
 
     if not root.exists():
         generate(root, num_classes=size.num_classes, num_singles=size.num_photos, num_combinations=0, frame=size.frame)
@@ -208,7 +210,7 @@ def write_run(root: Path, run: Path, num_rows: int, size: Size) -> None:
 
 
 def pillsnap(command: str, root: Path, run: Path, changed: dict[str, Any]) -> None:
-    line = [sys.executable, "-m", "pillsnap.cli", command, "--preset", "stage3", "--run", str(run)]
+    line = [sys.executable, "-m", "pillsnap.cli.main", command, "--preset", "stage3", "--run", str(run)]
     for key, value in changed.items():
         line += ["--set", f"{key}={value}"]
     started_s = time.perf_counter()
@@ -220,9 +222,9 @@ def pillsnap(command: str, root: Path, run: Path, changed: dict[str, Any]) -> No
 
 
 def plan_part(settings: Settings, size: Size) -> dict[str, Any]:
-    from pillsnap.train.plan_report import plan_lines
-    from pillsnap.train.planner import make_plan
-    from pillsnap.train.session import ray_session
+    from pillsnap.cluster.session import ray_session
+    from pillsnap.planner.estimate import make_plan
+    from pillsnap.planner.report import plan_lines
 
     prefer_speed()
     with ray_session():

@@ -89,7 +89,7 @@ def train(folder: Path, quick: bool) -> dict[str, Any]:
 def pillsnap(*arguments: str) -> None:
     # Ray gives its workers the lowest priority; on a machine that has other work they would wait for all of it.
     environment = {"RAY_worker_niceness": "0"} | os.environ
-    done = subprocess.run([sys.executable, "-m", "pillsnap.cli", *arguments], env=environment)
+    done = subprocess.run([sys.executable, "-m", "pillsnap.cli.main", *arguments], env=environment)
     if done.returncode > 1:  # 1 is a verdict, not a fault
         raise SystemExit(done.returncode)
 
@@ -128,7 +128,7 @@ def unread_limit(classes: int) -> float:
     """Share of pills named right by one who knows a pill's shape, colours and size, and guesses among those that share
     them.
     """
-    from pillsnap.data.synthetic.catalog import build_catalog
+    from pillsnap.synthetic.catalog import build_catalog
 
     return len({pill.look for pill in build_catalog(42, classes, "shared")}) / classes
 

@@ -34,8 +34,8 @@ def random_run(folder: Path, settings: Settings, codes: list[str], photos: list[
     """Checkpoints of random weights, and the settings whose threshold lets several boxes a photo pass."""
     from pillsnap.data.augment import letterbox
     from pillsnap.evaluate.two_stage import TwoStage
-    from pillsnap.train.checkpoint import Position, save_checkpoint
-    from pillsnap.train.tasks import make_task
+    from pillsnap.runs.checkpoint import Position, save_checkpoint
+    from pillsnap.tasks.registry import make_task
 
     frames = np.stack([letterbox(photo, settings.detection.image_size_px) for photo in photos])
     unweighted = {name: getattr(settings, name).model_copy(update={"weights": "random"}) for name in settings.tasks}
@@ -76,7 +76,7 @@ def peer(
     from PIL import Image
     from ultralytics import YOLO
 
-    from pillsnap.train.best import load_best
+    from pillsnap.tasks.best_model import load_best
 
     files = {name: folder / f"{name}.pt" for name in settings.tasks}
     for name, path in files.items():
@@ -119,8 +119,8 @@ def ours(run: Path, settings: Settings, codes: list[str], most: int) -> Callable
     """What the actor of `pillsnap predict` does, with its Ray Data tasks' decoding done ahead of it in a thread."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from pillsnap.data.sources import PhotoReader
     from pillsnap.evaluate.two_stage import TwoStage
+    from pillsnap.photos.reader import PhotoReader
 
     models = TwoStage(run, settings, codes)
     reader = PhotoReader("/", settings.data.max_pixels)
@@ -154,10 +154,10 @@ def main() -> None:
     if options.quick:
         options.num_photos, options.rounds = 8, 1
     os.environ.setdefault("YOLO_OFFLINE", "1")
-    from pillsnap.data.images import decode_image
     from pillsnap.evaluate.predict import list_photos
     from pillsnap.models.detector import MAX_DETECTIONS
-    from pillsnap.train.run_directory import load_run
+    from pillsnap.photos.decode import decode_image
+    from pillsnap.runs.directory import load_run
 
     with tempfile.TemporaryDirectory(prefix="pillsnap-bench-") as temporary:
         folder = Path(temporary)
@@ -209,7 +209,7 @@ def main() -> None:
 
 def generated(folder: Path, num_photos: int) -> Path:
     """Combination photos at AI Hub's size."""
-    from pillsnap.data.synthetic import generate
+    from pillsnap.synthetic import generate
 
     generate(folder, num_classes=12, num_singles=0, num_combinations=num_photos)
     return folder

@@ -90,7 +90,7 @@ def prepare_data(folder: Path, num_photos: int) -> None:
     import ray
 
     from benchmarks.loaders.data import prepare
-    from pillsnap.train.session import ray_session
+    from pillsnap.cluster.session import ray_session
 
     with ray_session():
         prepare(folder, num_photos)
@@ -109,7 +109,7 @@ def run_contender(name: str, folder: Path, seconds: float, gap: bool) -> dict[st
         started_s = time.time()
         batches = ours.mock(data) if name == "mock" else getattr(peers, name)(data)
         return measure.measure(batches, started_s, seconds, gap)
-    from pillsnap.train.session import ray_session
+    from pillsnap.cluster.session import ray_session
 
     with ray_session():
         return ours.measure_stream(getattr(ours, name)(data), seconds, gap)

@@ -40,7 +40,7 @@ from pathlib import Path
 
 if __name__ == "__main__":
     from pillsnap.data import rows
-    from pillsnap.data.build import build_manifest
+    from pillsnap.manifest.build import build_manifest
 
     root, out, photos, classes, workers, reader = sys.argv[1:]
     spent = []
@@ -130,7 +130,7 @@ def model_growth(name: str, sizes: list[dict], at_stage_3: float | None) -> dict
 
 def measure_scan(root: Path) -> dict:
     """Median of three, scan and find in turn, after a first round that warms the file system's cache."""
-    from pillsnap.data.scan import scan
+    from pillsnap.manifest.scan import scan
 
     times: dict[str, list[float]] = {"scan": [], "find": []}
     cpu: dict[str, list[float]] = {"scan": [], "find": []}
@@ -223,8 +223,8 @@ def watch(process: subprocess.Popen) -> tuple[int, float]:
 
 def bare_label_loop(root: Path, out: Path) -> float:
     """Seconds to open and parse the labels of the manifest's photos, with nothing else, in one process."""
-    from pillsnap.data.aihub import label_paths
-    from pillsnap.data.manifest import read_manifest
+    from pillsnap.manifest.aihub import label_paths
+    from pillsnap.manifest.table import read_manifest
 
     paths = []
     for photo in read_manifest(out)["image_path"].to_pylist():
@@ -241,8 +241,8 @@ def bare_label_loop(root: Path, out: Path) -> float:
 
 def measure_validate(root: Path, out: Path) -> dict:
     """Audit without decoding, against a loop that opens each photo and reads its first 4 KiB."""
-    from pillsnap.data.audit import audit
-    from pillsnap.data.manifest import read_manifest
+    from pillsnap.manifest.audit.audit import audit
+    from pillsnap.manifest.table import read_manifest
 
     paths = read_manifest(out)["image_path"].to_pylist()
 

@@ -68,8 +68,8 @@ def main() -> None:
 
 def prepare(folder: Path, num_photos: int) -> None:
     """Photographs and their manifest."""
-    from pillsnap.data.build import build_manifest
-    from pillsnap.data.synthetic import generate
+    from pillsnap.manifest.build import build_manifest
+    from pillsnap.synthetic import generate
 
     generate(folder / "photos", num_classes=10, num_singles=num_photos, num_combinations=0)
     build_manifest(folder / "photos", folder / "run", num_photos=None, num_classes=None, val_fraction=0.1)
@@ -132,8 +132,8 @@ def bare_loop(folder: Path, seconds: float) -> dict[str, float]:
     import numpy as np
 
     from pillsnap.data import augment
-    from pillsnap.data.allocation import keep_freed_memory
-    from pillsnap.data.images import decode_image
+    from pillsnap.data.malloc import keep_freed_memory
+    from pillsnap.photos.decode import decode_image
 
     cv2.setNumThreads(1)
     keep_freed_memory()
@@ -157,10 +157,10 @@ def read_stream(folder: Path, seconds: float) -> dict[str, float]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    from pillsnap.cluster.session import ray_session
     from pillsnap.data.plan import StreamPlan
-    from pillsnap.data.sources import PhotoReader
     from pillsnap.data.stream import Stream, share_samples
-    from pillsnap.train.session import ray_session
+    from pillsnap.photos.reader import PhotoReader
 
     with ray_session():
         hosts = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
@@ -209,8 +209,8 @@ class _Consumer:
 
 
 def _samples(folder: Path) -> Any:
-    from pillsnap.data.manifest import read_classes, read_manifest
     from pillsnap.data.samples import classification_samples
+    from pillsnap.manifest.table import read_classes, read_manifest
 
     codes = [entry.code for entry in read_classes(folder / "run")]
     return classification_samples(read_manifest(folder / "run"), codes).train
@@ -218,7 +218,7 @@ def _samples(folder: Path) -> Any:
 
 def _recipe() -> Any:
     from pillsnap.data.augment import CropJitter
-    from pillsnap.data.batches import CropRecipe
+    from pillsnap.data.recipes import CropRecipe
 
     return CropRecipe(SIZE_PX, MARGIN, CropJitter(0.06, 0.12, 180.0))
 

@@ -45,18 +45,18 @@ class EmptyRecipe:
 
     size_px: int
 
-    def make(self, samples: Any, slot: Any, seed: int, capacity: int, source: Any) -> dict[str, Any]:
-        return {"image": source.images}
+    def make(self, samples: Any, slot: Any, seed: int, capacity: int, source: Any, images: Any) -> dict[str, Any]:
+        return {"image": images}
 
 
 def measure_row_s(seconds: float, size_px: int = SIZES_PX[0]) -> dict[str, float]:
     """Rows a second of a stream of rows without work, and the core seconds a row of its scheduling."""
     import psutil
 
+    from pillsnap.cluster.session import ray_session
     from pillsnap.data.plan import StreamPlan
-    from pillsnap.data.sources import PhotoReader
     from pillsnap.data.stream import Stream, rows_of, share_samples
-    from pillsnap.train.session import ray_session
+    from pillsnap.photos.reader import PhotoReader
 
     def used_s(title: str) -> float:
         total_s = 0.0

@@ -47,7 +47,7 @@ def main() -> None:
 
 def read_photos(folder: Path, number: int) -> dict[str, float]:
     """Photos a second, batch after batch, from disk, from S3 one by one, and from S3 as the stream reads them."""
-    from pillsnap.data.sources import PhotoReader, ReadAhead
+    from pillsnap.photos.reader import PhotoReader, ReadAhead
     from pillsnap.storage import Storage
 
     storage, rng = Storage("s3://bench/photos"), np.random.default_rng(0)
@@ -84,8 +84,8 @@ def save_checkpoints(folder: Path, megabytes: int) -> dict[str, float]:
     """Seconds until a checkpoint is safe on disk, and published, in the thread beside training; best of three."""
     import torch
 
-    from pillsnap.train.checkpoint import Position, save_checkpoint
-    from pillsnap.train.published import PublishedCheckpoints
+    from pillsnap.runs.checkpoint import Position, save_checkpoint
+    from pillsnap.runs.remote_checkpoints import PublishedCheckpoints
 
     weights = {"w": torch.rand(megabytes * 250_000 // 4)}
     store = PublishedCheckpoints("s3://bench/run", "detection", "worker")

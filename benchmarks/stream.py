@@ -72,14 +72,14 @@ def write_photos(folder: Path) -> None:
 
 def one_pass(folder: Path, num_rows: int) -> dict[str, float]:
     """Every row of one epoch, of a training planned for eighteen; Ray is up when the clock starts."""
+    from pillsnap.cluster.session import ray_session
     from pillsnap.config import DataSettings
-    from pillsnap.data.allocation import return_freed_memory
     from pillsnap.data.augment import CropJitter
-    from pillsnap.data.batches import CropRecipe
+    from pillsnap.data.malloc import return_freed_memory
     from pillsnap.data.plan import StreamPlan
-    from pillsnap.data.sources import PhotoReader
+    from pillsnap.data.recipes import CropRecipe
     from pillsnap.data.stream import Stream, batches_of, share_samples
-    from pillsnap.train.session import ray_session
+    from pillsnap.photos.reader import PhotoReader
 
     with ray_session():
         started_s = time.time()

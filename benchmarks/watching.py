@@ -41,8 +41,8 @@ import psutil
 from benchmarks.watchers.training import BATCH, StepLog, Training, Window
 from benchmarks.watchers.viewers import free_port, run_clients, start_in_terminal, wait_for_port
 from pillsnap.observe.events import EventLog, read_events
-from pillsnap.observe.wandb_mirror import WandbMirror
-from tests.unit.observe.conftest import WandbServer
+from pillsnap.tracking.mirror import WandbMirror
+from tests.unit.tracking.conftest import WandbServer
 
 # On a slow machine windows last until they should hold so many.
 STEPS_IN_WINDOW = 100
@@ -205,7 +205,7 @@ class Watchers:
         self.cpu_s = dict.fromkeys(("server", "terminal", "mirror", "clients"), 0.0)
         self.max_server_rss_bytes, self.mirror_starts_cpu_s = 0, list[float]()
         self.mirror = self._start_mirror()
-        monitor = ["-m", "pillsnap.cli", "monitor", "--run", str(run_dir)]
+        monitor = ["-m", "pillsnap.cli.main", "monitor", "--run", str(run_dir)]
         self.processes = {
             "server": subprocess.Popen(
                 [sys.executable, "-m", "pillsnap.monitor.daemon", str(run_dir), "127.0.0.1", str(self.port)],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from pillsnap.cli import app
+from pillsnap.cli.main import app
 
 if __name__ == "__main__":
     app(["predict", *sys.argv[1:]])

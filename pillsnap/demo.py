@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Console
 
 from pillsnap.config import Settings, load_settings
-from pillsnap.data.build import build_manifest
-from pillsnap.data.synthetic import generate
+from pillsnap.manifest.build import build_manifest
 from pillsnap.observe.logs import setup_logging
+from pillsnap.synthetic import generate
 
 _CLASSES, _SINGLES, _COMBINATIONS = 8, 192, 72
 _FRAME = (488, 640)
@@ -18,8 +18,8 @@ _FRAME = (488, 640)
 
 def run_demo(run_dir: Path, console: Console) -> dict[str, Any]:
     """Generate, train, judge; returns the metrics. A finished demo is judged again, an unfinished one continued."""
-    from pillsnap.train.run import train_and_judge
-    from pillsnap.train.run_directory import CONFIG_FILE, open_run
+    from pillsnap.runs.directory import CONFIG_FILE, open_run
+    from pillsnap.train.driver import train_and_judge
 
     settings: Settings = load_settings("demo")
     photos = run_dir / "photos"

@@ -45,8 +45,8 @@ def ray_local() -> Iterator[None]:
     """One local Ray cluster of two CPUs for the whole test session, as lean as that of a training."""
     import ray
 
-    from pillsnap.data.lean_ray import lean_head
-    from pillsnap.train.session import shut_down
+    from pillsnap.cluster.session import shut_down
+    from pillsnap.ray_compat.minimal_cluster import lean_head
 
     if ray.is_initialized():  # a test module's own cluster would be shut down under it
         raise RuntimeError("Ray is already running in this process: use the ray_local fixture, not ray.init")
@@ -65,7 +65,7 @@ def ray_local() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def toy_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An AI Hub tree of generated photographs: 4 classes, 24 single and 9 combination photos of 244 x 320 pixels."""
-    from pillsnap.data.synthetic import generate
+    from pillsnap.synthetic import generate
 
     root = tmp_path_factory.mktemp("toy_tree")
     generate(root, num_classes=4, num_singles=24, num_combinations=9, frame=(244, 320), seed=7)
@@ -75,7 +75,7 @@ def toy_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def toy_manifest(toy_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The manifest of all photos of `toy_tree`, a quarter for validation; its folder also holds classes.json."""
-    from pillsnap.data.build import build_manifest
+    from pillsnap.manifest.build import build_manifest
 
     out = tmp_path_factory.mktemp("toy_manifest")
     return build_manifest(toy_tree, out, num_photos=None, num_classes=None, val_fraction=0.25, seed=42).path

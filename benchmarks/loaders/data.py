@@ -16,14 +16,16 @@ import pyarrow as pa
 from pillsnap.config import load_settings
 from pillsnap.data import augment
 from pillsnap.data.augment import CropJitter
-from pillsnap.data.batches import CropRecipe, FrameRecipe
-from pillsnap.data.build import build_manifest
-from pillsnap.data.manifest import manifest_hash, read_classes, read_manifest
-from pillsnap.data.prepare import fill, split_stores
+from pillsnap.data.recipes import CropRecipe, FrameRecipe
 from pillsnap.data.samples import TaskSamples
-from pillsnap.data.sources import PhotoReader, SplitStore
-from pillsnap.data.synthetic import generate
-from pillsnap.train.tasks import DetectionTask, make_task
+from pillsnap.data.sources import SplitStore
+from pillsnap.data.store.fill import fill, split_stores
+from pillsnap.manifest.build import build_manifest
+from pillsnap.manifest.table import manifest_hash, read_classes, read_manifest
+from pillsnap.photos.reader import PhotoReader
+from pillsnap.synthetic import generate
+from pillsnap.tasks.detection import DetectionTask
+from pillsnap.tasks.registry import make_task
 
 SIZE_PX, FRAME_PX, BATCH, FRAME_BATCH = 224, 640, 64, 16
 MARGIN = 0.12

@@ -26,13 +26,13 @@ from benchmarks.loaders.data import (
 from benchmarks.loaders.measure import Batches, measure
 from pillsnap.config import DataSettings
 from pillsnap.data import augment
-from pillsnap.data.allocation import keep_freed_memory
-from pillsnap.data.images import decode_image
+from pillsnap.data.decode_workers import decode_ahead
 from pillsnap.data.loader import Loader
+from pillsnap.data.malloc import keep_freed_memory
 from pillsnap.data.plan import StreamPlan
-from pillsnap.data.shipping import decode_ahead
 from pillsnap.data.sources import SplitStore
 from pillsnap.data.stream import Stream, batches_of, rows_of, share_samples, warm_up_reading
+from pillsnap.photos.decode import decode_image
 
 _DATA = DataSettings()
 _EPOCHS = 10_000
@@ -134,7 +134,7 @@ class _Worker:
     ) -> dict[str, float]:
         import torch
 
-        made = decode_ahead(rows_of(shard), stream, CORES) if stream.ship_bytes else batches_of(shard)
+        made = decode_ahead(rows_of(shard), stream.batch_maker(), CORES) if stream.ship_bytes else batches_of(shard)
         # An epoch's last batch has fewer images than room for them.
         batches = ((batch.epoch, batch.images[: batch.num_valid]) for batch in Loader(made, torch.device("cpu")))
         return measure(batches, started_s, seconds, gap)

@@ -12,8 +12,8 @@ import torch
 
 from pillsnap.config import Settings
 from pillsnap.data.loader import DeviceBatch
-from pillsnap.train.measure import median_step, this_device
-from pillsnap.train.state import autocast, wants_compiling
+from pillsnap.models.precision import autocast, wants_compiling
+from pillsnap.planner.measure import median_step, this_device
 
 
 def timm_step(settings: Settings, batch: DeviceBatch, num_classes: int, seconds: float) -> float:

@@ -80,8 +80,9 @@ def run_training(run_dir: Path, num_threads: int) -> None:
     from pillsnap.config import load_settings
     from pillsnap.data.loader import DeviceBatch
     from pillsnap.data.plan import StreamPlan
-    from pillsnap.train.loop import Job, train
-    from pillsnap.train.tasks import make_task
+    from pillsnap.tasks.registry import make_task
+    from pillsnap.train.job import Job
+    from pillsnap.train.loop import train
 
     wished = {
         "train.amp": "off",

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from pillsnap.data.batches import STAGES, Batch
+from pillsnap.data.recipes import STAGES, Batch
 
 _HOST_FIELDS = ("index", "quarantine", "epoch", "training", "step", "stage_s")
 

@@ -3,86 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 
-from pillsnap.data.images import BadImage, decode_image
-from pillsnap.data.photos import PhotoStore
-from pillsnap.data.shards import ShardStore
+from pillsnap.data.store.shards import ShardStore
 from pillsnap.data.windows import Codec, EncodedWindow, Window
-from pillsnap.storage import is_uri
+from pillsnap.photos.decode import BadImage
+from pillsnap.photos.reader import PhotoReader, ReadAhead
 
-_READS_AT_ONCE = 8
-"""Of a task, from remote storage."""
-
-
-@dataclass(frozen=True)
-class PhotoReader:
-    """Photos beneath a data root."""
-
-    data_root: str
-    max_pixels: int
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether photos come over a network, from storage that is not mounted."""
-        return is_uri(self.data_root)
-
-    def read(self, image_path: str) -> np.ndarray | BadImage:
-        """RGB pixels, or why there are none."""
-        return self.decode(self.read_bytes(image_path))
-
-    def decode(self, data: bytes | BadImage) -> np.ndarray | BadImage:
-        """RGB pixels of a photo's bytes, or why there are none."""
-        if isinstance(data, BadImage):
-            return data
-        try:
-            return decode_image(data, max_pixels=self.max_pixels)
-        except BadImage as error:
-            return error
-
-    def read_bytes(self, image_path: str) -> bytes | BadImage:
-        """The file's bytes, or why there are none."""
-        try:
-            return PhotoStore(self.data_root, self.max_pixels).read(image_path)
-        except BadImage as error:
-            return error
-        except FileNotFoundError:
-            return BadImage("missing", f"{image_path} is not there")
-        except (OSError, ValueError) as error:
-            return BadImage("unreadable", str(error))
-
-
-class ReadAhead:
-    """Photos that will be asked for one after the other. From remote storage, where a read is mostly waiting, several
-    are read at a time.
-    """
-
-    def __init__(self, reader: PhotoReader, image_paths: Iterable[str]) -> None:
-        self._reader = reader
-        self._coming: dict[str, Future[bytes | BadImage]] = {}
-        if reader.is_remote:
-            self._coming = {path: _readers().submit(reader.read_bytes, path) for path in dict.fromkeys(image_paths)}
-
-    def read_bytes(self, image_path: str) -> bytes | BadImage:
-        """As the reader's."""
-        coming = self._coming.get(image_path)
-        return self._reader.read_bytes(image_path) if coming is None else coming.result()
-
-    def read(self, image_path: str) -> np.ndarray | BadImage:
-        """As the reader's."""
-        return self._reader.decode(self.read_bytes(image_path))
-
-
-@lru_cache(maxsize=1)
-def _readers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_READS_AT_ONCE, "photos")
+Shipped = Mapping[int, EncodedWindow | BadImage | None]
+"""The window of each of a slot's samples by its number; None where the store has it."""
 
 
 class Cutter(Hashable, Protocol):
@@ -129,14 +63,18 @@ class KeyMemo:
 
 
 @dataclass
-class Source:
-    """Windows of samples by number; counts the time it takes. Not for two threads at once."""
+class FetchTimes:
+    """Seconds that one batch took to read and to decode its windows."""
 
-    reader: PhotoReader
     read_s: float = 0.0
     decode_s: float = 0.0
-    images: np.ndarray | None = None
-    """Where the images of the batch go that is made from it; None for memory of its own."""
+
+
+@dataclass
+class Source:
+    """Windows of samples by number. Not safe for use by two threads at a time."""
+
+    reader: PhotoReader
     _ahead: ReadAhead | None = None
     _paths: dict[int, str] = field(default_factory=dict)
     """Of samples that were announced: Arrow takes several microseconds for every single value."""
@@ -166,12 +104,12 @@ class Source:
         """Whether the windows of all these samples (n,) lie in a store."""
         return False
 
-    def window(self, samples: pa.Table, number: int) -> Window | BadImage:
-        """The pixels of a sample's window, or why there are none."""
+    def window(self, samples: pa.Table, number: int, times: FetchTimes) -> Window | BadImage:
+        """The pixels of a sample's window, or the reason there are none. Adds the seconds it took to `times`."""
         started_s = time.perf_counter()
         encoded = self.fetch(samples, number)
         fetched_s = time.perf_counter()
-        self.read_s += fetched_s - started_s
+        times.read_s += fetched_s - started_s
         if isinstance(encoded, BadImage):
             return encoded
         try:
@@ -179,7 +117,7 @@ class Source:
         except BadImage as error:
             return error
         finally:
-            self.decode_s += time.perf_counter() - fetched_s
+            times.decode_s += time.perf_counter() - fetched_s
 
 
 @dataclass
@@ -235,7 +173,7 @@ class StoreSource(Source):
 class ShippedSource(Source):
     """Windows that came as bytes; those that did not (None) are fetched from the store."""
 
-    shipped: Mapping[int, EncodedWindow | BadImage | None] = field(kw_only=True)
+    shipped: Shipped = field(kw_only=True)
     store: Source = field(kw_only=True)
 
     def expect(self, samples: pa.Table, numbers: Sequence[int]) -> None:

@@ -9,24 +9,26 @@ the same rows again.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from pillsnap.data import shipping
-from pillsnap.data.allocation import keep_freed_memory
-from pillsnap.data.batches import Batch, Row, as_row, stack, unstack
-from pillsnap.data.images import BadImage
-from pillsnap.data.lean_ray import is_lean, leave_out_actors
-from pillsnap.data.nearness import NearWorkers, slots_near
+from pillsnap.data.batch_maker import BatchMaker
+from pillsnap.data.malloc import keep_freed_memory
+from pillsnap.data.packing import as_row, pack, stack, unstack
 from pillsnap.data.plan import Slot, StreamPlan
-from pillsnap.data.scheduling import RowBlocks
-from pillsnap.data.sources import Cutter, KeyMemo, PhotoReader, Source, SplitStore, StoreSource
+from pillsnap.data.recipes import Batch, Recipe, Row
+from pillsnap.data.sources import Cutter, KeyMemo, Source, SplitStore, StoreSource
 from pillsnap.data.windows import EncodedWindow
+from pillsnap.photos.decode import BadImage
+from pillsnap.photos.reader import PhotoReader
+from pillsnap.ray_compat.executor_pacing import RowBlocks
+from pillsnap.ray_compat.locality import NearWorkers, slots_near
+from pillsnap.ray_compat.minimal_cluster import is_lean, leave_out_actors
 
 if TYPE_CHECKING:
     import ray
@@ -38,15 +40,6 @@ _READS_PER_DECODER = 2
 """One is made while the next waits: no core stands still until Ray Data looks again."""
 _ROW_BYTES = 2**26
 """Most bytes of images in a row of several batches: handing over costs little beside making so many."""
-
-
-class Recipe(Cutter, Protocol):
-    """Makes one worker's batch of a task."""
-
-    @property
-    def size_px(self) -> int: ...
-
-    def make(self, samples: pa.Table, slot: Slot, seed: int, capacity: int, source: Source) -> Batch: ...
 
 
 @dataclass(frozen=True)
@@ -78,7 +71,7 @@ class Stream:
         from ray.data import ActorPoolStrategy
         from ray.util.annotations import RayDeprecationWarning
 
-        from pillsnap.data.reads import reads_dataset
+        from pillsnap.ray_compat.lazy_source import reads_dataset
 
         slots_per_read, near = self._slots_per_read, None
         if len(set(nodes)) > 1 and not self.ship_bytes:
@@ -117,21 +110,17 @@ class Stream:
         fitting = max(1, _ROW_BYTES // (self.plan.worker_batch_size * image_bytes))
         return min(steps, fitting) * num_workers or self.batches_per_read
 
-    def samples(self, training: bool) -> pa.Table:
-        """The samples of one split, fetched once a process."""
-        return _fetch(self.train_samples if training else self.val_samples)
-
-    def source(self, training: bool) -> Source:
-        """Where the windows of one split come from."""
-        store = self.train_store if training else self.val_store
-        if store is None:
-            return Source(self.reader)
-        return store.source(self.reader, _keys(self.train_samples if training else self.val_samples, store.cutter))
-
-    def make(self, slot: Slot, source: Source) -> Batch:
-        """One worker's batch, with its place in the plan."""
-        samples = self.samples(slot.training)
-        return self.recipe.make(samples, slot, self.plan.seed, self.plan.worker_batch_size, source) | slot.place()
+    def batch_maker(self) -> BatchMaker:
+        """Makes this stream's batches in this process, which fetches the samples and computes their keys once."""
+        refs = {True: self.train_samples, False: self.val_samples}
+        return BatchMaker(
+            self.plan,
+            self.recipe,
+            self.reader,
+            samples={training: _fetch(ref) for training, ref in refs.items()},
+            stores={True: self.train_store, False: self.val_store},
+            keys={training: _keys(ref, self.recipe) for training, ref in refs.items()},
+        )
 
 
 class _Decoder:
@@ -150,15 +139,14 @@ def _make_batches(slots: Row, *, stream: Stream) -> Iterator[Row]:
     cv2.setNumThreads(1)
     keep_freed_memory()
     numbers = range(int(slots["first"][0]), int(slots["end"][0]))
+    maker = stream.batch_maker()
+    sources = {training: maker.source(training) for training in (True, False)}
     if stream.ship_bytes:
-        sources = {training: stream.source(training) for training in (True, False)}
-        yield from _shipped(numbers, stream, sources)
-        made = list(sources.values())
+        yield from _shipped(numbers, maker, sources, stream.ship_stored)
     else:
-        made = []
         for share in _shares(numbers, stream.plan.num_workers):
-            yield _make_row(share, stream, made)
-    for source in made:
+            yield _make_row(share, maker, sources)
+    for source in sources.values():
         if isinstance(source, StoreSource):
             source.flush()
 
@@ -168,38 +156,35 @@ def _shares(numbers: range, num_workers: int) -> list[range]:
     return [numbers[first::num_workers] for first in range(min(num_workers, len(numbers)))]
 
 
-def _make_row(numbers: range, stream: Stream, sources: list[Source]) -> Row:
-    """A row of batches of one worker. Adds the sources that they are made from."""
-    plan, size_px = stream.plan, stream.recipe.size_px
+def _make_row(numbers: range, maker: BatchMaker, sources: Mapping[bool, Source]) -> Row:
+    """A row of batches of one worker."""
+    plan, size_px = maker.plan, maker.recipe.size_px
     images = np.empty((len(numbers), plan.worker_batch_size, size_px, size_px, 3), np.uint8)
     batches: list[Batch] = []
     for number, target in zip(numbers, images, strict=True):
         slot = plan.slot(number)
-        source = stream.source(slot.training)  # one a batch: it also counts the batch's time
-        source.images = target
-        sources.append(source)
-        batches.append(stream.make(slot, source))
+        batches.append(maker.make(slot, sources[slot.training], target))
     return stack(batches, images)
 
 
-def _shipped(numbers: range, stream: Stream, sources: dict[bool, Source]) -> Iterator[Row]:
+def _shipped(numbers: range, maker: BatchMaker, sources: Mapping[bool, Source], ship_stored: bool) -> Iterator[Row]:
     """Rows for the workers in turn.
 
     Every row costs the same to hand over: where nothing has to be cut first, all steps of a worker are one.
     """
-    slots = {number: stream.plan.slot(number) for number in numbers}
-    stored = all(sources[slot.training].has_all(stream.samples(slot.training), slot.members) for slot in slots.values())
+    slots = {number: maker.plan.slot(number) for number in numbers}
+    stored = all(sources[slot.training].has_all(maker.samples[slot.training], slot.members) for slot in slots.values())
 
     def fetch(slot: Slot, member: int) -> EncodedWindow | BadImage | None:
-        if stored and not stream.ship_stored:
+        if stored and not ship_stored:
             return None
-        return sources[slot.training].fetch(stream.samples(slot.training), member)
+        return sources[slot.training].fetch(maker.samples[slot.training], member)
 
-    num_workers = stream.plan.num_workers
+    num_workers = maker.plan.num_workers
     num_together = len(numbers) if stored else num_workers
     for first in range(0, len(numbers), num_together):
         for share in _shares(numbers[first : first + num_together], num_workers):
-            yield as_row(shipping.pack({number: slots[number] for number in share}, fetch))
+            yield as_row(pack({number: slots[number] for number in share}, fetch))
 
 
 @lru_cache(maxsize=4)
@@ -224,7 +209,7 @@ def warm_up_reading() -> None:
 
 
 def _import_reading() -> None:
-    import pillsnap.data.reads  # noqa: F401
+    import pillsnap.ray_compat.lazy_source  # noqa: F401
 
 
 def batches_of(share: ray.data.DataIterator | ray.data.Dataset) -> Iterator[Batch]:

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from pillsnap.data.augment import CropJitter
-from pillsnap.data.images import BadImage, decode_image
+from pillsnap.photos.decode import BadImage, decode_image
 
 Codec = Literal["jpeg", "png"]
 """`jpeg` is lossy (quality 95, 4:2:0), at the scale the task needs; `png` keeps crops as they are in the photo."""

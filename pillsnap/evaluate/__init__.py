@@ -1,1 +1,5 @@
-"""Two-stage inference, metrics, targets and verdict, and the HTML report."""
+"""Evaluates a run against its targets, and predicts on photos.
+
+In: a run directory and its manifest. Out: metrics.json, report.html, predictions.
+Read first: evaluator.py.
+"""

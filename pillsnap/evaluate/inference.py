@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pillsnap.config import Settings
-from pillsnap.data.archives import with_locations
-from pillsnap.data.images import BadImage
-from pillsnap.data.sources import PhotoReader, ReadAhead
-from pillsnap.evaluate.boxes import MIN_SCORE
+from pillsnap.metrics.boxes import MIN_SCORE
+from pillsnap.photos.archives import with_locations
+from pillsnap.photos.decode import BadImage
+from pillsnap.photos.reader import PhotoReader, ReadAhead
 
 if TYPE_CHECKING:
     from pillsnap.evaluate.two_stage import Names

@@ -10,10 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from pillsnap.data.manifest import write_atomically
-from pillsnap.evaluate.metrics import classification_metrics, detection_metrics
-from pillsnap.evaluate.pipeline import pipeline_metrics
 from pillsnap.evaluate.targets import check_targets
+from pillsnap.files import write_atomically
+from pillsnap.metrics.classification import classification_metrics
+from pillsnap.metrics.detection import detection_metrics
+from pillsnap.metrics.end_to_end import pipeline_metrics
 
 SCHEMA_VERSION = 1
 METRICS_NAME = "metrics.json"

@@ -10,12 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pillsnap.data.archives import with_locations
-from pillsnap.data.manifest import read_manifest
 from pillsnap.errors import UserError
 from pillsnap.evaluate.inference import infer
+from pillsnap.manifest.table import read_manifest
+from pillsnap.photos.archives import with_locations
+from pillsnap.runs.directory import Run
 from pillsnap.storage import local_manifest
-from pillsnap.train.run_directory import Run
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 

@@ -13,11 +13,11 @@ import torch
 
 from pillsnap.config import Settings
 from pillsnap.data import augment
-from pillsnap.data.batches import NO_CROP_JITTER
+from pillsnap.data.recipes import NO_CROP_JITTER
 from pillsnap.errors import UserError
-from pillsnap.evaluate.boxes import MIN_SCORE
-from pillsnap.train.best import Best, load_best
-from pillsnap.train.state import autocast
+from pillsnap.metrics.boxes import MIN_SCORE
+from pillsnap.models.precision import autocast
+from pillsnap.tasks.best_model import Best, load_best
 
 TOP = 5
 _STRIDE = 32

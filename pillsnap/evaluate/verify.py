@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from pillsnap.checklist import Check
-from pillsnap.data.manifest import read_manifest
 from pillsnap.errors import UserError
 from pillsnap.evaluate.targets import duration
+from pillsnap.manifest.table import read_manifest
 from pillsnap.observe.events import read_events
+from pillsnap.runs.directory import Run
+from pillsnap.runs.remote_checkpoints import find_run_checkpoint
 from pillsnap.storage import folder_of, join, local_manifest
-from pillsnap.train.published import find_run_checkpoint
-from pillsnap.train.run_directory import Run
 
 _LAST_STAGE = 4
 

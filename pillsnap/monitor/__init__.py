@@ -1,1 +1,5 @@
-"""Watching a run: in the terminal and in a browser. Both only read its event log."""
+"""Live views of a run: terminal and web page; read only.
+
+In: a run directory. Out: a terminal view, or an HTTP server with a page.
+Read first: server.py, then hub.py.
+"""

@@ -12,8 +12,8 @@ from pathlib import Path
 from pillsnap.errors import UserError
 from pillsnap.observe.events import EVENTS_FILE
 from pillsnap.observe.logs import LOG_FILE
+from pillsnap.runs.mirror import only_one
 from pillsnap.storage import Stamp, Storage, StorageError, is_uri, scratch
-from pillsnap.train.run_mirror import only_one
 
 POLL_INTERVAL_S = 2.0
 _OVERLAP_BYTES = 256

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from pillsnap.data.loader import DeviceBatch
-from pillsnap.train.tasks import Task
+from pillsnap.tasks.base import Task
 
 _COLUMNS, _MAX_IMAGES = 4, 8
 _GREEN, _RED, _BLUE = (40, 170, 80), (215, 60, 50), (50, 110, 230)

@@ -3,63 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from pillsnap.config import DataSettings, TrainSettings
 from pillsnap.data.loader import DeviceBatch
-from pillsnap.data.plan import StreamPlan
 from pillsnap.errors import UserError
-from pillsnap.observe.events import EventSink
-from pillsnap.train.checkpoint import Checkpoint, Position
+from pillsnap.runs.checkpoint import Position
+from pillsnap.runs.directory import MEMORY_FILE
+from pillsnap.train.checkpoint_writer import Saver
+from pillsnap.train.collectives import Peers
+from pillsnap.train.device_readback import Readings
 from pillsnap.train.examples import draw_examples
-from pillsnap.train.memory import MEMORY_FILE, MicroBatches
+from pillsnap.train.job import Job
+from pillsnap.train.lr_schedule import learning_rate
 from pillsnap.train.meters import RunningMean, Throughput
-from pillsnap.train.peers import Peers
-from pillsnap.train.readings import Readings
-from pillsnap.train.saver import Publish, Saver
-from pillsnap.train.schedule import learning_rate
+from pillsnap.train.microbatch import MicroBatches
 from pillsnap.train.state import Step, TrainingState
 from pillsnap.train.task_log import TaskLog
-from pillsnap.train.tasks import Task
 
 _MAX_BAD_STEPS = 3
 _IDS_NAMED = 40
-
-
-@dataclass
-class Job:
-    """What one worker trains, and where it writes. Only the worker of rank 0 has an event log."""
-
-    task: Task
-    plan: StreamPlan
-    train: TrainSettings
-    data: DataSettings
-    device: torch.device
-    run_dir: Path
-    meta: dict[str, Any]
-    """Goes into every checkpoint: config, codes, manifest hash, versions."""
-    resume: Checkpoint | None
-    elapsed_before_s: float
-    """Seconds that the task took before this worker began."""
-    events: EventSink | None
-    sample_ids: Callable[[list[int]], list[str]]
-    """Names of training samples, for messages."""
-    stop_requested: Callable[[], bool]
-    preempted: Callable[[], bool]
-    """Whether a node is about to be taken away; asked by every worker at the same steps."""
-    report: Callable[[dict[str, float]], None]
-    """Called by every worker once an epoch, after its checkpoint is on disk."""
-    publish: Publish | None = None
-    """Uploads a checkpoint that is on disk, when the run is kept elsewhere."""
-    share: Callable[[Path], None] | None = None
-    """Hands in a file that was written to run_dir, when the run is kept elsewhere."""
 
 
 def train(job: Job, batches: Iterator[DeviceBatch]) -> Position:

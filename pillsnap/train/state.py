@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -14,12 +13,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pillsnap.config import TrainSettings
 from pillsnap.data.loader import DeviceBatch
+from pillsnap.models.precision import autocast, compile_problem, wants_compiling
 from pillsnap.models.quiet_timm import timm
-from pillsnap.train.checkpoint import Checkpoint
-from pillsnap.train.guard import Buffers, LossScale, MovingAverage, clipped_step
-from pillsnap.train.memory import MicroBatches
-from pillsnap.train.peers import Peers, average_gradients
-from pillsnap.train.tasks import Task
+from pillsnap.runs.checkpoint import Checkpoint
+from pillsnap.tasks.base import Task
+from pillsnap.train.collectives import Peers, average_gradients
+from pillsnap.train.microbatch import MicroBatches
+from pillsnap.train.nonfinite import Buffers, LossScale, MovingAverage, clipped_step
 
 _EMA_WARMUP_POWER = 0.75
 
@@ -179,40 +179,6 @@ class _Losses(nn.Module):
 
     def forward(self, batch: DeviceBatch) -> dict[str, torch.Tensor]:
         return self.task.losses(self.model, batch)
-
-
-def prefer_speed() -> None:
-    """Let a GPU compute in TF32, and find the fastest convolutions by trying. It does nothing without one."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
-
-
-def wants_compiling(train: TrainSettings, device: torch.device) -> bool:
-    """Whether models are compiled if that works here; with `auto`, on a GPU."""
-    return train.compile == "on" or (train.compile == "auto" and device.type == "cuda")
-
-
-def compile_problem(device: torch.device) -> str | None:
-    """Why torch.compile does not work here (no compiler, no Triton), in one line; None when it does."""
-    try:
-        torch.compile(lambda values: values * 2 + 1, dynamic=False)(torch.ones(8, device=device))
-    except Exception as error:  # dynamo, inductor and the compilers behind them raise whatever they do
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-    return None
-
-
-def autocast(amp: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
-    """Mixed precision as asked for; with `auto`, bfloat16 where the hardware computes it."""
-    enabled = amp in ("bfloat16", "float16") or (amp == "auto" and _native_bfloat16(device))
-    dtype = torch.float16 if amp == "float16" else torch.bfloat16
-    return lambda: torch.autocast(device.type, dtype, enabled=enabled)
-
-
-def _native_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    # A CPU without the instructions emulates them, at a tenth of the speed of single precision.
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:

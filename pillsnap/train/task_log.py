@@ -10,8 +10,8 @@ from pillsnap.errors import UserError
 
 if TYPE_CHECKING:
     from pillsnap.data.loader import DeviceBatch
-    from pillsnap.train.loop import Job
-    from pillsnap.train.peers import Peers
+    from pillsnap.train.collectives import Peers
+    from pillsnap.train.job import Job
 
 
 class TaskLog:

@@ -46,18 +46,19 @@ def run_worker(config: WorkerConfig) -> None:
     import torch
     from ray import train as ray_train
 
-    from pillsnap.data.allocation import keep_freed_memory
+    from pillsnap.data.decode_workers import decode_ahead
     from pillsnap.data.loader import Loader
-    from pillsnap.data.shipping import decode_ahead
+    from pillsnap.data.malloc import keep_freed_memory
+    from pillsnap.models.precision import prefer_speed
     from pillsnap.observe.events import EventLog
     from pillsnap.observe.logs import setup_logging
-    from pillsnap.train.checkpoint import only_writer
-    from pillsnap.train.loop import Job, train
-    from pillsnap.train.published import find_run_checkpoint
-    from pillsnap.train.remote_run import RemoteRun
-    from pillsnap.train.run_directory import STOP_FILE
-    from pillsnap.train.state import prefer_speed
-    from pillsnap.train.tasks import make_task
+    from pillsnap.runs.checkpoint import only_writer
+    from pillsnap.runs.directory import STOP_FILE
+    from pillsnap.runs.relay_client import RemoteRun
+    from pillsnap.runs.remote_checkpoints import find_run_checkpoint
+    from pillsnap.tasks.registry import make_task
+    from pillsnap.train.job import Job
+    from pillsnap.train.loop import train
 
     context = ray_train.get_context()
     device = ray_train.torch.get_device()
@@ -119,7 +120,7 @@ def run_worker(config: WorkerConfig) -> None:
         )
         if config.stream.ship_bytes:
             num_processes = config.settings.data.decoding_processes or cores
-            batches = decode_ahead(rows_of(shard), replace(config.stream, plan=plan), num_processes)
+            batches = decode_ahead(rows_of(shard), replace(config.stream, plan=plan).batch_maker(), num_processes)
         else:
             batches = batches_of(shard)
         try:

@@ -9,9 +9,9 @@ import runpy
 import sys
 
 if __name__ == "__main__":
-    import pillsnap.train.fit as fit
+    from pillsnap.train import trainer
     from tests.reliability.harness import worker_with_faults
 
-    fit.run_worker = worker_with_faults
+    trainer.run_worker = worker_with_faults
     del sys.argv[0]
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -13,14 +13,15 @@ import pyarrow as pa
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pillsnap.cluster.session import ray_session
 from pillsnap.data.augment import CropJitter
-from pillsnap.data.batches import Batch, CropRecipe
-from pillsnap.data.manifest import read_manifest
 from pillsnap.data.plan import Slot, StreamPlan
+from pillsnap.data.recipes import Batch, CropRecipe
 from pillsnap.data.samples import classification_samples
-from pillsnap.data.sources import PhotoReader, Source
+from pillsnap.data.sources import Source
 from pillsnap.data.stream import Stream, batches_of, share_samples
-from pillsnap.train.session import ray_session
+from pillsnap.manifest.table import read_manifest
+from pillsnap.photos.reader import PhotoReader
 
 EPOCHS, BATCH = 12, 4
 
@@ -29,9 +30,11 @@ EPOCHS, BATCH = 12, 4
 class SignedRecipe(CropRecipe):
     """Batches that say on which node they were made."""
 
-    def make(self, samples: pa.Table, slot: Slot, seed: int, capacity: int, source: Source) -> Batch:
+    def make(
+        self, samples: pa.Table, slot: Slot, seed: int, capacity: int, source: Source, images: Any = None
+    ) -> Batch:
         node = np.frombuffer(bytes.fromhex(ray.get_runtime_context().get_node_id()), np.uint8)
-        return super().make(samples, slot, seed, capacity, source) | {"node": node}
+        return super().make(samples, slot, seed, capacity, source, images) | {"node": node}
 
 
 @ray.remote(num_cpus=0)

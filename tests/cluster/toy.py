@@ -8,8 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from pillsnap.data.manifest import read_manifest
 from pillsnap.data.samples import classification_samples, detection_samples
+from pillsnap.manifest.table import read_manifest
 from tests.cluster.ray_hosts import RayHosts
 from tests.reliability.harness import FAULTS_FILE
 

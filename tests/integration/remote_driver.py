@@ -17,6 +17,6 @@ if __name__ == "__main__":
     from pillsnap import storage
 
     storage.cache_folder = lambda: Path(driver_cache)
-    from pillsnap.cli import app
+    from pillsnap.cli.main import app
 
     app(arguments)

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 
 from benchmarks.average_precision import compare
-from pillsnap.data.manifest import read_manifest
 from pillsnap.evaluate.inference import Predictions
 from pillsnap.evaluate.two_stage import TwoStage
+from pillsnap.manifest.table import read_manifest
 from tests.reliability.harness import LoopRun, tiny
 
 

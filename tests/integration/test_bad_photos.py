@@ -10,15 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pillsnap.data.audit import audit
 from pillsnap.data.augment import FrameJitter
-from pillsnap.data.batches import FrameRecipe
-from pillsnap.data.manifest import SCHEMA, class_list, write_manifest
 from pillsnap.data.plan import StreamPlan
+from pillsnap.data.recipes import FrameRecipe
 from pillsnap.data.samples import detection_samples
-from pillsnap.data.sources import PhotoReader
 from pillsnap.data.stream import Stream, batches_of, share_samples
-from pillsnap.data.synthetic.faults import FAULTS
+from pillsnap.manifest.audit.audit import audit
+from pillsnap.manifest.table import SCHEMA, class_list, write_manifest
+from pillsnap.photos.reader import PhotoReader
+from pillsnap.synthetic.faults import FAULTS
 
 NUM_PHOTOS, SIDE_PX = 1000, 48
 
@@ -56,7 +56,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.usefixtures("ray_local")
 def test_readable_photos_come_out_right_and_exactly_the_others_are_quarantined(manifest: Path) -> None:
-    from pillsnap.data.manifest import read_manifest
+    from pillsnap.manifest.table import read_manifest
 
     table = read_manifest(manifest)
     numbers = dict(zip(table["sample_id"].to_pylist(), map(int, table["source"].to_pylist()), strict=True))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pillsnap.data.manifest import read_manifest
+from pillsnap.manifest.table import read_manifest
 from tests.reliability.harness import LoopRun, tiny
 
 

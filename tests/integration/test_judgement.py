@@ -12,11 +12,11 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from pillsnap import cli, cli_options
+from pillsnap.cli import main, options
 from pillsnap.config import load_settings
 from pillsnap.observe.events import read_events
-from pillsnap.train.run import train_run
-from pillsnap.train.run_directory import open_run
+from pillsnap.runs.directory import open_run
+from pillsnap.train.driver import train_run
 
 TINY = {
     "detection.image_size_px": 64,
@@ -52,9 +52,9 @@ def run_dir(trained: Path, tmp_path: Path) -> Path:
 
 def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> tuple[int, list[str]]:
     """Exit code and lines of the command, on a console so wide that no line is broken for its width."""
-    for module in (cli, cli_options):
+    for module in (main, options):
         monkeypatch.setattr(module, "console", Console(width=80), raising=False)
-    result = CliRunner().invoke(cli.app, [str(word) for word in words])
+    result = CliRunner().invoke(main.app, [str(word) for word in words])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, [line.strip() for line in result.output.splitlines() if line.strip()]
 

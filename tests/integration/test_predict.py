@@ -15,18 +15,18 @@ import torch
 from typer.testing import CliRunner
 
 from benchmarks.inference import random_run
-from pillsnap.cli import app
+from pillsnap.cli.main import app
 from pillsnap.config import load_settings
 from pillsnap.data import augment
 from pillsnap.data.augment import CropJitter
-from pillsnap.data.manifest import read_classes, read_manifest
-from pillsnap.data.sources import PhotoReader
 from pillsnap.evaluate.predict import predict_manifest_photos
 from pillsnap.evaluate.two_stage import Names, TwoStage
+from pillsnap.manifest.table import read_classes, read_manifest
 from pillsnap.models.classifier import input_statistics, normalise
-from pillsnap.train.checkpoint import find_checkpoint, save_checkpoint
-from pillsnap.train.run_directory import Run, open_run
-from pillsnap.train.tasks import make_task
+from pillsnap.photos.reader import PhotoReader
+from pillsnap.runs.checkpoint import find_checkpoint, save_checkpoint
+from pillsnap.runs.directory import Run, open_run
+from pillsnap.tasks.registry import make_task
 
 SMALL = {
     "detection.image_size_px": 96, "classification.image_size_px": 224, "train.amp": "off", "wandb.mode": "disabled",

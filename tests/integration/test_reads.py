@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from ray.data._internal.execution.interfaces import RefBundle
 
-from pillsnap.data import reads
-from pillsnap.data.scheduling import RowBlocks
+from pillsnap.ray_compat import lazy_source
+from pillsnap.ray_compat.executor_pacing import RowBlocks
 
 ROWS_AHEAD = 4
 
@@ -19,13 +19,13 @@ ROWS_AHEAD = 4
 def num_listed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for each read that was listed; the dataset is executed in this process."""
     listed: list[int] = []
-    list_next = reads._ReadList._get_next_inner
+    list_next = lazy_source._ReadList._get_next_inner
 
-    def counting(source: reads._ReadList) -> RefBundle:
+    def counting(source: lazy_source._ReadList) -> RefBundle:
         listed.append(1)
         return list_next(source)
 
-    monkeypatch.setattr(reads._ReadList, "_get_next_inner", counting)
+    monkeypatch.setattr(lazy_source._ReadList, "_get_next_inner", counting)
     return listed
 
 
@@ -36,12 +36,12 @@ def as_rows(read: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 @pytest.mark.usefixtures("ray_local")
 def test_all_reads_come_in_order_and_the_last_may_be_short(num_listed: list[int]) -> None:
     with RowBlocks():
-        dataset = reads.reads_dataset(5, 1004, 3).map_batches(as_rows, batch_size=None)
+        dataset = lazy_source.reads_dataset(5, 1004, 3).map_batches(as_rows, batch_size=None)
     rows = [(row["first"], row["length"]) for row in dataset.iter_rows()]
     assert rows == [(first, 3) for first in range(5, 1004, 3)]
     assert len(num_listed) == 333
     with RowBlocks():
-        short = reads.reads_dataset(5, 10, 3).map_batches(as_rows, batch_size=None)
+        short = lazy_source.reads_dataset(5, 10, 3).map_batches(as_rows, batch_size=None)
     assert [row["length"] for row in short.iter_rows()] == [3, 2]
 
 
@@ -49,7 +49,7 @@ def test_all_reads_come_in_order_and_the_last_may_be_short(num_listed: list[int]
 @pytest.mark.parametrize(("end", "expected"), [(22, [2, 2, 2, 6, 5]), (11, [2, 2, 2]), (10, [2, 2, 1]), (6, [1])])
 def test_the_first_reads_may_be_short(num_listed: list[int], end: int, expected: list[int]) -> None:
     with RowBlocks():
-        dataset = reads.reads_dataset(5, end, 6, num_short=3, slots_per_short_read=2)
+        dataset = lazy_source.reads_dataset(5, end, 6, num_short=3, slots_per_short_read=2)
         made = dataset.map_batches(as_rows, batch_size=None)
     assert dataset.count() == len(expected)
     assert [row["length"] for row in made.iter_rows()] == expected
@@ -58,7 +58,7 @@ def test_the_first_reads_may_be_short(num_listed: list[int], end: int, expected:
 @pytest.mark.usefixtures("ray_local")
 def test_a_long_stream_is_not_listed_before_it_is_read(num_listed: list[int]) -> None:
     with RowBlocks(ROWS_AHEAD):
-        dataset = reads.reads_dataset(0, 10**9, 1).map_batches(as_rows, batch_size=None)
+        dataset = lazy_source.reads_dataset(0, 10**9, 1).map_batches(as_rows, batch_size=None)
     rows = dataset.iter_rows()
     assert [row["first"] for row in islice(rows, 100)] == list(range(100))
     assert len(num_listed) < 100 + 64 + 4 * ROWS_AHEAD
@@ -73,7 +73,7 @@ def test_tasks_take_every_core_there_is() -> None:
         return {"started_s": np.array([started_s]), "ended_s": np.array([time.time()])}
 
     with RowBlocks():
-        dataset = reads.reads_dataset(0, 1000, 1).map_batches(nap, batch_size=None, num_cpus=1)
+        dataset = lazy_source.reads_dataset(0, 1000, 1).map_batches(nap, batch_size=None, num_cpus=1)
     rows = list(islice(dataset.iter_rows(), 16))
     overlapping = sum(after["started_s"] < before["ended_s"] for before, after in pairwise(rows))
     assert overlapping >= 4, "the source kept a core for itself"

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from pillsnap.data.augment import CropJitter, FrameJitter
-from pillsnap.data.batches import CropRecipe, FrameRecipe
-from pillsnap.data.manifest import read_manifest
+from pillsnap.data.decode_workers import decode_ahead
 from pillsnap.data.plan import StreamPlan
-from pillsnap.data.prepare import fill, split_stores
+from pillsnap.data.recipes import CropRecipe, FrameRecipe, Recipe
 from pillsnap.data.samples import TaskSamples, classification_samples, detection_samples
-from pillsnap.data.shipping import decode_ahead
-from pillsnap.data.sources import PhotoReader
-from pillsnap.data.stream import Recipe, Stream, batches_of, rows_of, share_samples
+from pillsnap.data.store.fill import fill, split_stores
+from pillsnap.data.stream import Stream, batches_of, rows_of, share_samples
+from pillsnap.manifest.table import read_manifest
+from pillsnap.photos.reader import PhotoReader
 
 CROPS = CropRecipe(64, 0.1, CropJitter(0.06, 0.12, 180))
 FRAMES = FrameRecipe(96, FrameJitter(mosaic=1.0, scale=0.5, flip_horizontal=0.5), 4, 2, 4)
@@ -38,7 +38,7 @@ def read(
         stores.get("train"), stores.get("val"), ship, ship_stored,
     )  # fmt: skip
     dataset = stream.dataset()
-    batches = decode_ahead(rows_of(dataset), stream, 2) if ship else batches_of(dataset)
+    batches = decode_ahead(rows_of(dataset), stream.batch_maker(), 2) if ship else batches_of(dataset)
     return [{name: np.array(value) for name, value in batch.items() if name != "stage_s"} for batch in batches]
 
 
@@ -79,7 +79,7 @@ def test_the_store_changes_neither_order_nor_pixels(
 def test_filling_goes_on_where_it_stopped_and_lists_bad_photos(
     samples: TaskSamples, toy_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pillsnap.data.prepare.SAMPLES_PER_SHARD", 4)
+    monkeypatch.setattr("pillsnap.data.store.fill.SAMPLES_PER_SHARD", 4)
     reader, store = (
         PhotoReader(str(toy_tree), 10**7),
         split_stores(str(tmp_path), "task", CROPS, "jpeg", "0" * 64)["train"],

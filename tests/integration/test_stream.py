@@ -14,13 +14,14 @@ import pytest
 import ray
 
 from pillsnap.data.augment import CropJitter
-from pillsnap.data.batches import Batch, CropRecipe
-from pillsnap.data.manifest import read_manifest
 from pillsnap.data.plan import Slot, StreamPlan
-from pillsnap.data.prepare import split_stores
+from pillsnap.data.recipes import Batch, CropRecipe
 from pillsnap.data.samples import classification_samples
-from pillsnap.data.sources import PhotoReader, Source
+from pillsnap.data.sources import Source
+from pillsnap.data.store.fill import split_stores
 from pillsnap.data.stream import Stream, batches_of, rows_of, share_samples
+from pillsnap.manifest.table import read_manifest
+from pillsnap.photos.reader import PhotoReader
 
 Step = tuple[int, bool, int]
 
@@ -57,11 +58,13 @@ class DyingRecipe(CropRecipe):
 
     marker: str = ""
 
-    def make(self, samples: pa.Table, slot: Slot, seed: int, capacity: int, source: Source) -> Batch:
+    def make(
+        self, samples: pa.Table, slot: Slot, seed: int, capacity: int, source: Source, images: Any = None
+    ) -> Batch:
         if (slot.epoch, slot.step) == (1, 1) and not os.path.exists(self.marker):
             Path(self.marker).touch()
             os._exit(1)
-        return super().make(samples, slot, seed, capacity, source)
+        return super().make(samples, slot, seed, capacity, source, images)
 
 
 @dataclass(frozen=True)
@@ -70,13 +73,15 @@ class HeldRecipe(CropRecipe):
 
     gate: str = ""
 
-    def make(self, samples: pa.Table, slot: Slot, seed: int, capacity: int, source: Source) -> Batch:
+    def make(
+        self, samples: pa.Table, slot: Slot, seed: int, capacity: int, source: Source, images: Any = None
+    ) -> Batch:
         asked_s = time.monotonic()
         while slot.step and not os.path.exists(self.gate):
             if time.monotonic() - asked_s > 30:
                 raise TimeoutError("nobody had the first batch")
             time.sleep(0.02)
-        return super().make(samples, slot, seed, capacity, source)
+        return super().make(samples, slot, seed, capacity, source, images)
 
 
 def make_stream(

@@ -11,12 +11,12 @@ import torch
 from rich.console import Console
 
 from pillsnap.config import Settings, load_settings
-from pillsnap.data.manifest import read_manifest
 from pillsnap.errors import UserError
+from pillsnap.manifest.table import read_manifest
 from pillsnap.observe.events import read_events
-from pillsnap.train.checkpoint import find_checkpoint
-from pillsnap.train.run import RunStopped, train_and_judge, train_run
-from pillsnap.train.run_directory import STOP_FILE, open_run
+from pillsnap.runs.checkpoint import find_checkpoint
+from pillsnap.runs.directory import STOP_FILE, open_run
+from pillsnap.train.driver import RunStopped, train_and_judge, train_run
 
 TINY = {
     "detection.image_size_px": 64,

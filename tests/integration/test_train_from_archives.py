@@ -11,13 +11,13 @@ import pytest
 
 from pillsnap.config import load_settings
 from pillsnap.data.augment import CropJitter, FrameJitter
-from pillsnap.data.batches import CropRecipe, FrameRecipe
-from pillsnap.data.build import build_manifest
-from pillsnap.data.manifest import read_classes, read_manifest
 from pillsnap.data.plan import StreamPlan
+from pillsnap.data.recipes import CropRecipe, FrameRecipe
 from pillsnap.data.samples import classification_samples, detection_samples
-from pillsnap.data.sources import PhotoReader
 from pillsnap.data.stream import Stream, batches_of, share_samples
+from pillsnap.manifest.build import build_manifest
+from pillsnap.manifest.table import read_classes, read_manifest
+from pillsnap.photos.reader import PhotoReader
 
 
 def zip_tree(root: Path, to: Path, compression: int) -> None:
@@ -80,10 +80,10 @@ def test_a_whole_run_from_archives(zipped_tree: Path, tmp_path: Path) -> None:
     """Trained and judged without one unpacked file: every validation photo is in the predictions, none unread."""
     from rich.console import Console
 
+    from pillsnap.cluster.preflight import preflight
     from pillsnap.observe.events import read_events
-    from pillsnap.train.preflight import preflight
-    from pillsnap.train.run import train_and_judge
-    from pillsnap.train.run_directory import open_run
+    from pillsnap.runs.directory import open_run
+    from pillsnap.train.driver import train_and_judge
 
     settings = load_settings(
         "demo",

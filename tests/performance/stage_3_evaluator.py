@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from pillsnap.cli import app
+from pillsnap.cli.main import app
 
 DEFAULT_RUN = ["--run", "artifacts/stage3"]
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from pillsnap.train import checkpoint as module
-from pillsnap.train.checkpoint import Position, find_checkpoint, save_checkpoint
+from pillsnap.runs import checkpoint as module
+from pillsnap.runs.checkpoint import Position, find_checkpoint, save_checkpoint
 
 
 def save(folder: Path, epoch: int, best: bool = True) -> None:

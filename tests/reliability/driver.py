@@ -19,14 +19,14 @@ import tests.conftest  # noqa: F401  (the environment of the tests, before anyth
 def main(run_dir: Path, manifest: Path, root: Path, overrides: dict) -> int:
     from rich.console import Console
 
-    import pillsnap.train.fit as fit
     from pillsnap.errors import UserError
     from pillsnap.observe.logs import setup_logging
-    from pillsnap.train.run import RunStopped, train_and_judge
-    from pillsnap.train.run_directory import open_run
+    from pillsnap.runs.directory import open_run
+    from pillsnap.train import trainer
+    from pillsnap.train.driver import RunStopped, train_and_judge
     from tests.reliability.harness import tiny, worker_with_faults
 
-    fit.run_worker = worker_with_faults
+    trainer.run_worker = worker_with_faults
     try:
         run, _ = open_run(run_dir, tiny(**overrides), manifest, root)
         setup_logging(run_dir)

@@ -13,15 +13,17 @@ from typing import Any
 import torch
 
 from pillsnap.config import Settings, load_settings
-from pillsnap.data.batches import Batch
 from pillsnap.data.loader import DeviceBatch, Loader
-from pillsnap.data.manifest import read_classes, read_manifest
 from pillsnap.data.plan import StreamPlan
-from pillsnap.data.sources import PhotoReader, Source
+from pillsnap.data.recipes import Batch
+from pillsnap.data.sources import Source
+from pillsnap.manifest.table import read_classes, read_manifest
 from pillsnap.observe.events import EventLog, read_events
-from pillsnap.train.checkpoint import Checkpoint, Position, find_checkpoint
-from pillsnap.train.loop import Job, train
-from pillsnap.train.tasks import make_task
+from pillsnap.photos.reader import PhotoReader
+from pillsnap.runs.checkpoint import Checkpoint, Position, find_checkpoint
+from pillsnap.tasks.registry import make_task
+from pillsnap.train.job import Job
+from pillsnap.train.loop import train
 from tests.processes import titled
 
 TINY = {

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pillsnap.errors import UserError
-from pillsnap.train import readings
+from pillsnap.train import device_readback
 from pillsnap.train.state import TrainingState, _Losses
 from tests.reliability.harness import LoopRun, inject, say, tiny, train_two
 
@@ -27,7 +27,7 @@ def test_one_bad_step_is_left_out(
     lag: int, faults: dict, toy_manifest: Path, toy_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Read at once, as on a CPU, or two steps later, as on a GPU."""
-    monkeypatch.setattr(readings, "lag_steps", lambda device: lag)
+    monkeypatch.setattr(device_readback, "lag_steps", lambda device: lag)
 
     def run(where: str) -> LoopRun:
         return LoopRun(tmp_path / where, "classification", tiny(classification__epochs=1), toy_manifest, toy_tree)
@@ -54,7 +54,7 @@ def test_one_bad_step_is_left_out(
 def test_three_bad_steps_name_step_and_samples(
     lag: int, faults: dict, toy_manifest: Path, toy_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readings, "lag_steps", lambda device: lag)
+    monkeypatch.setattr(device_readback, "lag_steps", lambda device: lag)
     run = LoopRun(tmp_path / "run", "classification", tiny(), toy_manifest, toy_tree)
     run.train(stop_at=lambda asked: asked == 1)
     faults["nan_steps"] = [2, 99]

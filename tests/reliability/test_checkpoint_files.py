@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pillsnap.train.checkpoint import find_checkpoint
+from pillsnap.runs.checkpoint import find_checkpoint
 from tests.conftest import ROOT
 from tests.reliability.die_saving import save
 from tests.reliability.harness import say

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from pillsnap.observe.events import read_events
-from pillsnap.train.checkpoint import find_checkpoint
+from pillsnap.runs.checkpoint import find_checkpoint
 from tests.conftest import ROOT
 from tests.processes import is_running
 from tests.reliability.harness import raw_events, say, wait_for

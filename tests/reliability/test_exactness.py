@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pillsnap.train import guard
+from pillsnap.train import nonfinite
 from tests.reliability.harness import LoopRun, same_state, say, tiny
 
 
@@ -54,8 +54,8 @@ def test_float16_goes_on_with_the_loss_scale_it_had(
     toy_manifest: Path, toy_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first scale is far too large: its overflows cost steps, stop nothing, and end alike however often stopped."""
-    monkeypatch.setattr(guard, "_FIRST_SCALE", 2.0**22)
-    monkeypatch.setattr(guard, "_GROW_AFTER", 3)
+    monkeypatch.setattr(nonfinite, "_FIRST_SCALE", 2.0**22)
+    monkeypatch.setattr(nonfinite, "_GROW_AFTER", 3)
     settings = tiny(classification__batch_size=4, train__amp="float16")
 
     def run(where: str) -> LoopRun:

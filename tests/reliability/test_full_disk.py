@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from pillsnap.errors import UserError
-from pillsnap.train import checkpoint as checkpoint_module
-from pillsnap.train.checkpoint import find_checkpoint
+from pillsnap.runs import checkpoint as checkpoint_module
+from pillsnap.runs.checkpoint import find_checkpoint
 from tests.reliability.harness import LoopRun, say, tiny
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from pillsnap.errors import UserError
-from pillsnap.train.memory import MEMORY_FILE, MicroBatches, SplitAgain
-from pillsnap.train.peers import Peers
+from pillsnap.runs.directory import MEMORY_FILE
+from pillsnap.train.collectives import Peers
+from pillsnap.train.microbatch import MicroBatches, SplitAgain
 from pillsnap.train.state import TrainingState, _Losses
 from tests.reliability.harness import NO_BATCH_NORM, LoopRun, inject, say, tiny, train_two
 

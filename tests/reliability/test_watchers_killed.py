@@ -11,7 +11,7 @@ import pytest
 from benchmarks.watchers.training import StepLog, Training
 from benchmarks.watching import Watchers
 from pillsnap.observe.events import read_events
-from tests.unit.observe.conftest import WandbServer
+from tests.unit.tracking.conftest import WandbServer
 
 STEPS_BEFORE, STEPS_AFTER = 20, 30
 

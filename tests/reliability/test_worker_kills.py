@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from pillsnap.observe.events import read_events
-from pillsnap.train.checkpoint import find_checkpoint
-from pillsnap.train.run import train_run
-from pillsnap.train.run_directory import open_run
+from pillsnap.runs.checkpoint import find_checkpoint
+from pillsnap.runs.directory import open_run
+from pillsnap.train.driver import train_run
 from tests.reliability.harness import raw_events, say, tiny, train_workers, wait_for
 
 KILLS_A_RUN = 5
@@ -114,7 +114,7 @@ def test_a_paused_and_a_stuck_worker_are_found(
 
     from tests.reliability.harness import FAULTS_FILE, worker_with_faults
 
-    monkeypatch.setattr("pillsnap.train.fit.run_worker", worker_with_faults)
+    monkeypatch.setattr("pillsnap.train.trainer.run_worker", worker_with_faults)
     found: list[float] = []
     replaced: list[float] = []
     for how in ("paused", "stuck"):

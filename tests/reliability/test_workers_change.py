@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from pillsnap.observe.events import read_events
-from pillsnap.train.run import RunStopped, train_run
-from pillsnap.train.run_directory import STOP_FILE, Run, open_run
+from pillsnap.runs.directory import STOP_FILE, Run, open_run
+from pillsnap.train.driver import RunStopped, train_run
 from tests.reliability.harness import FAULTS_FILE, NO_BATCH_NORM, raw_events, say, tiny, wait_for, worker_with_faults
 
 STOPS = {1: 2, 2: 9}
@@ -33,7 +33,7 @@ def stop_after(run: Run, step: int) -> None:
 def test_one_two_one_workers(
     toy_manifest: Path, toy_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pillsnap.train.fit.run_worker", worker_with_faults)
+    monkeypatch.setattr("pillsnap.train.trainer.run_worker", worker_with_faults)
 
     def opened(where: str, workers: str) -> Run:
         settings = tiny(

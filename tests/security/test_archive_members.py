@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from pillsnap.data import archives
-from pillsnap.data.archives import Place, locate, read_directory, read_place, to_location
-from pillsnap.data.images import BadImage
-from pillsnap.data.photos import PhotoStore
-from pillsnap.data.scan import scan
-from pillsnap.data.synthetic.faults import png_header
 from pillsnap.errors import UserError
+from pillsnap.manifest.scan import scan
+from pillsnap.photos import archives
+from pillsnap.photos.archives import Place, locate, read_directory, read_place, to_location
+from pillsnap.photos.decode import BadImage
+from pillsnap.photos.files import PhotoStore
+from pillsnap.synthetic.faults import png_header
 
 NAME = "K-000001_0_2_0_0_75_{:03d}_200.png"
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pillsnap.data.labels import read_label
-from pillsnap.data.scan import scan
-from pillsnap.data.yolo import import_yolo
+from pillsnap.manifest.import_yolo import import_yolo
+from pillsnap.manifest.labels import read_label
+from pillsnap.manifest.scan import scan
 
 STEM = "K-000001_0_2_0_0_75_{:03d}_200"
 

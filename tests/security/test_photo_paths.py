@@ -11,11 +11,11 @@ import cv2
 import numpy as np
 import pytest
 
-from pillsnap.data import photos
-from pillsnap.data.archives import Place, locate, read_directory, to_location
-from pillsnap.data.images import BadImage
-from pillsnap.data.photos import PhotoStore
-from pillsnap.data.sources import PhotoReader
+from pillsnap.photos import files
+from pillsnap.photos.archives import Place, locate, read_directory, to_location
+from pillsnap.photos.decode import BadImage
+from pillsnap.photos.files import PhotoStore
+from pillsnap.photos.reader import PhotoReader
 
 PIXELS = np.full((12, 10, 3), 200, np.uint8)
 
@@ -102,7 +102,7 @@ def test_a_file_that_may_not_be_read_says_so(root: Path, monkeypatch: pytest.Mon
     def refuse(*_: object) -> int:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(photos.os, "open", refuse)
+    monkeypatch.setattr(files.os, "open", refuse)
     with pytest.raises(BadImage, match="unreadable_file: Permission denied"):
         PhotoStore(root).read("photos/good.png")
 

@@ -10,9 +10,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from pillsnap import demo
-from pillsnap.cli import STOPPED, app
-from pillsnap.train.run import RunStopped
-from pillsnap.train.run_directory import Run
+from pillsnap.cli.main import STOPPED, app
+from pillsnap.runs.directory import Run
+from pillsnap.train.driver import RunStopped
 
 
 def test_the_demo_begins_and_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,7 +22,7 @@ def test_the_demo_begins_and_is_continued(tmp_path: Path, monkeypatch: pytest.Mo
         runs.append(run.run_id)
         return {"met": True}
 
-    monkeypatch.setattr("pillsnap.train.run.train_and_judge", trained)
+    monkeypatch.setattr("pillsnap.train.driver.train_and_judge", trained)
     for name, value in {"_SINGLES": 48, "_COMBINATIONS": 18, "_FRAME": (122, 160)}.items():
         monkeypatch.setattr(demo, name, value)
     for _ in range(2):

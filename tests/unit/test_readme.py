@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import typer
 
-from pillsnap.cli import app
+from pillsnap.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[2]
 READMES = ["README.md", "README.ko.md"]

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 
 from benchmarks.scaling_model import Cluster, Costs, Work, demand, gpus_until, head_memory_bytes, simulate, works
-from pillsnap.data.manifest import read_manifest
 from pillsnap.data.samples import classification_samples, detection_samples
+from pillsnap.manifest.table import read_manifest
 
 RESULTS = (Path(__file__).resolve().parents[2] / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
 COSTS = Costs()

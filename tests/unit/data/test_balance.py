@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from pillsnap.data.balance import balance_classes
+from pillsnap.data.samples import balance_classes
 
 
 def table(counts: list[int]) -> pa.Table:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from pillsnap.data.batches import STAGES, Batch
 from pillsnap.data.loader import Loader
+from pillsnap.data.recipes import STAGES, Batch
 
 
 def batch_of(step: int) -> Batch:

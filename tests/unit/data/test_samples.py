@@ -5,9 +5,9 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from pillsnap.data.manifest import SCHEMA
 from pillsnap.data.samples import classification_samples, detection_samples
 from pillsnap.errors import UserError
+from pillsnap.manifest.table import SCHEMA
 
 BOX, OTHER = [1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]
 

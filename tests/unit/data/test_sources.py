@@ -11,12 +11,13 @@ import pyarrow as pa
 import pytest
 
 from pillsnap.data.augment import CropJitter
-from pillsnap.data.batches import CropRecipe
-from pillsnap.data.images import BadImage
-from pillsnap.data.photos import PhotoStore
-from pillsnap.data.shards import ShardStore
-from pillsnap.data.sources import KeyMemo, PhotoReader, ShippedSource, Source, SplitStore
+from pillsnap.data.recipes import CropRecipe
+from pillsnap.data.sources import FetchTimes, KeyMemo, ShippedSource, Source, SplitStore
+from pillsnap.data.store.shards import ShardStore
 from pillsnap.data.windows import Window
+from pillsnap.photos.decode import BadImage
+from pillsnap.photos.files import PhotoStore
+from pillsnap.photos.reader import PhotoReader
 from pillsnap.storage import Storage
 
 RECIPE = CropRecipe(32, 0.1, CropJitter(0.1, 0.1, 180.0))
@@ -34,14 +35,14 @@ def samples(tmp_path: Path) -> pa.Table:
 def test_pixels_do_not_depend_on_what_is_stored(samples: pa.Table, tmp_path: Path) -> None:
     store = SplitStore(ShardStore(str(tmp_path / "store")), RECIPE, "jpeg", training=True)
     made = store.source(PhotoReader(str(tmp_path), 10**6))
-    first = [made.window(samples, number) for number in range(3)]
+    first = [made.window(samples, number, FetchTimes()) for number in range(3)]
     made.flush()
     (shard,) = store.shards.shards()
     made.flush()  # nothing new: no second shard
     assert list(store.shards.shards()) == [shard]
     kept = store.source(PhotoReader("/nowhere", 10**6))
     for number in (0, 1):
-        one, other = first[number], kept.window(samples, number)
+        one, other = first[number], kept.window(samples, number, FetchTimes())
         assert isinstance(one, Window)
         assert isinstance(other, Window)
         np.testing.assert_array_equal(one.pixels, other.pixels)
@@ -72,11 +73,12 @@ def test_a_photo_of_several_pills_is_decoded_once(
 
 def test_reading_and_decoding_are_timed_apart(samples: pa.Table, tmp_path: Path) -> None:
     source = Source(PhotoReader(str(tmp_path), 10**6))
-    window = source.window(samples, 0)
+    times = FetchTimes()
+    window = source.window(samples, 0, times)
     assert isinstance(window, Window)
     assert window.pixels.shape == (120, 160, 3)
-    assert 0 < source.read_s < 1
-    assert 0 < source.decode_s < 1
+    assert 0 < times.read_s < 1
+    assert 0 < times.decode_s < 1
 
 
 def test_what_did_not_travel_comes_from_the_store_or_the_photo(samples: pa.Table, tmp_path: Path) -> None:
@@ -86,7 +88,7 @@ def test_what_did_not_travel_comes_from_the_store_or_the_photo(samples: pa.Table
     assert not made.has_all(samples, np.array([0, 1]))
     sent = made.fetch(samples, 0)
     cut = ShippedSource(reader, shipped={0: sent, 1: None}, store=store.source(reader))  # a store without it
-    from_photo = [cut.window(samples, number) for number in (0, 1)]
+    from_photo = [cut.window(samples, number, FetchTimes()) for number in (0, 1)]
     made.fetch(samples, 1)
     made.flush()
     nowhere = PhotoReader("/nowhere", 10**6)
@@ -95,7 +97,7 @@ def test_what_did_not_travel_comes_from_the_store_or_the_photo(samples: pa.Table
     assert not source.has_all(samples, np.array([1, 2]))
     kept = ShippedSource(nowhere, shipped={0: None, 1: None}, store=source)
     for number, window in enumerate(from_photo):
-        other = kept.window(samples, number)
+        other = kept.window(samples, number, FetchTimes())
         assert isinstance(window, Window)
         assert isinstance(other, Window)
         np.testing.assert_array_equal(window.pixels, other.pixels)
@@ -138,7 +140,7 @@ def test_remote_photos_are_read_several_at_a_time_and_once(
     for reader in (remote, local):
         source = Source(reader)
         source.expect(samples, range(3))
-        windows.append([source.window(samples, number) for number in range(3)])
+        windows.append([source.window(samples, number, FetchTimes()) for number in range(3)])
     assert sorted(reads) == ["a.png", "b.png"]
     assert all(isinstance(found[2], BadImage) and found[2].reason == "missing" for found in windows)
     for far, near in zip(windows[0][:2], windows[1][:2], strict=True):
@@ -164,12 +166,12 @@ def test_prefetching_for_a_store_leaves_out_what_it_has(samples: pa.Table, tmp_p
     store = SplitStore(ShardStore(str(tmp_path / "store")), RECIPE, "png", training=True)
     source = store.source(PhotoReader(storage.uri, 10**6))
     source.expect(samples, range(2))
-    first = [source.window(samples, number) for number in range(2)]
+    first = [source.window(samples, number, FetchTimes()) for number in range(2)]
     source.flush()
     storage.remove("a.png")
     again = store.source(PhotoReader(storage.uri, 10**6))
     again.expect(samples, range(2))
     for number, before in enumerate(first):
-        window = again.window(samples, number)
+        window = again.window(samples, number, FetchTimes())
         assert isinstance(window, Window) and isinstance(before, Window)
         assert np.array_equal(window.pixels, before.pixels)

@@ -10,9 +10,9 @@ import pytest
 
 from pillsnap.data import augment
 from pillsnap.data.augment import CropJitter
-from pillsnap.data.images import BadImage, decode_image
-from pillsnap.data.manifest import read_manifest
 from pillsnap.data.windows import EncodedWindow, Window, crop_window, frame_window
+from pillsnap.manifest.table import read_manifest
+from pillsnap.photos.decode import BadImage, decode_image
 
 MARGIN = 0.12
 JITTER = CropJitter(center=0.06, scale=0.12, rotation_deg=180.0)

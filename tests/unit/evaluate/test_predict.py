@@ -9,11 +9,11 @@ import pyarrow as pa
 import pytest
 
 from pillsnap.config import load_settings
-from pillsnap.data.archives import parse_location
-from pillsnap.data.manifest import SCHEMA, ClassInfo, write_manifest
 from pillsnap.errors import UserError
 from pillsnap.evaluate import predict
-from pillsnap.train.run_directory import Run, open_run
+from pillsnap.manifest.table import SCHEMA, ClassInfo, write_manifest
+from pillsnap.photos.archives import parse_location
+from pillsnap.runs.directory import Run, open_run
 
 PHOTO = {"image_type": "single", "codes": ["K-1"], "boxes": [None], "width": 10, "height": 10, "source": "test"}
 

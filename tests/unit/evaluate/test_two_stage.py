@@ -10,8 +10,8 @@ import torch
 
 from pillsnap.config import Settings, load_settings
 from pillsnap.evaluate.two_stage import TwoStage, _window
-from pillsnap.train.checkpoint import Position, save_checkpoint
-from pillsnap.train.tasks import make_task
+from pillsnap.runs.checkpoint import Position, save_checkpoint
+from pillsnap.tasks.registry import make_task
 
 CODES = [f"K-{number:06}" for number in range(8)]
 TEMPERATURE = 2.5

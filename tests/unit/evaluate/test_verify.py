@@ -11,12 +11,12 @@ import torch
 
 from pillsnap.checklist import Check
 from pillsnap.config import load_settings
-from pillsnap.data.manifest import read_manifest
 from pillsnap.evaluate import verify
 from pillsnap.evaluate.verify import model_problems, verify_run
+from pillsnap.manifest.table import read_manifest
 from pillsnap.observe.events import EventLog
-from pillsnap.train.checkpoint import Position, save_checkpoint
-from pillsnap.train.run_directory import Run, open_run
+from pillsnap.runs.checkpoint import Position, save_checkpoint
+from pillsnap.runs.directory import Run, open_run
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from pillsnap.models.classifier import (
     progressive_size,
     resized,
 )
-from pillsnap.train.tasks import ClassificationTask
+from pillsnap.tasks.classification import ClassificationTask
 
 
 def test_loss_equals_torch_on_the_valid_rows() -> None:

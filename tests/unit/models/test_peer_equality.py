@@ -15,7 +15,7 @@ from timm.utils import AverageMeter, accuracy
 from pillsnap.config import ClassificationSettings, load_settings
 from pillsnap.data.loader import DeviceBatch
 from pillsnap.models.detector import build_detector, detection_loss
-from pillsnap.train.tasks import ClassificationTask
+from pillsnap.tasks.classification import ClassificationTask
 
 NUM_PHOTOS, SIZE_PX, NUM_CLASSES = 4, 96, 7
 

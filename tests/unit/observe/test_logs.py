@@ -28,12 +28,12 @@ def package_logger() -> Iterator[None]:
 
 def test_file_and_console_say_who_speaks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     setup_logging(tmp_path, "INFO")
-    logging.getLogger("pillsnap.train.run").info("starts with 알약")
-    logging.getLogger("pillsnap.train.run").debug("not at this level")
+    logging.getLogger("pillsnap.train.driver").info("starts with 알약")
+    logging.getLogger("pillsnap.train.driver").debug("not at this level")
     setup_logging(tmp_path, "debug", rank=3)
     logging.getLogger("pillsnap.train.loop").debug("step 1")
     first, second = (tmp_path / "train.log").read_text(encoding="utf-8").splitlines()
-    assert first.endswith("INFO    driver   pillsnap.train.run: starts with 알약")
+    assert first.endswith("INFO    driver   pillsnap.train.driver: starts with 알약")
     assert second.endswith("DEBUG   rank 3   pillsnap.train.loop: step 1")
     assert capsys.readouterr().err == "INFO starts with 알약\nDEBUG rank 3: step 1\n"
 

@@ -15,11 +15,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pillsnap.config import load_settings
-from pillsnap.train.measure import mock_batch
-from pillsnap.train.memory import MicroBatches
-from pillsnap.train.peers import Peers
+from pillsnap.planner.measure import mock_batch
+from pillsnap.tasks.registry import make_task
+from pillsnap.train.collectives import Peers
+from pillsnap.train.microbatch import MicroBatches
 from pillsnap.train.state import TrainingState
-from pillsnap.train.tasks import make_task
 
 CPU = torch.device("cpu")
 SMALL = {

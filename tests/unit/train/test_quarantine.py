@@ -10,7 +10,7 @@ import torch
 
 from pillsnap.config import DataSettings
 from pillsnap.errors import UserError
-from pillsnap.train.peers import Peers
+from pillsnap.train.collectives import Peers
 from pillsnap.train.task_log import TaskLog
 
 

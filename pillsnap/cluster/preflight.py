@@ -1,0 +1,199 @@
+"""What can be known before a run starts: GPU, packages, manifest, disk."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from pillsnap.checklist import Check
+from pillsnap.config import Settings
+from pillsnap.errors import UserError
+from pillsnap.manifest.table import read_classes, read_manifest
+from pillsnap.observe.telemetry import sample
+from pillsnap.photos.archives import with_locations
+from pillsnap.photos.files import PhotoStore
+
+MAX_GPU_MEMORY_USED = 0.20
+MIN_DISK_BYTES = 10 * 10**9
+_PHOTOS_TRIED = 20
+
+
+def preflight(settings: Settings, run_dir: Path, manifest_path: Path, data_root: str, uri: str = "") -> list[Check]:
+    """Every check that needs no training. On a cluster (RAY_ADDRESS) every node looks, too. `uri` is where the run is
+    kept when `run_dir` is only this node's copy.
+    """
+    return [
+        *gpu_checks(),
+        *_computing_checks(),
+        _packages_check(),
+        *_manifest_checks(settings, manifest_path, data_root),
+        disk_check(run_dir),
+        *([_storage_check(uri)] if uri else []),
+        *_cluster_checks(settings, uri or str(run_dir), manifest_path, data_root),
+    ]
+
+
+def _storage_check(uri: str) -> Check:
+    from pillsnap.cluster.node_checks import storage_problem
+
+    problem = storage_problem(uri)
+    return Check("storage", not problem, problem or f"{uri} can be read and written", "look at AWS_* and the bucket")
+
+
+def _cluster_checks(settings: Settings, run: str, manifest_path: Path, data_root: str) -> list[Check]:
+    """What the nodes of the cluster that a run would join see; none without a cluster, or without a manifest."""
+    if not os.environ.get("RAY_ADDRESS"):
+        return []
+    from pillsnap.cluster.node_checks import node_checks
+    from pillsnap.cluster.session import ray_session
+
+    try:
+        manifest = read_manifest(manifest_path)
+    except UserError:  # which the check of the manifest has told
+        manifest = None
+    with ray_session():
+        return node_checks(settings, run, data_root, manifest)
+
+
+def gpu_checks() -> list[Check]:
+    """Is there a GPU that torch can use, and is its memory free?"""
+    import torch
+
+    gpus = sample()["gpus"]
+    if not torch.cuda.is_available():
+        if gpus:
+            advice = "install the torch build that fits the driver, and look at CUDA_VISIBLE_DEVICES"
+            return [Check("GPU", False, f"NVML sees {len(gpus)}, torch {torch.__version__} sees none", advice)]
+        return [
+            Check("GPU", None, "none: training runs on the CPU", "a stage takes days so; the demo does not need one")
+        ]
+    names = Counter(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+    checks = [Check("GPU", True, ", ".join(f"{count} x {name}" for name, count in names.items()))]
+    # By NVML: asking CUDA would take half a gigabyte of that memory for as long as this process lives.
+    for gpu in _visible(gpus):
+        if gpu["memory_used_bytes"] is None or not gpu["memory_total_bytes"]:
+            continue
+        used = gpu["memory_used_bytes"] / gpu["memory_total_bytes"]
+        found = f"{used:.0%} of {gpu['memory_total_bytes'] / 2**30:.1f} GiB used"
+        advice = f"end what else uses it: more than {MAX_GPU_MEMORY_USED:.0%} is taken"
+        checks.append(Check(f"GPU {gpu['index']} memory", used < MAX_GPU_MEMORY_USED, found, advice))
+    return checks
+
+
+def _visible(gpus: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that CUDA_VISIBLE_DEVICES leaves; all where it does not list numbers."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(" ", "").split(",")
+    if not all(number.isdecimal() for number in chosen):
+        return gpus
+    return [gpu for gpu in gpus if str(gpu["index"]) in chosen]
+
+
+def _computing_checks() -> list[Check]:
+    """A small product on each GPU: a torch built for other GPUs sees them and cannot compute on them."""
+    import torch
+
+    failures = {}
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        try:
+            ones = torch.ones(64, 64, device=f"cuda:{index}")
+            if float((ones @ ones).sum()) != 64**3:
+                failures[index] = "a product came out wrong"
+        except RuntimeError as error:
+            failures[index] = str(error).strip().splitlines()[0]
+    advice = "install the torch build that fits GPU and driver: https://pytorch.org/get-started/locally"
+    if not torch.cuda.is_available():
+        return []
+    found = "; ".join(f"GPU {index}: {reason}" for index, reason in failures.items())
+    return [Check("GPU computes", not failures, found or f"yes, with torch {torch.__version__}", advice)]
+
+
+def _packages_check() -> Check:
+    import importlib
+
+    missing = []
+    for name in (
+        "ray.data",
+        "ray.train",
+        "torch",
+        "torchvision",
+        "ultralytics.nn.tasks",
+        "timm",
+        "kornia_rs",
+        "cv2",
+        "wandb",
+    ):
+        if name.startswith("ultralytics"):
+            importlib.import_module("pillsnap.models.detector")
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # a broken binary package raises whatever its loader raises
+            missing.append(f"{name} ({' '.join(str(error).split())[:80]})")
+    if missing:
+        return Check("packages", False, f"cannot be imported: {'; '.join(missing)}", "run `make install` again")
+    return Check("packages", True, "ray, torch, torchvision, ultralytics, timm, kornia-rs, OpenCV and wandb import")
+
+
+def _manifest_checks(settings: Settings, manifest_path: Path, data_root: str) -> list[Check]:
+    try:
+        manifest = read_manifest(manifest_path)
+        classes = read_classes(manifest_path if manifest_path.is_dir() else manifest_path.parent)
+    except UserError as error:
+        return [Check("manifest", False, str(error), "build it with `pillsnap manifest build`")]
+    splits = Counter(manifest["split"].to_pylist())
+    found = f"{splits['train']:,} train and {splits['val']:,} val photos, {len(classes):,} classes"
+    asked = settings.sampling.num_photos
+    short = asked is not None and len(manifest) < asked
+    checks = [
+        Check("manifest", None if short else True, found, f"the preset asks for {asked:,} photos" if short else "")
+    ]
+    if not splits["train"] or not splits["val"]:
+        checks[0] = Check("manifest", False, found, "both splits need photos")
+    folder = manifest_path if manifest_path.is_dir() else manifest_path.parent
+    checks.append(_csv_check(folder, splits))
+    step = max(1, len(manifest) // _PHOTOS_TRIED)
+    paths = with_locations(manifest)["image_path"].to_pylist()[::step][:_PHOTOS_TRIED]
+    lacking = [path for path in paths if not _readable(PhotoStore(data_root), path)]
+    first = f", the first {lacking[0]}" if lacking else ""
+    advice = "look at --data-root, and run `pillsnap manifest validate`"
+    checks.append(
+        Check("photos", not lacking, f"{len(paths) - len(lacking)} of {len(paths)} tried can be read{first}", advice)
+    )
+    return checks
+
+
+def _csv_check(folder: Path, splits: Counter[str]) -> Check:
+    """The CSV files are for people and other tools; training reads the Parquet file alone."""
+    counts = {}
+    for split in ("train", "val"):
+        path = folder / f"manifest_{split}.csv"
+        if path.exists():
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                counts[split] = sum(1 for _ in csv.reader(file)) - 1
+    found = ", ".join(f"manifest_{split}.csv {counts.get(split, 'is missing')}" for split in ("train", "val"))
+    same = all(counts.get(split) == splits[split] for split in ("train", "val"))
+    return Check(
+        "manifest CSV", True if same else None, found, "" if same else "they are not what manifest.parquet holds"
+    )
+
+
+def _readable(store: PhotoStore, path: str) -> bool:
+    try:
+        return bool(store.read(path))
+    except (OSError, UserError):
+        return False
+
+
+def disk_check(run_dir: Path) -> Check:
+    """Is there room for a run?"""
+    folder = run_dir
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    writable = os.access(folder, os.W_OK)
+    advice = f"free space or name another --run: {MIN_DISK_BYTES / 1e9:.0f} GB are needed"
+    found = f"{free / 1e9:.1f} GB free at {folder}" + ("" if writable else ", which cannot be written to")
+    return Check("disk", free > MIN_DISK_BYTES and writable, found, advice)

@@ -1,0 +1,144 @@
+"""Ray for one command: an existing cluster when there is one, else a local one that ends with the command."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from pillsnap.config import Settings
+from pillsnap.data.malloc import return_freed_memory
+from pillsnap.errors import UserError
+from pillsnap.ray_compat.minimal_cluster import lean_head
+
+_GRACE_S = 3.0
+"""Within which a cluster's processes end by themselves."""
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Connect to the cluster of RAY_ADDRESS, or start one on this machine and shut it down at the end.
+
+    The folder with its logs goes with it, unless something failed.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    quiet = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0", "YOLO_AUTOINSTALL": "False"}
+    options = {"log_to_driver": False, "logging_level": logging.ERROR}
+    folder: Path | None = None
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(address="auto", runtime_env={"env_vars": quiet}, **options)
+    else:
+        # Workers inherit it. As a runtime environment it would keep out the processes that Ray starts beforehand.
+        os.environ.update(quiet)
+        with lean_head():
+            ray.init(address="local", _node_ip_address="127.0.0.1", include_dashboard=False, **options)
+        folder = Path(ray._private.worker._global_node.get_session_dir_path())
+    # Ray Data reads the environment when it is imported.
+    import ray.data
+    import ray.train
+
+    for name in ("ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        shut_down()
+        return_freed_memory()  # a program that trains again and again would otherwise keep each run's leavings
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+        latest = folder.with_name("session_latest")
+        if latest.is_symlink() and not latest.exists():
+            latest.unlink(missing_ok=True)
+
+
+def shut_down() -> None:
+    """Leave the cluster; one that this process started ends, with every process of its node.
+
+    Now and then a process of Ray waits forever at its exit for a lock that it holds itself, with all its memory: what
+    outlives the node is killed.
+    """
+    import ray
+
+    started: list[psutil.Process] = []
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):  # it may just have died
+            if child.name() == "raylet":
+                started += child.children(recursive=True)
+    ray.shutdown()
+    _, left = psutil.wait_procs(started, timeout=_GRACE_S)
+    for process in left:
+        with suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(left, timeout=_GRACE_S)
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How many train workers to start: as many as there is room for, from `least` to `most`."""
+
+    least: int
+    most: int
+    use_gpu: bool
+
+    def __str__(self) -> str:
+        return str(self.most) if self.least == self.most else f"{self.least}:{self.most}"
+
+
+def count_workers(settings: Settings) -> Workers:
+    """How many train workers to start, and whether each gets a GPU. Raises UserError when the cluster cannot hold
+    them.
+    """
+    import ray
+
+    resources = ray.cluster_resources()
+    num_gpus, num_cpus = int(resources.get("GPU", 0)), resources.get("CPU", 0.0)
+    if settings.train.device == "cpu":
+        num_gpus = 0
+    elif settings.train.device == "gpu" and not num_gpus:
+        raise UserError(
+            f"train.device=gpu, but Ray has no GPU on its {_count_nodes()}: look at `ray status` and `nvidia-smi`, "
+            "or train on CPUs with --set train.device=cpu."
+        )
+    asked = str(settings.train.num_workers)
+    if asked == "auto":
+        asked = str(max(1, num_gpus))
+    least, _, most = asked.partition(":")
+    workers = Workers(int(least), int(most or least), num_gpus > 0)
+    if workers.use_gpu and workers.least > num_gpus:
+        raise UserError(
+            f"{workers} workers were asked for, but Ray has {num_gpus} GPUs on its {_count_nodes()}: "
+            f"set --num-workers to {num_gpus} or 'auto'."
+        )
+    left = num_cpus - workers.least * settings.train.cpus_per_worker
+    if left < settings.data.decoding_cpus:
+        raise UserError(
+            f"{workers.least} workers with {settings.train.cpus_per_worker} CPUs each leave {left:.2f} of "
+            f"{num_cpus:.0f} CPUs, and one decoding task needs {settings.data.decoding_cpus}: "
+            "lower --num-workers, train.cpus_per_worker or data.decoding_cpus."
+        )
+    for task in settings.tasks if workers.least == workers.most else ():
+        batch_size = getattr(settings, task).batch_size
+        if batch_size % workers.most:
+            raise UserError(
+                f"{task}.batch_size {batch_size} cannot be shared by {workers.most} workers evenly: "
+                f"choose a multiple of {workers.most}."
+            )
+    return workers
+
+
+def _count_nodes() -> str:
+    import ray
+
+    number = sum(bool(node["Alive"]) for node in ray.nodes())
+    return f"{number} nodes" if number > 1 else "one node"

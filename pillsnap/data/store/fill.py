@@ -1,0 +1,121 @@
+"""Fills the decode-once store of a task by Ray Data: shards of neighbouring samples, resumable, in any order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from pillsnap.data.sources import Cutter, SplitStore
+from pillsnap.data.store.shard_files import shard_folder
+from pillsnap.data.store.shards import DESCRIPTION_NAME, ShardStore
+from pillsnap.data.stream import share_samples
+from pillsnap.data.windows import JPEG_QUALITY, Codec
+from pillsnap.errors import UserError
+from pillsnap.photos.decode import BadImage
+from pillsnap.photos.reader import PhotoReader
+from pillsnap.storage import join
+
+if TYPE_CHECKING:
+    import ray
+
+VERSION = 1
+"""Counts up when windows of the same parameters would have other pixels."""
+SAMPLES_PER_SHARD = 256
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What filling a store came to."""
+
+    num_stored: int
+    """Samples in the store now."""
+    num_new: int
+    num_bytes: int
+    """Size of the store on disk."""
+    bad: list[tuple[str, str]]
+    """(sample id, reason) of samples whose photo cannot be read."""
+
+
+def store_folder(store_dir: str | None, run: str | Path) -> str:
+    """Where the stores of a run, itself in a folder or beneath a URI, are: a folder or a URI."""
+    return store_dir.rstrip("/") if store_dir else join(str(run), "store")
+
+
+def remove_stores(folder: str) -> None:
+    """Delete every store in a folder of stores."""
+    ShardStore(folder).remove()
+
+
+def split_stores(folder: str, task: str, cutter: Cutter, codec: Codec, manifest_hash: str) -> dict[str, SplitStore]:
+    """The stores of a task's two splits in `folder`, described there; they may be empty or partly filled.
+
+    A store's name holds all that decides its content: another manifest, crop size or margin gets another store.
+    """
+    stores = {}
+    for split in ("train", "val"):
+        parts = {"version": VERSION, "cutter": repr(cutter), "codec": codec, "quality": JPEG_QUALITY}
+        transform = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+        path = join(folder, f"{manifest_hash[:12]}-{task}-{split}-{transform}")
+        about = {"task": task, "split": split, "manifest_hash": manifest_hash} | parts
+        shard_folder(path).write(DESCRIPTION_NAME, json.dumps(about, indent=2).encode())
+        stores[split] = SplitStore(ShardStore(path), cutter, codec, split == "train")
+    return stores
+
+
+def fill(
+    store: SplitStore, samples: pa.Table, reader: PhotoReader, decoding_cpus: float, progress: Progress | None = None
+) -> Filled:
+    """Make the windows that a store lacks; those it has stay. Ray must be up. Raises UserError when it cannot write."""
+    import ray
+
+    keys = store.cutter.keys(samples)
+    missing = np.flatnonzero(~store.shards.stored(keys))
+    total, done = len(samples), len(samples) - len(missing)
+    bad: list[tuple[str, str]] = []
+    if len(missing):
+        starts = range(0, len(missing), SAMPLES_PER_SHARD)
+        blocks = [pa.table({"sample": missing[start : start + SAMPLES_PER_SHARD]}) for start in starts]
+        made = ray.data.from_arrow(blocks).map_batches(
+            _fill_shard,
+            fn_kwargs={"store": store, "samples": share_samples(samples), "reader": reader},
+            batch_size=None,
+            num_cpus=decoding_cpus,
+        )
+        try:
+            for batch in made.iter_batches(batch_size=None):
+                for num_stored, failures in zip(batch["num_stored"].tolist(), batch["bad"], strict=True):
+                    bad += [(sample_id, reason) for sample_id, reason in json.loads(str(failures))]
+                    done += num_stored
+                    if progress:
+                        progress(done + len(bad), total)
+        except ray.exceptions.RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, UserError) else error) from None
+    num_stored = int(store.shards.stored(keys).sum())
+    return Filled(num_stored, num_stored - (total - len(missing)), sum(store.shards.shards().values()), bad)
+
+
+def _fill_shard(
+    block: dict[str, np.ndarray], *, store: SplitStore, samples: ray.ObjectRef, reader: PhotoReader
+) -> dict[str, Any]:
+    import cv2
+    import ray
+
+    cv2.setNumThreads(1)
+    table = ray.get(samples)
+    bad = []
+    source = store.source(reader)
+    for number in block["sample"].tolist():
+        window = source.fetch(table, number)
+        if isinstance(window, BadImage):
+            bad.append((table["sample_id"][number].as_py(), str(window)))
+    num_stored = len(source.fresh)
+    source.flush()
+    return {"num_stored": np.array([num_stored]), "bad": np.array([json.dumps(bad, ensure_ascii=False)])}

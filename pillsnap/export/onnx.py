@@ -1,0 +1,121 @@
+"""Both models of a run as ONNX files, checked against torch, with a pipeline that needs only onnxruntime."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pillsnap.errors import UserError
+from pillsnap.files import write_json
+from pillsnap.runs.directory import Run
+from pillsnap.tasks.best_model import load_best
+
+MAX_DIFFERENCE = 1e-3
+"""What an exported output may differ by, as a share of the largest output."""
+_NEEDED = ("onnx", "onnxscript", "onnxruntime")
+
+
+class _DetectorBoxes(nn.Module):
+    """(n, 3, s, s) in 0 to 1 -> corners (n, k, 4) x1, y1, x2, y2 in pixels and scores (n, k)."""
+
+    def __init__(self, detector: Any, end_to_end: bool) -> None:
+        super().__init__()
+        self.detector, self.end_to_end = detector, end_to_end
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        output = self.detector(images)
+        output = output[0] if isinstance(output, tuple) else output
+        if self.end_to_end:
+            return output[..., :4], output[..., 4]
+        centre, size, scores = output[:, :2], output[:, 2:4], output[:, 4]
+        return torch.cat([centre - size / 2, centre + size / 2], 1).transpose(1, 2), scores
+
+
+def export_run(run: Run, folder: Path) -> dict[str, float]:
+    """Write detector.onnx, classifier.onnx, pipeline.json and pipeline.py into `folder`. Returns each model's largest
+    difference from torch, as a share of its largest output.
+
+    Raises UserError when a package or a trained model lacks, or when a difference is above MAX_DIFFERENCE.
+    """
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"Exporting to ONNX needs {', '.join(missing)}: pip install {' '.join(missing)}")
+    best = {name: load_best(run.where, name, run.settings, run.codes) for name in ("detection", "classification")}
+    untrained = [name for name, found in best.items() if found is None]
+    if untrained:
+        raise UserError(f"{run.where} has no trained model for {' and '.join(untrained)}: train it first.")
+    folder.mkdir(parents=True, exist_ok=True)
+    detection, classification = run.settings.detection, run.settings.classification
+    detector: Any = best["detection"].model  # type: ignore[union-attr]
+    end_to_end = bool(getattr(detector.model[-1], "end2end", False))
+    boxes = _DetectorBoxes(detector.fuse(verbose=False), end_to_end).eval()
+    classifier: Any = best["classification"].model  # type: ignore[union-attr]
+    differences = {
+        "detector": _export(boxes, detection.image_size_px, folder / "detector.onnx", ["corners", "scores"], 1),
+        "classifier": _export(classifier, classification.image_size_px, folder / "classifier.onnx", ["logits"], 2),
+    }
+    mean, std = (classifier.pretrained_cfg[name] for name in ("mean", "std"))
+    facts = {
+        "detection": {
+            "image_size_px": detection.image_size_px,
+            "confidence": run.settings.evaluation.confidence,
+            "nms_iou": run.settings.evaluation.nms_iou,
+            "suppress_overlaps": not end_to_end,
+        },
+        "classification": {
+            "image_size_px": classification.image_size_px,
+            "crop_margin": classification.crop_margin if classification.input == "crop" else None,
+            "mean": list(mean),
+            "std": list(std),
+            "temperature": best["classification"].metrics.get("temperature", 1.0),  # type: ignore[union-attr]
+        },
+        "classes": [
+            {name: value for name, value in asdict(entry).items() if name in ("code", "name", "edi_codes")}
+            for entry in run.classes
+        ],
+    }
+    write_json(folder / "pipeline.json", facts)
+    shutil.copyfile(Path(__file__).with_name("pipeline.py"), folder / "pipeline.py")
+    return differences
+
+
+def _export(model: nn.Module, size_px: int, path: Path, outputs: list[str], batch: int) -> float:
+    """Export, run both on noise, and compare. A model exported with more than one image takes any number of them."""
+    import onnxruntime
+
+    images = torch.rand(batch, 3, size_px, size_px, generator=torch.Generator().manual_seed(0))
+    shapes = {"images": {0: torch.export.Dim("num", min=1)}} if batch > 1 else None
+    with torch.no_grad():  # before exporting: ultralytics' head keeps the grid that it has first seen
+        expected = model(images)
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    torch.onnx.export(
+        _Named(model).eval(), (images,), str(path), input_names=["images"], output_names=outputs, dynamo=True,
+        dynamic_shapes=shapes, external_data=False, verbose=False,
+    )  # fmt: skip
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    found = session.run(None, {"images": images.numpy()})
+    difference = max(
+        float(np.abs(ours - theirs.numpy()).max() / max(float(theirs.abs().max()), 1.0))
+        for ours, theirs in zip(found, expected, strict=True)
+    )
+    if not difference <= MAX_DIFFERENCE:
+        raise UserError(f"{path} differs from torch by {difference:.2g}, more than {MAX_DIFFERENCE}: do not use it.")
+    return difference
+
+
+class _Named(nn.Module):
+    """Gives a model's input the name that the file shows."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> Any:
+        return self.model(images)

@@ -1,0 +1,26 @@
+"""TODO docstring."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from pathlib import Path
+
+
+def write_json(path: Path, payload: object) -> None:
+    """Write JSON for people and scripts, atomically: UTF-8, two-space indent."""
+    write_atomically(path, (json.dumps(payload, ensure_ascii=False, indent=2) + "\n").encode("utf-8"))
+
+
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
+    """Write to a temporary name in the same folder, sync, then rename over `path`."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")  # nodes may share the folder
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,5 @@
+"""Checks whether a manifest is fit to train on; changes nothing.
+
+In: a manifest and a data root. Out: findings, printed and as JSON.
+Read first: audit.py.
+"""

@@ -1,0 +1,159 @@
+"""Is a manifest fit to train on? A read-only check of its rows and of the files they name."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from pillsnap.errors import UserError
+from pillsnap.manifest.aihub import Progress
+from pillsnap.manifest.audit.files import Inspection, inspect_photos
+from pillsnap.manifest.audit.near_duplicates import find_pairs
+from pillsnap.manifest.audit.report import AuditReport, Finding, finding
+from pillsnap.manifest.audit.rows import check_boxes, check_rows, columns
+from pillsnap.manifest.exact_duplicates import equal_marks, equal_photos
+from pillsnap.manifest.table import CLASSES_NAME, manifest_hash, read_classes, read_manifest
+from pillsnap.photos.archives import with_locations
+from pillsnap.photos.decode import DEFAULT_MAX_PIXELS
+from pillsnap.storage import is_uri
+
+_CHUNK = {False: 500, True: 16}
+_PROCESSES_FROM = {False: 20_000, True: 64}
+"""Photos from which worker processes pay for their start."""
+_MEANING = {
+    "outside_root": "paths leave the data root",
+    "missing": "photos are not there; check --data-root",
+    "link": "photos are links: copy the file, or link the folder",
+    "not_a_file": "paths are no regular files",
+    "unreadable_file": "photos cannot be read",
+    "too_large": "photos have too many bytes or pixels",
+    "empty": "photos have no bytes",
+    "not_an_image": "files are neither PNG nor JPEG",
+    "truncated": "photos are cut off",
+    "corrupt": "photos cannot be decoded",
+}
+
+
+def audit(
+    manifest_path: Path,
+    data_root: str | Path,
+    *,
+    deep: bool = False,
+    num_workers: int | None = None,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    progress: Progress | None = None,
+) -> AuditReport:
+    """Check a manifest against the photos beneath `data_root`, a folder or a URI; nothing is written.
+
+    Without `deep` each file is opened for its header and end mark; with it every photo is decoded and compared across
+    the split. `num_workers`: processes (None = all cores). Raises UserError for an unreadable manifest or data root.
+    """
+    table = read_manifest(manifest_path)
+    root = str(data_root)
+    if not is_uri(root) and not Path(root).is_dir():
+        raise UserError(f"{data_root}: the data root is not a folder; set --data-root or PILLSNAP_DATA_ROOT")
+    class_file = (Path(manifest_path) if Path(manifest_path).is_dir() else Path(manifest_path).parent) / CLASSES_NAME
+    classes = read_classes(class_file) if class_file.is_file() else None
+    rows = columns(table)
+    rows["location"] = with_locations(table)["image_path"].to_pylist()
+    if not table.num_rows:
+        found = list(finding("no_photos", "error", "the manifest is empty", [str(manifest_path)]))
+    else:
+        inspections = _inspect_all(root, rows, deep, num_workers, max_pixels, progress)
+        found = [*check_rows(rows, classes), *_check_files(rows, inspections), *check_boxes(rows)]
+        found += _check_duplicates(root, rows, inspections, deep)
+        if deep:
+            found += _check_near_duplicates(rows, inspections)
+    codes = {code for row in rows["codes"] for code in row}
+    return AuditReport(
+        manifest=str(manifest_path),
+        manifest_hash=manifest_hash(manifest_path),
+        deep=deep,
+        num_photos=table.num_rows,
+        num_train=rows["split"].count("train"),
+        num_val=rows["split"].count("val"),
+        num_classes=len(codes),
+        findings=sorted(found, key=lambda one: one.severity),
+    )
+
+
+def _inspect_all(
+    root: str,
+    rows: dict[str, list],
+    deep: bool,
+    num_workers: int | None,
+    max_pixels: int,
+    progress: Progress | None,
+) -> list[Inspection]:
+    jobs = list(zip(rows["location"], rows["boxes"], strict=True))
+    size = _CHUNK[deep]
+    chunks = [jobs[start : start + size] for start in range(0, len(jobs), size)]
+    workers = num_workers or os.cpu_count() or 1
+    found: list[Inspection] = []
+
+    def collect(parts: Iterator[list[Inspection]]) -> None:
+        for part in parts:
+            found.extend(part)
+            if progress is not None:
+                progress("photos", len(found), len(jobs))
+
+    if workers == 1 or len(jobs) < _PROCESSES_FROM[deep]:
+        collect(inspect_photos(root, chunk, deep, max_pixels) for chunk in chunks)
+        return found
+    count = len(chunks)
+    with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
+        collect(pool.map(inspect_photos, [root] * count, chunks, [deep] * count, [max_pixels] * count))
+    return found
+
+
+def _check_files(rows: dict[str, list], inspections: list[Inspection]) -> Iterator[Finding]:
+    """Findings about single files. Sizes that the manifest does not know are filled in from the headers."""
+    by_problem: dict[str, list[str]] = defaultdict(list)
+    other_size = []
+    for i, (path, seen) in enumerate(zip(rows["image_path"], inspections, strict=True)):
+        if seen.problem:
+            by_problem[seen.problem].append(f"{path} ({seen.detail})" if seen.detail else path)
+        elif not rows["width"][i] or not rows["height"][i]:
+            rows["width"][i], rows["height"][i] = seen.width, seen.height
+        elif (seen.width, seen.height) != (rows["width"][i], rows["height"][i]):
+            other_size.append(f"{path} ({seen.width} x {seen.height})")
+    for problem, message in _MEANING.items():
+        yield from finding(problem, "error", message, by_problem.get(problem, []))
+    yield from finding(
+        "other_size", "error", "photos have another size than the manifest says: boxes are off", other_size
+    )
+
+
+def _check_duplicates(root: str, rows: dict[str, list], inspections: list[Inspection], deep: bool) -> Iterator[Finding]:
+    marks = [seen.fingerprint for seen in inspections]
+    # After a deep inspection the marks are of whole photos.
+    suspects = equal_marks(marks) if deep else equal_photos(root, rows["location"], marks)
+    leaks, contradictions, repeats = [], [], []
+    for members in suspects:
+        names = " = ".join(sorted({rows["image_path"][i] for i in members})[:5])
+        if len({rows["split"][i] for i in members}) > 1:
+            leaks.append(names)
+        elif len({tuple(rows["codes"][i]) for i in members}) > 1:
+            contradictions.append(names)
+        else:
+            repeats.append(names)
+    yield from finding("duplicate_across_split", "error", "photos with equal bytes are in train and in val", leaks)
+    yield from finding("duplicate_other_codes", "error", "photos with equal bytes have different codes", contradictions)
+    yield from finding("duplicate_content", "warning", "photos have equal bytes", repeats)
+
+
+def _check_near_duplicates(rows: dict[str, list], inspections: list[Inspection]) -> Iterator[Finding]:
+    is_val = np.array([split == "val" for split in rows["split"]])
+    pairs = find_pairs([seen.frame_hash for seen in inspections], [seen.thumbnail for seen in inspections], is_val)
+    listed = [
+        f"{rows['image_path'][a]} ~ {rows['image_path'][b]}"
+        for a, b in pairs
+        if inspections[a].fingerprint != inspections[b].fingerprint
+    ]
+    yield from finding("near_duplicate", "warning", "photos in train look the same as photos in val", listed)

@@ -1,0 +1,122 @@
+"""What can be wrong with the rows of a manifest, found without touching a photo."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from pillsnap.manifest.aihub import parse_name
+from pillsnap.manifest.audit.report import Finding, finding
+from pillsnap.manifest.table import ClassInfo
+
+_MIN_TRAIN_PHOTOS = 5
+_MAX_IMBALANCE = 100
+
+
+def check_rows(rows: dict[str, list], classes: list[ClassInfo] | None) -> Iterator[Finding]:
+    """Findings about ids, splits, codes, groups and class balance. `rows`: manifest columns as lists."""
+    ids, paths, splits = rows["sample_id"], rows["image_path"], rows["split"]
+    yield from finding("duplicate_sample_id", "error", "sample ids occur more than once", _repeated(ids))
+    yield from finding("duplicate_path", "error", "photos are named by more than one row", _repeated(paths))
+    odd = [name for name, split in zip(ids, splits, strict=True) if split not in ("train", "val")]
+    yield from finding("bad_split", "error", "rows are in neither train nor val", odd)
+    for split in ("train", "val"):
+        if split not in splits:
+            yield from finding(f"no_{split}", "error", f"the manifest has no {split} photos", [split])
+    yield from _check_codes(rows, classes)
+    sides = defaultdict(set)
+    for group, split in zip(rows["group"], splits, strict=True):
+        sides[group].add(split)
+    overlap = sorted(str(group) for group, seen in sides.items() if len(seen) > 1)
+    yield from finding("group_overlap", "error", "groups are in train and in val: near-twins leak", overlap)
+    yield from _check_balance(rows)
+
+
+def check_boxes(rows: dict[str, list]) -> Iterator[Finding]:
+    """Findings about labels: their number, and boxes that are empty or outside the frame (pixels, [x, y, w, h])."""
+    ids, codes, boxes = rows["sample_id"], rows["codes"], rows["boxes"]
+    uneven = [name for name, a, b in zip(ids, codes, boxes, strict=True) if len(a) != len(b)]
+    yield from finding("uneven_boxes", "error", "rows have another number of boxes than of codes", uneven)
+    incomplete = [name for name, row in zip(ids, boxes, strict=True) if any(box is None for box in row)]
+    yield from finding(
+        "incomplete_labels", "warning", "photos show pills without a box: left out of detection training", incomplete
+    )
+    if len(incomplete) == len(ids):
+        yield from finding("no_complete_photo", "error", "no photo has all its boxes: detection cannot be trained", ids)
+
+    owners = [i for i, row in enumerate(boxes) for box in row if box is not None and len(box) == 4]
+    values = [box for row in boxes for box in row if box is not None and len(box) == 4]
+    wrong = [name for name, row in zip(ids, boxes, strict=True) if any(b is not None and len(b) != 4 for b in row)]
+    yield from finding("malformed_box", "error", "boxes are not four numbers", wrong)
+    if not values:
+        return
+    owner = np.array(owners)
+    x, y, w, h = np.array(values, dtype=np.float64).T
+    width, height = np.array(rows["width"])[owner], np.array(rows["height"])[owner]
+    known = (width > 0) & (height > 0)
+    finite = np.isfinite([x, y, w, h]).all(axis=0)
+    empty = ~finite | (w <= 0) | (h <= 0)
+    centre_x, centre_y = x + w / 2, y + h / 2
+    outside = ~empty & known & ((centre_x < 0) | (centre_y < 0) | (centre_x > width) | (centre_y > height))
+    # One pixel of slack: labels round, and some tools count the last pixel in.
+    crossing = ~empty & ~outside & known & ((x < -1) | (y < -1) | (x + w > width + 1) | (y + h > height + 1))
+
+    def named(mask: np.ndarray) -> list[str]:
+        return [ids[i] for i in owner[mask]]
+
+    yield from finding("empty_box", "error", "boxes have no area or are not finite", named(empty))
+    yield from finding("box_outside", "error", "boxes have their centre outside the photo", named(outside))
+    yield from finding(
+        "box_crosses_border", "warning", "boxes reach over the border: they are cut there", named(crossing)
+    )
+
+
+def _check_codes(rows: dict[str, list], classes: list[ClassInfo] | None) -> Iterator[Finding]:
+    ids, codes, splits = rows["sample_id"], rows["codes"], rows["split"]
+    trained = {code for row, split in zip(codes, splits, strict=True) if split == "train" for code in row}
+    untrained = sorted({code for row in codes for code in row} - trained)
+    yield from finding("class_only_in_val", "error", "classes occur in validation but not in training", untrained)
+    if classes is None:
+        yield from finding("no_class_map", "warning", "classes.json is not next to the manifest", ["classes.json"])
+    else:
+        known = {info.code for info in classes}
+        unknown = sorted(trained - known)
+        yield from finding("unknown_code", "error", "codes are not in classes.json", unknown)
+        yield from finding("unused_class", "warning", "classes have no training photo", sorted(known - trained))
+    mismatched = []
+    for name, path, row in zip(ids, rows["image_path"], codes, strict=True):
+        parsed = parse_name(path)
+        if parsed is not None and list(parsed.codes) != list(row):
+            mismatched.append(name)
+    yield from finding("name_mismatch", "error", "rows have other codes than the file name", mismatched)
+    unnamed = [name for name, row in zip(ids, codes, strict=True) if not row]
+    yield from finding("background", "warning", "photos show no pill: used for detection only", unnamed)
+
+
+def _check_balance(rows: dict[str, list]) -> Iterator[Finding]:
+    counts = {"train": Counter(), "val": Counter()}  # type: dict[str, Counter[str]]
+    for codes, split in zip(rows["codes"], rows["split"], strict=True):
+        if split in counts:
+            counts[split].update(set(codes))
+    train = counts["train"]
+    few = sorted(code for code, count in train.items() if count < _MIN_TRAIN_PHOTOS)
+    yield from finding("few_photos", "warning", f"classes have fewer than {_MIN_TRAIN_PHOTOS} training photos", few)
+    unjudged = sorted(set(train) - set(counts["val"]))
+    yield from finding("not_validated", "warning", "classes have no validation photo: they are not judged", unjudged)
+    if train and max(train.values()) > _MAX_IMBALANCE * min(train.values()):
+        most, least = train.most_common()[0], train.most_common()[-1]
+        example = f"{most[0]} has {most[1]}, {least[0]} has {least[1]}"
+        yield from finding("imbalance", "warning", "the largest class outweighs the smallest by far", [example])
+
+
+def _repeated(values: list) -> list[str]:
+    return sorted(str(value) for value, count in Counter(values).items() if count > 1)
+
+
+def columns(table: pa.Table) -> dict[str, list]:
+    """The columns that the checks read, as Python lists."""
+    names = ("sample_id", "image_path", "image_type", "codes", "boxes", "width", "height", "group", "split")
+    return {name: table[name].to_pylist() for name in names}

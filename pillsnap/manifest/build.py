@@ -1,0 +1,196 @@
+"""Build a manifest from an AI Hub tree: scan -> sample -> split -> read the labels of what was sampled -> write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pillsnap.errors import UserError
+from pillsnap.files import write_json
+from pillsnap.manifest.aihub import Progress
+from pillsnap.manifest.candidates import DEFAULT_GROUP_BY, Candidates
+from pillsnap.manifest.exact_duplicates import find_copies
+from pillsnap.manifest.label_reading import LabelReader
+from pillsnap.manifest.rows import Rows, read_rows
+from pillsnap.manifest.scan import scan as scan_tree
+from pillsnap.manifest.table import class_list, write_manifest
+from pillsnap.photos.archives import with_locations
+
+REPORT_NAME = "sampling_report.json"
+_LISTED = 1000
+_MAX_COPIES = 0.01
+"""Share of the photos up to which copies across the split are left out."""
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """Path of the written Parquet and the sampling report (also in sampling_report.json next to it)."""
+
+    path: Path
+    report: dict
+
+
+def build_manifest(
+    data_root: Path,
+    out_dir: Path,
+    *,
+    num_photos: int | None,
+    num_classes: int | None,
+    combination_fraction: float = 0.05,
+    val_fraction: float = 0.185,
+    seed: int = 42,
+    min_photos_per_class: int = 2,
+    group_by: Sequence[str] = DEFAULT_GROUP_BY,
+    exclude: Path | None = None,
+    num_workers: int | None = None,
+    label_reader: LabelReader = "auto",
+    check_copies: bool = True,
+    progress: Progress | None = None,
+) -> BuildResult:
+    """Sample an AI Hub tree into a manifest beneath `out_dir`.
+
+    Fractions are 0 to 1; None for a count takes all there are. `group_by`: fields of the file name that near-twins of
+    one pill share: they stay on one side. `exclude` names an earlier manifest whose validation photos and their
+    near-twins are left out. With `check_copies` every sampled photo is opened, and validation photos that have the
+    bytes of a training photo are left out. The output depends on the tree, the seed and the settings alone, byte for
+    byte; not on `num_workers` (readers of labels and photos; None = all cores) nor on `label_reader` (see
+    label_reading.py). Raises UserError when nothing can be sampled.
+    """
+    scan = scan_tree(data_root, progress=progress)
+    candidates = Candidates(scan, group_by)
+    allowed = candidates.outside(exclude)
+    sample = candidates.sample(
+        allowed,
+        num_photos=num_photos,
+        num_classes=num_classes,
+        combination_fraction=combination_fraction,
+        val_fraction=val_fraction,
+        min_photos_per_class=min_photos_per_class,
+        seed=seed,
+    )
+    num_excluded = int((~allowed).sum())
+    if not len(sample.photos):
+        raise UserError(
+            f"{data_root}: none of {len(scan)} photos is left after sampling: {len(sample.too_few_photos)} classes "
+            f"have fewer than {min_photos_per_class} photos, {num_excluded} photos are excluded; loosen the settings"
+        )
+    rows = read_rows(candidates, sample, Path(data_root), num_workers, label_reader, progress)
+    copies = _copies_of_training_photos(rows.table, Path(data_root), num_workers, progress) if check_copies else []
+    # A few copies are an accident that is mended here; where they are many, the tree is for a person to judge.
+    are_few = len(copies) <= _MAX_COPIES * len(rows.table)
+    table = _without(rows.table, copies) if are_few else rows.table
+    classes = class_list(table, rows.names, rows.edi_codes)
+    report: dict[str, Any] = {
+        "schema_version": 1,
+        "asked": {
+            "num_photos": num_photos,
+            "num_classes": num_classes,
+            "combination_fraction": combination_fraction,
+            "val_fraction": val_fraction,
+            "min_photos_per_class": min_photos_per_class,
+            "group_by": list(group_by),
+            "seed": seed,
+            "exclude": None if exclude is None else Path(exclude).name,
+        },
+        "got": _got(table, len(classes)),
+        "found": {
+            "num_photos": len(scan),
+            "num_classes": len(candidates.codes),
+            "num_combinations": int(candidates.is_combination.sum()),
+            "trees": sorted({scan.tree(index) for index in range(len(scan.folders))}),
+            "num_archives": len(scan.label_archives),
+        },
+        "left_out": {
+            "classes_with_too_few_photos": _listed(sample.too_few_photos),
+            "photos_of_excluded_groups": num_excluded,
+            "photos_without_a_training_class": sample.num_unlearnable,
+            "validation_photos_equal_to_training_photos": _listed([name for _, name in copies] if are_few else []),
+            "photos_found_twice": {"count": len(scan) - len(candidates), "listed": candidates.found_twice(_LISTED)},
+            "refused": {
+                reason: {"count": count, "listed": scan.refused.examples[reason]}
+                for reason, count in sorted(scan.refused.counts.items())
+            },
+        },
+        "labels": _labels(rows),
+    }
+    report["notes"] = _notes(report)
+    if not are_few:
+        report["notes"].append(
+            f"{len(copies)} validation photos have the bytes of training photos: too many to leave out, and "
+            "`pillsnap manifest validate` will refuse this manifest"
+        )
+    path = write_manifest(table, out_dir, classes)
+    write_json(Path(out_dir) / REPORT_NAME, report)
+    return BuildResult(path, report)
+
+
+def _copies_of_training_photos(
+    table: pa.Table, data_root: Path, num_workers: int | None, progress: Progress | None
+) -> list[tuple[int, str]]:
+    """(row, image path) of validation photos whose bytes a training photo has, too."""
+    locations = with_locations(table)["image_path"].to_pylist()
+    paths, splits = table["image_path"].to_pylist(), table["split"].to_pylist()
+    found = []
+    for members in find_copies(str(data_root), locations, num_workers, progress):
+        if len({splits[row] for row in members}) > 1:
+            found += [(row, paths[row]) for row in members if splits[row] == "val"]
+    return sorted(found)
+
+
+def _without(table: pa.Table, rows: list[tuple[int, str]]) -> pa.Table:
+    kept = np.ones(len(table), dtype=bool)
+    kept[[row for row, _ in rows]] = False
+    return table.filter(pa.array(kept))
+
+
+def _got(table: pa.Table, num_classes: int) -> dict:
+    types, splits = table["image_type"].to_pylist(), table["split"].to_pylist()
+    boxes = table["boxes"].to_pylist()
+    num_val = splits.count("val")
+    return {
+        "num_photos": len(types),
+        "num_classes": num_classes,
+        "num_single": types.count("single"),
+        "num_combination": types.count("combination"),
+        "combination_fraction": round(types.count("combination") / len(types), 6),
+        "num_train": len(types) - num_val,
+        "num_val": num_val,
+        "val_fraction": round(num_val / len(types), 6),
+        "num_pills": sum(map(len, boxes)),
+        "num_boxes": sum(box is not None for row in boxes for box in row),
+        "photos_with_every_box": sum(None not in row for row in boxes),
+    }
+
+
+def _labels(rows: Rows) -> dict:
+    return {
+        "files": rows.num_labels,
+        "boxes": rows.num_labels - sum(map(len, rows.problems.values())),
+        "problems": {problem: _listed(paths) for problem, paths in sorted(rows.problems.items())},
+    }
+
+
+def _notes(report: dict) -> list[str]:
+    asked, got = report["asked"], report["got"]
+    notes = []
+    for name in ("num_photos", "num_classes"):
+        if asked[name] is not None and got[name] < asked[name]:
+            notes.append(f"{name}: asked for {asked[name]}, the tree had enough for {got[name]}")
+    if asked["num_photos"] is not None:
+        wanted = round(asked["num_photos"] * asked["combination_fraction"])
+        if got["num_combination"] != wanted:
+            notes.append(f"combination photos: asked for {wanted}, took {got['num_combination']}")
+    if got["num_boxes"] < got["num_pills"]:
+        notes.append(f"{got['num_pills'] - got['num_boxes']} of {got['num_pills']} pills have no box")
+    if got["num_val"] == 0:
+        notes.append("no validation photos: every class has a single group")
+    return notes
+
+
+def _listed(items: Sequence[str]) -> dict:
+    return {"count": len(items), "listed": list(items[:_LISTED])}

@@ -1,0 +1,168 @@
+"""Reads many label files in parallel: with Ray Data, with processes of this machine, or here when they are few.
+
+Whatever reads them, the labels come back in the order of the jobs, so a manifest does not depend on it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pillsnap.manifest.aihub import Progress
+from pillsnap.manifest.labels import Label, read_labels
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+LabelReader = Literal["auto", "ray", "processes"]
+Job = tuple[str, str]
+"""(location beneath the data root or "", expected K-code), see labels.read_labels."""
+_CHUNK = 500
+PARALLEL_FROM = 20_000
+"""Label files from which workers pay for their start: one process reads this many in about 1.5 s."""
+_RAY_CHUNK = 2000
+_OBJECT_STORE_BYTES = 100 * 1024**2
+
+
+def read_all_labels(
+    data_root: Path,
+    jobs: list[Job],
+    num_workers: int | None = None,
+    progress: Progress | None = None,
+    reader: LabelReader = "auto",
+) -> list[Label]:
+    """Labels of `jobs`, in their order. Never raises for a bad file.
+
+    `num_workers`: processes or Ray tasks at a time (None = all cores). Ray Data runs on the cluster that this process
+    is connected to or that RAY_ADDRESS names, whose nodes see the data root under the same path, else on one of its
+    own. `auto` takes it where there is such a cluster, and else processes: Ray's start alone takes longer than they
+    need for the labels of stage 3 (docs/architecture.md has the figures).
+    """
+    root = os.fspath(data_root)
+    labels: list[Label] = []
+    for part in _parts(root, jobs, num_workers or os.cpu_count() or 1, reader):
+        labels += part
+        if progress is not None:
+            progress("labels", len(labels), len(jobs))
+    return labels
+
+
+def _parts(root: str, jobs: list[Job], num_workers: int, reader: LabelReader) -> Iterator[list[Label]]:
+    if not jobs:
+        return iter(())
+    if reader == "auto" and (num_workers == 1 or len(jobs) < PARALLEL_FROM):
+        return (read_labels(root, chunk) for chunk in _chunks(jobs, _CHUNK))
+    if reader == "processes" or (reader == "auto" and not _has_cluster()):
+        return _with_processes(root, jobs, num_workers)
+    return _with_ray_data(root, jobs, num_workers)
+
+
+def _has_cluster() -> bool:
+    if os.environ.get("RAY_ADDRESS"):
+        return True
+    ray = sys.modules.get("ray")  # who is connected has imported it
+    return ray is not None and ray.is_initialized()
+
+
+def _chunks(jobs: list[Job], size: int) -> list[list[Job]]:
+    return [jobs[start : start + size] for start in range(0, len(jobs), size)]
+
+
+def _with_processes(root: str, jobs: list[Job], num_workers: int) -> Iterator[list[Label]]:
+    chunks = _chunks(jobs, _CHUNK)
+    # A fork would copy Arrow's threads in an unknown state; the fork server's children load the label module alone.
+    with ProcessPoolExecutor(num_workers, mp_context=get_context("forkserver")) as pool:
+        yield from pool.map(read_labels, [root] * len(chunks), chunks)
+
+
+def _with_ray_data(root: str, jobs: list[Job], num_workers: int) -> Iterator[list[Label]]:
+    import pyarrow as pa
+
+    blocks = [
+        pa.table({"location": [job[0] for job in chunk], "code": [job[1] for job in chunk]})
+        for chunk in _chunks(jobs, _RAY_CHUNK)
+    ]
+    with _ray(num_workers), _in_order():
+        import ray
+
+        labels = ray.data.from_arrow(blocks).map_batches(
+            _read_block,
+            fn_args=(root,),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=1,
+            concurrency=num_workers,
+        )
+        for block in labels.iter_batches(batch_size=None, batch_format="pyarrow"):
+            yield _from_table(block)
+
+
+def _read_block(block: pa.Table, root: str) -> pa.Table:
+    import pyarrow as pa
+
+    jobs = list(zip(block["location"].to_pylist(), block["code"].to_pylist(), strict=True))
+    columns: dict[str, Any] = dict(zip(Label._fields, zip(*read_labels(root, jobs), strict=True), strict=True))
+    types = {"problem": pa.string(), "box": pa.list_(pa.float64()), "name": pa.string(),
+             "edi_codes": pa.list_(pa.string()), "width": pa.int64(), "height": pa.int64()}  # fmt: skip
+    return pa.table({name: pa.array(columns[name], types[name]) for name in Label._fields})
+
+
+def _from_table(block: pa.Table) -> list[Label]:
+    rows = zip(*(block[name].to_pylist() for name in Label._fields), strict=True)
+    return [
+        Label(problem, None if box is None else tuple(box), width, height, name, tuple(edi_codes))
+        for problem, box, width, height, name, edi_codes in rows
+    ]
+
+
+@contextmanager
+def _ray(num_workers: int) -> Iterator[None]:
+    """Ray as it is when it is up, else the cluster of RAY_ADDRESS, else one on this machine that ends with the block.
+
+    The local one has no dashboard, a small object store and no workers in reserve: labels are a few megabytes, and the
+    whole build keeps within 2 GB.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(address="auto", **quiet)
+    else:
+        ray.init(
+            address="local", _node_ip_address="127.0.0.1", include_dashboard=False, num_cpus=num_workers,
+            object_store_memory=_OBJECT_STORE_BYTES, **quiet,
+        )  # fmt: skip
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _in_order() -> Iterator[None]:
+    """A Ray Data context in which blocks come out as they went in; the caller's comes back after."""
+    from ray.data import DataContext, ExecutionOptions
+
+    before = DataContext.get_current()
+    context = before.copy()
+    context.execution_options = ExecutionOptions(preserve_order=True)
+    context.enable_progress_bars = False
+    DataContext._set_current(context)
+    try:
+        yield
+    finally:
+        DataContext._set_current(before)

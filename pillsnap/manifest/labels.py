@@ -1,0 +1,124 @@
+"""AI Hub label JSON -> box, photo size, drug name, EDI codes. No heavy imports: worker processes load this module."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+import unicodedata
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from pillsnap.errors import UserError
+from pillsnap.photos.archives import parse_location, read_place
+
+_MAX_BYTES = 4 << 20
+_SIDE_MAX = 2**31 - 1
+
+
+class Label(NamedTuple):
+    """One pill's label. `problem` is empty, or why there is no box: missing, not_a_file, broken, no_box, empty_box,
+    other_code."""
+
+    problem: str
+    box: tuple[float, float, float, float] | None = None
+    width: int = 0
+    height: int = 0
+    name: str = ""
+    edi_codes: tuple[str, ...] = ()
+
+
+def read_labels(root: str, jobs: Sequence[tuple[str, str]]) -> list[Label]:
+    """Read (location, expected K-code) jobs beneath `root`, in order; "" is missing. Never raises for a bad file."""
+    return [_read_label(root, location, code) for location, code in jobs]
+
+
+def _read_label(root: str, location: str, code: str) -> Label:
+    if not location:
+        return Label("missing")
+    place = parse_location(location)
+    if place is None:
+        return read_label(f"{root}/{location}", code)
+    try:
+        return parse_label(read_place(root, place), code)
+    except (OSError, UserError):
+        return Label("broken")
+
+
+def read_label(path: str, code: str) -> Label:
+    """Read one label file. Links and special files are refused: opening a FIFO would wait for ever."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return Label("missing")
+    except OSError:
+        return Label("not_a_file")
+    try:
+        info = os.fstat(descriptor)
+        if not stat.S_ISREG(info.st_mode):
+            return Label("not_a_file")
+        if info.st_size > _MAX_BYTES:
+            return Label("broken")
+        data = os.read(descriptor, info.st_size + 1)
+    except OSError:
+        return Label("broken")
+    finally:
+        os.close(descriptor)
+    return parse_label(data, code)
+
+
+def parse_label(data: bytes, code: str) -> Label:
+    """Parse label JSON bytes (UTF-8 with or without BOM, UTF-16, CP949); types vary between redistributions."""
+    try:
+        document = json.loads(_text(data))
+        image = document["images"][0]
+        annotations = document.get("annotations") or []
+        if not isinstance(image, dict) or not isinstance(annotations, list):
+            return Label("broken")
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+        return Label("broken")
+    width, height = _side(image.get("width")), _side(image.get("height"))
+    name = _clean(image.get("dl_name"))
+    edi_codes = tuple(sorted({part for part in map(str.strip, _clean(image.get("di_edi_code")).split(",")) if part}))
+    said = _clean(image.get("dl_mapping_code")) or _clean(image.get("drug_N"))
+    if said and said != code:
+        return Label("other_code", None, width, height)
+    problem, box = _box(annotations)
+    return Label(problem, box, width, height, name, edi_codes)
+
+
+def _box(annotations: list) -> tuple[str, tuple[float, float, float, float] | None]:
+    for annotation in annotations:
+        values = annotation.get("bbox") if isinstance(annotation, dict) else None
+        if not isinstance(values, list) or len(values) != 4:
+            continue
+        try:
+            x, y, w, h = (float(value) for value in values)
+        except (TypeError, ValueError):
+            return "broken", None
+        if not all(map(math.isfinite, (x, y, w, h))):
+            return "broken", None
+        return ("", (x, y, w, h)) if w > 0 and h > 0 else ("empty_box", None)
+    return "no_box", None
+
+
+def _text(data: bytes) -> str:
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data.decode("utf-16")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("cp949")
+
+
+def _side(value: object) -> int:
+    try:
+        side = int(float(value))  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return 0
+    return side if 0 < side <= _SIDE_MAX else 0
+
+
+def _clean(value: object) -> str:
+    return unicodedata.normalize("NFC", str(value)).strip() if isinstance(value, str | int) else ""

@@ -1,0 +1,174 @@
+"""Manifest rows of sampled AI Hub photos: labels are read in parallel and matched with the codes of the file name."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import pyarrow as pa
+
+from pillsnap.manifest.aihub import Progress, label_folder, label_names, label_paths, split_codes
+from pillsnap.manifest.candidates import Candidates, Sample
+from pillsnap.manifest.label_reading import LabelReader, read_all_labels
+from pillsnap.manifest.labels import Label
+from pillsnap.manifest.scan import Scan
+from pillsnap.manifest.table import CAMERA_FIELDS, SCHEMA
+from pillsnap.photos.archives import Member, locate, read_directory, to_location
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The manifest table, what the labels say about the codes, and label paths by problem."""
+
+    table: pa.Table
+    names: dict[str, str]
+    edi_codes: dict[str, list[str]]
+    num_labels: int
+    problems: dict[str, list[str]]
+
+
+def read_rows(
+    candidates: Candidates,
+    sample: Sample,
+    data_root: Path,
+    num_workers: int | None,
+    label_reader: LabelReader,
+    progress: Progress | None,
+) -> Rows:
+    """Rows sorted by sample id: the order must not depend on the folder or archive that a photo lies in.
+
+    A pill whose label is missing, broken or of another code gets a null box and its label path is listed.
+    """
+    scan = candidates.scan
+    positions = candidates.positions[sample.photos].tolist()
+    stems = [scan.stem(position) for position in positions]
+    order = sorted(range(len(stems)), key=stems.__getitem__)
+    stems = [stems[row] for row in order]
+    positions = [positions[row] for row in order]
+    photos = sample.photos[order].tolist()
+    sets = scan.set_index[positions].tolist()
+    codes = [split_codes(scan.prefixes[index]) for index in sets]
+    label_paths, jobs = label_jobs(scan, positions, os.fspath(data_root))
+    labels = read_all_labels(data_root, jobs, num_workers, progress, label_reader)
+
+    names: dict[str, Counter[str]] = {}
+    edi_codes: dict[str, set[str]] = {}
+    problems: dict[str, list[str]] = {}
+    for path, (_, code), label in zip(label_paths, jobs, labels, strict=True):
+        if label.problem:
+            problems.setdefault(label.problem, []).append(path)
+        if label.name:
+            names.setdefault(code, Counter())[label.name] += 1
+        edi_codes.setdefault(code, set()).update(label.edi_codes)
+
+    boxes, sizes = boxes_and_sizes(codes, labels)
+    fields = scan.view_fields[scan.view_index[positions]]
+    columns = {
+        "sample_id": stems,
+        "image_path": [scan.path(position) for position in positions],
+        "image_type": ["combination" if len(row) > 1 else "single" for row in codes],
+        "codes": codes,
+        "boxes": boxes,
+        "width": [width for width, _ in sizes],
+        "height": [height for _, height in sizes],
+        "group": [candidates.group_name(photo) for photo in photos],
+        "split": ["val" if is_val else "train" for is_val in sample.is_val[order]],
+        "source": ["aihub/" + scan.tree(index) for index in sets],
+        **{name: fields[:, column] for column, name in enumerate(CAMERA_FIELDS)},
+        **archive_columns(scan, positions, os.fspath(data_root)),
+    }
+    table = pa.table({name: pa.array(values, type=SCHEMA.field(name).type) for name, values in columns.items()})
+    return Rows(
+        table,
+        {code: min(seen, key=lambda name: (-seen[name], name)) for code, seen in names.items()},
+        {code: sorted(values) for code, values in edi_codes.items()},
+        len(jobs),
+        problems,
+    )
+
+
+def boxes_and_sizes(
+    codes: Sequence[tuple[str, ...]], labels: Sequence[Label]
+) -> tuple[list[list[tuple[float, float, float, float] | None]], list[tuple[int, int]]]:
+    boxes, sizes = [], []
+    cursor = 0
+    for row in codes:
+        found = labels[cursor : cursor + len(row)]
+        cursor += len(row)
+        boxes.append([label.box for label in found])
+        said = Counter((label.width, label.height) for label in found if label.width and label.height)
+        sizes.append(min(said, key=lambda size: (-said[size], size)) if said else (0, 0))
+    return boxes, sizes
+
+
+def archive_columns(scan: Scan, positions: list[int], root: str) -> dict[str, list]:
+    """The columns archive, member, offset, length, compression for photos of a scan; empty when none is zipped."""
+    if scan.members is None:
+        return {}
+    names = ("archive", "member", "offset", "length", "compression")
+    columns: dict[str, list] = {name: [None] * len(positions) for name in names}
+    by_archive: dict[str, list[tuple[int, Member]]] = {}
+    for row, position in enumerate(positions):
+        member = scan.member(position)
+        if member is not None:
+            archive = scan.archive_of_set[scan.set_index[position]]
+            by_archive.setdefault(str(archive), []).append((row, member))
+    for archive, entries in by_archive.items():
+        places = locate(root, archive, [member for _, member in entries])
+        for (row, member), place in zip(entries, places, strict=True):
+            values = (archive, member.name[len(archive) + 1 :], place.offset, place.length, place.compression)
+            for name, value in zip(names, values, strict=True):
+                columns[name][row] = value
+    return columns
+
+
+def label_jobs(scan: Scan, positions: list[int], root: str) -> tuple[list[str], list[tuple[str, str]]]:
+    """(readable label paths, (location, code) jobs) of photos, code by code; an empty location is a missing label."""
+    paths: list[str] = []
+    jobs: list[tuple[str, str]] = []
+    zipped: dict[str, dict[str, list[int]]] = {}
+    for position in positions:
+        index = scan.set_index[position]
+        prefix, stem = scan.prefixes[index], scan.stem(position)
+        archive = scan.archive_of_set[index]
+        codes = split_codes(prefix)
+        if archive is None:
+            found = label_paths(scan.folders[index], prefix, stem)
+            if not scan.folders[index].isascii():
+                base = label_folder(scan.folders[index])
+                found = [_as_on_disk(root, base) + path[len(base) :] for path in found]
+            jobs += zip(found, codes, strict=True)
+        else:
+            label_archive = scan.label_archives[archive]
+            leaf = scan.folders[index].rpartition("/")[2]
+            names = [f"{leaf}_json/{name}" for name in label_names(prefix, stem)]
+            found = [f"{label_archive or archive}/{name}" for name in names]
+            for name, code in zip(names, codes, strict=True):
+                if label_archive is not None:
+                    zipped.setdefault(label_archive, {}).setdefault(_tail(name), []).append(len(jobs))
+                jobs.append(("", code))
+        paths += found
+    for label_archive, wanted in zipped.items():
+        members = [entry for entry in read_directory(Path(root, label_archive)) if _tail(entry.name) in wanted]
+        for member, place in zip(members, locate(root, label_archive, members), strict=True):
+            if not member.problem:
+                for job in wanted[_tail(member.name)]:
+                    jobs[job] = (to_location(place), jobs[job][1])
+    return paths, jobs
+
+
+@lru_cache(maxsize=4096)
+def _as_on_disk(root: str, folder: str) -> str:
+    """The folder in the Unicode form in which it exists: images and labels may have been unpacked on two systems."""
+    forms = (folder, unicodedata.normalize("NFC", folder), unicodedata.normalize("NFD", folder))
+    return next((form for form in forms if os.path.isdir(f"{root}/{form}")), folder)
+
+
+def _tail(name: str) -> str:
+    """Folder and name: archives differ in what they put above it."""
+    return "/".join(name.rsplit("/", 2)[-2:])

@@ -1,0 +1,286 @@
+"""A scan of an AI Hub tree: every photo by name, unpacked or in ZIP archives, without opening one.
+
+The depth of the layout is fixed, so a link loop cannot trap the scan. Directory links are followed down to the TS_*
+level (people keep parts of the set on other disks); links and anything but regular files below it are refused and
+counted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from pillsnap.errors import UserError
+from pillsnap.manifest.aihub import CODES, EXTENSIONS, Progress, view_fields
+from pillsnap.manifest.table import has_control_characters
+from pillsnap.photos.archives import Member, find_archives, read_directory
+
+_EXAMPLE = "K-000114_0_2_0_0_75_260_200.png"
+
+
+@dataclass
+class Refused:
+    """Entries of the tree that are no photo, counted by reason, the first few of each named."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, reason: str, path: str, limit: int = 20) -> None:
+        """Count one entry; bytes that are no UTF-8 are written as escapes."""
+        path = path.encode("utf-8", "backslashreplace").decode()
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        examples = self.examples.setdefault(reason, [])
+        if len(examples) < limit:
+            examples.append(path)
+
+    def merge(self, other: Refused) -> None:
+        """Add the counts and examples of another scan."""
+        for reason, count in other.counts.items():
+            self.counts[reason] = self.counts.get(reason, 0) + count
+            self.examples[reason] = sorted(self.examples.get(reason, []) + other.examples[reason])[:20]
+
+
+@dataclass
+class Scan:
+    """All photos of a tree, eight bytes each: photo i is of set `set_index[i]`, seen as `views[view_index[i]]`.
+
+    A set is one (folder, codes) pair; a view is the rest of the file name. `view_fields` is int16, shape (views, 7), in
+    the order of manifest.CAMERA_FIELDS. Photos are sorted by folder, then by name, the unpacked ones first.
+    """
+
+    folders: list[str]
+    """Of each set: its folder, relative to the data root; for zipped ones the archive and the folder in it."""
+    prefixes: list[str]
+    """Of each set: the codes part of its file names."""
+    archive_of_set: list[str | None]
+    views: list[str]
+    view_fields: np.ndarray
+    set_index: np.ndarray
+    view_index: np.ndarray
+    members: np.ndarray | None
+    """int64, shape (photos, 3): header offset, length, compression in the archive; None without archives."""
+    label_archives: dict[str, str | None]
+    """The label archive of each image archive."""
+    refused: Refused
+
+    def __len__(self) -> int:
+        return len(self.set_index)
+
+    def stem(self, photo: int) -> str:
+        """File name without extension."""
+        return self.prefixes[self.set_index[photo]] + self.views[self.view_index[photo]].rpartition(".")[0]
+
+    def path(self, photo: int) -> str:
+        """POSIX path relative to the data root."""
+        index = self.set_index[photo]
+        return f"{self.folders[index]}/{self.prefixes[index]}{self.views[self.view_index[photo]]}"
+
+    def member(self, photo: int) -> Member | None:
+        """The archive entry of a photo; None for an unpacked one."""
+        if self.members is None or self.archive_of_set[self.set_index[photo]] is None:
+            return None
+        offset, length, compression = self.members[photo].tolist()
+        return Member(self.path(photo), offset, length, compression)
+
+    def tree(self, index: int) -> str:
+        """`train` or `val`: the tree a set comes from."""
+        return "train" if _is_training(self.archive_of_set[index] or self.folders[index]) else "val"
+
+
+def scan(data_root: Path, *, num_threads: int = 4, progress: Progress | None = None) -> Scan:
+    """List every photo of an AI Hub tree, unpacked and zipped, without opening one.
+
+    The training tree alone is listed when there is one. Raises UserError for a missing root, a tree in another layout,
+    a tree without a photo and a damaged archive.
+    """
+    root = Path(data_root)
+    if not root.is_dir():
+        raise UserError(f"{root}: the data root is not a folder; set --data-root or PILLSNAP_DATA_ROOT")
+    archives = find_archives(root)
+    parts = find_parts(root)
+    if any(_is_training(path) for path in [*parts, *archives]):
+        parts = [path for path in parts if _is_training(path)]
+        archives = {path: labels for path, labels in archives.items() if _is_training(path)}
+    if not parts and not archives:
+        raise UserError(
+            f"{root}: no AI Hub photos; expected train/images/single/TS_* (or data/train/…) or TS_*.zip beneath it"
+        )
+    try:
+        return _scan(root, parts, archives, num_threads, progress)
+    except PermissionError as error:
+        raise UserError(f"{error.filename}: may not be listed; give this user the right to read it") from error
+
+
+def _scan(
+    root: Path, parts: list[str], archives: dict[str, str | None], num_threads: int, progress: Progress | None
+) -> Scan:
+    builder = _ScanBuilder()
+    total = len(parts) + len(archives)
+    with ThreadPoolExecutor(max_workers=num_threads) as pool:
+        listings = pool.map(lambda part: _list_part(os.fspath(root), part), parts)
+        for done, (part, (folders, refused)) in enumerate(zip(parts, listings, strict=True), start=1):
+            builder.refused.merge(refused)
+            for name, files in folders:
+                builder.add_folder(f"{part}/{name}", name, files)
+            if progress is not None:
+                progress("scan", done, total)
+    for done, archive in enumerate(archives, start=len(parts) + 1):
+        _add_archive(builder, root, archive)
+        if progress is not None:
+            progress("scan", done, total)
+    result = builder.finish(archives)
+    if not len(result):
+        raise UserError(f"{root}: {total} TS_* folders or archives, but no photo named like {_EXAMPLE}")
+    return result
+
+
+def _is_training(path: str) -> bool:
+    """Whether a part (`[data/]train/images/…`) or an archive (`TS_*.zip`) belongs to the training set."""
+    if "/images/" in path and not path.lower().endswith(".zip"):
+        return path.split("/images/")[0].rpartition("/")[2] == "train"
+    return path.rpartition("/")[2][0].upper() == "T"
+
+
+def find_parts(root: Path) -> list[str]:
+    """TS_* folders beneath the root, relative to it, sorted."""
+    parts = []
+    for base in ("train", "val", "data/train", "data/val"):
+        for kind in ("single", "combination"):
+            images = root / base / "images" / kind
+            if images.is_dir():
+                names = [entry.name for entry in os.scandir(images) if entry.is_dir()]
+                parts += [f"{base}/images/{kind}/{name}" for name in names]
+    return sorted(parts)
+
+
+def _list_part(root: str, part: str) -> tuple[list[tuple[str, list[str]]], Refused]:
+    refused = Refused()
+    folders: list[tuple[str, list[str]]] = []
+    with os.scandir(f"{root}/{part}") as entries:
+        leaves = sorted(entries, key=lambda entry: entry.name)
+    for leaf in leaves:
+        if leaf.is_dir(follow_symlinks=False):
+            folders.append((leaf.name, _list_folder(leaf.path, f"{part}/{leaf.name}", refused)))
+        elif leaf.is_symlink():
+            refused.add("link", f"{part}/{leaf.name}")
+    return folders, refused
+
+
+def _list_folder(path: str, relative: str, refused: Refused) -> list[str]:
+    with os.scandir(path) as entries:
+        listed = list(entries)
+    names = [entry.name for entry in listed if entry.is_file(follow_symlinks=False)]
+    if len(names) != len(listed):
+        for entry in listed:
+            if entry.is_symlink():
+                refused.add("link", f"{relative}/{entry.name}")
+            elif not entry.is_file(follow_symlinks=False):
+                refused.add("not_a_file", f"{relative}/{entry.name}")
+    names.sort()
+    return names
+
+
+def _add_archive(builder: _ScanBuilder, root: Path, archive: str) -> None:
+    folders: dict[str, list[Member]] = {}
+    for member in read_directory(root / archive):
+        if member.problem:
+            builder.refused.add(member.problem, f"{archive}/{member.name}")
+        else:
+            folders.setdefault(member.name.rpartition("/")[0], []).append(member)
+    for folder, members in sorted(folders.items()):
+        members.sort(key=lambda member: member.name)
+        names = [member.name.rpartition("/")[2] for member in members]
+        path = f"{archive}/{folder}" if folder else archive
+        builder.add_folder(path, folder.rpartition("/")[2], names, archive, members)
+
+
+class _ScanBuilder:
+    def __init__(self) -> None:
+        self.refused = Refused()
+        self._folders: list[str] = []
+        self._prefixes: list[str] = []
+        self._archives: list[str | None] = []
+        self._views: dict[str, int] = {}
+        self._fields: list[tuple[int, ...]] = []
+        self._view_index: list[np.ndarray] = []
+        self._members: list[np.ndarray] = []
+
+    def add_folder(
+        self,
+        folder: str,
+        expected_prefix: str,
+        names: Sequence[str],
+        archive: str | None = None,
+        members: Sequence[Member] = (),
+    ) -> None:
+        """Add one folder's sorted file names, most of which begin with `expected_prefix`; count what is no photo."""
+        if has_control_characters(folder):
+            self.refused.add("unreadable_name", folder)
+            return
+        cut = len(expected_prefix)
+        views = self._views
+        by_prefix: dict[str, tuple[list[int], list[int]]] = {}
+        if CODES.fullmatch(expected_prefix):
+            by_prefix[expected_prefix] = ([], [])
+        for position, name in enumerate(names):
+            view = views.get(name[cut:]) if name.startswith(expected_prefix) else None
+            prefix = expected_prefix
+            if view is None or prefix not in by_prefix:
+                parsed = self._parse(folder, name)
+                if parsed is None:
+                    continue
+                prefix, view = parsed
+                by_prefix.setdefault(prefix, ([], []))
+            by_prefix[prefix][0].append(view)
+            by_prefix[prefix][1].append(position)
+        for prefix, (indices, positions) in by_prefix.items():
+            if indices:
+                self._folders.append(folder)
+                self._prefixes.append(prefix)
+                self._archives.append(archive)
+                self._view_index.append(np.array(indices, dtype=np.int32))
+                if members:
+                    chosen = [members[position] for position in positions]
+                    self._members.append(np.array([member[1:4] for member in chosen], dtype=np.int64))
+
+    def finish(self, label_archives: dict[str, str | None]) -> Scan:
+        """The scan of everything added, unpacked folders before archives."""
+        sizes = [len(indices) for indices in self._view_index]
+        num_photos = sum(sizes)
+        members = None
+        if self._members:
+            zipped = np.concatenate(self._members)
+            members = np.concatenate([np.zeros((num_photos - len(zipped), 3), dtype=np.int64), zipped])
+        return Scan(
+            folders=self._folders,
+            prefixes=self._prefixes,
+            archive_of_set=self._archives,
+            views=list(self._views),
+            view_fields=np.array(self._fields, dtype=np.int16).reshape(-1, 7),
+            set_index=np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
+            view_index=np.concatenate(self._view_index) if sizes else np.zeros(0, dtype=np.int32),
+            members=members,
+            label_archives=label_archives,
+            refused=self.refused,
+        )
+
+    def _parse(self, folder: str, name: str) -> tuple[str, int] | None:
+        stem, _, extension = name.rpartition(".")
+        if f".{extension.lower()}" not in EXTENSIONS:
+            self.refused.add("other_file", f"{folder}/{name}")
+            return None
+        prefix, _, rest = stem.partition("_")
+        fields = view_fields("_" + rest)
+        if fields is None or not CODES.fullmatch(prefix):
+            self.refused.add("stray_image", f"{folder}/{name}")
+            return None
+        view = name[len(prefix) :]
+        if view not in self._views:
+            self._views[view] = len(self._fields)
+            self._fields.append(fields)
+        return prefix, self._views[view]

@@ -1,0 +1,237 @@
+"""The manifest: the only truth about data. One Parquet row a photo; two CSV files and classes.json for people."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pillsnap.errors import UserError
+from pillsnap.files import write_atomically, write_json
+
+PARQUET_NAME = "manifest.parquet"
+CLASSES_NAME = "classes.json"
+CSV_NAMES = {"train": "manifest_train.csv", "val": "manifest_val.csv"}
+CSV_COLUMNS = ("image_path", "mapping_code", "image_type", "source", "sample_id", "codes", "group")
+CODE_SEPARATOR = "|"
+CAMERA_FIELDS = ("state", "background", "direction", "light", "latitude", "longitude", "size")
+
+SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("image_path", pa.string()),
+        ("image_type", pa.string()),
+        ("codes", pa.list_(pa.string())),
+        ("boxes", pa.list_(pa.list_(pa.float32()))),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("group", pa.string()),
+        ("split", pa.string()),
+        ("source", pa.string()),
+        *((name, pa.int16()) for name in CAMERA_FIELDS),
+        # Where the bytes lie when the photo is a member of a ZIP archive; null for a plain file.
+        ("archive", pa.string()),
+        ("member", pa.string()),
+        ("offset", pa.int64()),
+        ("length", pa.int64()),
+        ("compression", pa.int16()),
+    ]
+)
+_REQUIRED = set(SCHEMA.names[:10])
+_NEVER_NULL = {"sample_id", "image_path", "image_type", "codes", "boxes", "group", "split"}
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_FORMULA = re.compile(r"^'*[=+\-@\t\r\uff0b\uff0d\uff1d\uff20]")
+
+
+@dataclass(frozen=True)
+class ClassInfo:
+    """One class of the classifier: its K-code (or class name), index, Korean EDI codes and photo counts."""
+
+    code: str
+    index: int
+    name: str = ""
+    edi_codes: list[str] = field(default_factory=list)
+    num_train: int = 0
+    num_val: int = 0
+
+
+def read_manifest(path: Path) -> pa.Table:
+    """Read a manifest, given its Parquet file or the directory that holds `manifest.parquet`.
+
+    Columns come back in SCHEMA order; nullable columns that an older file lacks are null.
+    Raises UserError when the file is missing, is no Parquet, or has other columns or types.
+    """
+    path = _parquet_path(path)
+    try:
+        table = pq.read_table(path, partitioning=None)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise UserError(f"{path}: not a readable Parquet manifest ({_one_line(error)}); build it again") from error
+    return _conform(table, str(path))
+
+
+def write_manifest(table: pa.Table, out_dir: Path, classes: list[ClassInfo]) -> Path:
+    """Write manifest.parquet, manifest_train.csv, manifest_val.csv and classes.json; return the Parquet path.
+
+    Every file is replaced atomically, the Parquet last, so a complete Parquet means a complete set. Equal tables
+    give equal bytes. Raises UserError for duplicate sample ids and for codes a CSV cell cannot carry.
+    """
+    table = _conform(table, "manifest")
+    if table.num_rows == 0:
+        raise UserError("manifest: no photos to write; check the data root and the sampling settings")
+    _check_rows(table)
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for split, name in CSV_NAMES.items():
+        write_atomically(out_dir / name, _csv_text(table, split).encode("utf-8"))
+    payload = {"schema_version": 1, "classes": [asdict(info) for info in classes]}
+    write_json(out_dir / CLASSES_NAME, payload)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", row_group_size=50_000)
+    write_atomically(out_dir / PARQUET_NAME, buffer.getbuffer())
+    return out_dir / PARQUET_NAME
+
+
+def manifest_hash(path: Path) -> str:
+    """sha256 (hex) of the manifest's Parquet bytes; UserError when it is missing."""
+    digest = hashlib.sha256()
+    with _parquet_path(path).open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def read_classes(path: Path) -> list[ClassInfo]:
+    """Read classes.json, given the file or the directory that holds it; sorted by index. UserError when unfit."""
+    path = Path(path)
+    if path.is_dir():
+        path = path / CLASSES_NAME
+    try:
+        payload = json.loads(path.read_text(encoding="utf-8"))
+        classes = [ClassInfo(**entry) for entry in payload["classes"]]
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; `pillsnap manifest build` writes it next to the manifest") from error
+    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a class map ({_one_line(error)}); build the manifest again") from error
+    classes.sort(key=lambda info: info.index)
+    if [info.index for info in classes] != list(range(len(classes))):
+        raise UserError(f"{path}: class indices are not 0 to {len(classes) - 1}; build the manifest again")
+    return classes
+
+
+def class_list(
+    table: pa.Table, names: Mapping[str, str] | None = None, edi_codes: Mapping[str, Iterable[str]] | None = None
+) -> list[ClassInfo]:
+    """Classes of a table: index = position among the sorted codes that occur in training photos."""
+    counts: dict[str, dict[str, int]] = {"train": {}, "val": {}}
+    for codes, split in zip(table["codes"].to_pylist(), table["split"].to_pylist(), strict=True):
+        for code in set(codes):
+            counts[split][code] = counts[split].get(code, 0) + 1
+    return [
+        ClassInfo(
+            code=code,
+            index=index,
+            name=(names or {}).get(code, ""),
+            edi_codes=list((edi_codes or {}).get(code, ())),
+            num_train=counts["train"][code],
+            num_val=counts["val"].get(code, 0),
+        )
+        for index, code in enumerate(sorted(counts["train"]))
+    ]
+
+
+def neutralise(cell: str) -> str:
+    """A CSV cell that a spreadsheet will not run as a formula; `restore` undoes it exactly."""
+    return "'" + cell if _FORMULA.match(cell) else cell
+
+
+def restore(cell: str) -> str:
+    """Undo `neutralise`."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def _parquet_path(path: Path) -> Path:
+    path = Path(path)
+    if path.is_dir():
+        path = path / PARQUET_NAME
+    if not path.is_file():
+        raise UserError(f"{path}: no such manifest; make one with `pillsnap manifest build` or `manifest import`")
+    return path
+
+
+def _conform(table: pa.Table, where: str) -> pa.Table:
+    missing = sorted(_REQUIRED - set(table.column_names))
+    unknown = sorted(set(table.column_names) - set(SCHEMA.names))
+    if missing or unknown:
+        raise UserError(f"{where}: not a PillSnap manifest (missing columns {missing}, unknown columns {unknown})")
+    columns = []
+    for column in SCHEMA:
+        if column.name not in table.column_names:
+            columns.append(pa.nulls(table.num_rows, column.type))
+            continue
+        try:
+            columns.append(table[column.name].cast(column.type))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise UserError(f"{where}: column {column.name!r} is not {column.type} ({_one_line(error)})") from error
+        if columns[-1].null_count and column.name in _NEVER_NULL:
+            row = columns[-1].is_null().to_pylist().index(True) + 1
+            raise UserError(f"{where}: column {column.name!r} is empty in row {row}; build the manifest again")
+        if column.name in ("width", "height"):
+            columns[-1] = columns[-1].fill_null(0)  # unknown
+    return pa.table(columns, schema=SCHEMA)
+
+
+def _check_rows(table: pa.Table) -> None:
+    ids = table["sample_id"].to_pylist()
+    if len(set(ids)) != len(ids):
+        twice, _ = Counter(ids).most_common(1)[0]
+        raise UserError(f"manifest: sample_id {twice!r} occurs more than once; ids must be unique")
+    for number, (codes, boxes) in enumerate(
+        zip(table["codes"].to_pylist(), table["boxes"].to_pylist(), strict=True), start=1
+    ):
+        if len(codes) != len(boxes):
+            raise UserError(f"manifest: row {number} has {len(codes)} codes but {len(boxes)} boxes (null = unlabelled)")
+        for code in codes:
+            check_code(code, f"manifest: row {number}")
+    wrong = set(table["split"].to_pylist()) - {"train", "val"}
+    if wrong:
+        raise UserError(f"manifest: split must be train or val, found {sorted(map(str, wrong))}")
+
+
+def has_control_characters(text: str) -> bool:
+    """Whether the text has line breaks, other control characters or bytes that are no UTF-8."""
+    return _CONTROL.search(text) is not None
+
+
+def check_code(code: str, where: str) -> None:
+    """UserError unless `code` is a non-empty string without control characters or the CSV's code separator."""
+    if not code or code != code.strip() or has_control_characters(code) or CODE_SEPARATOR in code:
+        raise UserError(
+            f"{where}: class {code!r} is empty, has outer blanks, control characters or {CODE_SEPARATOR!r}; rename it"
+        )
+
+
+def _csv_text(table: pa.Table, split: str) -> str:
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    names = ("image_path", "codes", "image_type", "source", "sample_id", "group", "split")
+    for path, codes, image_type, source, sample_id, group, row_split in zip(
+        *(table[name].to_pylist() for name in names), strict=True
+    ):
+        if row_split == split:
+            cells = (path, codes[0] if codes else "", image_type, source, sample_id, CODE_SEPARATOR.join(codes), group)
+            writer.writerow([neutralise(cell or "") for cell in cells])
+    return out.getvalue()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,261 @@
+"""How long a stage will take on this machine, what limits it, and what would fit its time budget."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from pillsnap.config import TASKS, Settings
+from pillsnap.errors import UserError
+from pillsnap.planner.measure import StepRates, measure_loader, measure_steps, this_device
+from pillsnap.runs.directory import Run
+
+# From fast to accurate; the settings' own model is measured in any case.
+ALTERNATIVES: dict[str, tuple[tuple[str, int], ...]] = {
+    "detection": (("yolo11n", 416), ("yolo11n", 640), ("yolo11s", 640), ("yolo11m", 640)),
+    "classification": (("resnet18", 160), ("tf_efficientnetv2_b0", 224), ("tf_efficientnetv2_s", 224),
+                       ("tf_efficientnetv2_s", 300), ("tf_efficientnetv2_m", 300)),
+}  # fmt: skip
+START_S = 30.0
+"""Ray's workers, imports and the first batch of one task."""
+_PILLS_A_COMBINATION = 3
+_ALL_PHOTOS = 500_000
+_CPU_BATCH = 2
+_SAMPLE_PHOTOS, _SAMPLE_CLASSES = 48, 12
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Samples of one task."""
+
+    train: int
+    val: int
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """One task with one model: what was measured, and what follows from it."""
+
+    task: str
+    model: str
+    image_size_px: int
+    epochs: int
+    counts: Counts
+    steps: StepRates
+    loader_images_per_s: float
+
+    @property
+    def epoch_s(self) -> float:
+        """Seconds of an epoch with its validation: each part goes as fast as the slower of model and loader."""
+        train = self.counts.train / min(self.steps.train_images_per_s, self.loader_images_per_s)
+        return train + self.counts.val / min(self.steps.val_images_per_s, self.loader_images_per_s)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the whole task."""
+        return START_S + self.steps.first_step_s + self.epochs * self.epoch_s
+
+    @property
+    def limit(self) -> str:
+        """What the training steps wait for."""
+        return "loader" if self.loader_images_per_s < self.steps.train_images_per_s else "model"
+
+    def as_row(self) -> dict[str, Any]:
+        """The figures, for JSON."""
+        return {
+            "task": self.task,
+            "model": self.model,
+            "image_size_px": self.image_size_px,
+            "epochs": self.epochs,
+            "num_train": self.counts.train,
+            "num_val": self.counts.val,
+            "model_images_per_s": self.steps.train_images_per_s,
+            "validation_images_per_s": self.steps.val_images_per_s,
+            "loader_images_per_s": self.loader_images_per_s,
+            "peak_memory_bytes": self.steps.peak_memory_bytes,
+            "limit": self.limit,
+            "seconds": self.seconds,
+        }
+
+
+def evaluation_s(detection: TaskPlan | None, classification: TaskPlan | None, num_photos: int) -> float:
+    """Seconds of the judgement: every validation photo decoded, searched, and about one crop in it named twice."""
+    rates = [plan.steps.val_images_per_s for plan in (detection, classification) if plan is not None]
+    loaders = [plan.loader_images_per_s for plan in (detection, classification) if plan is not None]
+    return START_S + num_photos * max(sum(1 / rate for rate in rates), 1 / min(loaders))
+
+
+def epochs_within(plans: list[TaskPlan], budget_s: float, fixed_s: float) -> dict[str, int]:
+    """Epochs of each task that fit `budget_s` when all are lengthened or shortened alike; 0 when nothing fits."""
+    fixed_s += sum(START_S + plan.steps.first_step_s for plan in plans)
+    share = (budget_s - fixed_s) / sum(plan.epochs * plan.epoch_s for plan in plans)
+    return {plan.task: max(0, int(plan.epochs * share)) for plan in plans}
+
+
+def best_within(
+    choices: dict[str, list[TaskPlan]], budget_s: float, judged_s: Callable[[list[TaskPlan]], float]
+) -> list[TaskPlan] | None:
+    """The last (most accurate) choice of each task that together keep the budget at their epochs; classification
+    decides before detection, whose figures suffer less from a small model. None when not even the first do.
+    """
+    names = [name for name in reversed(TASKS) if name in choices]
+
+    def search(place: int, taken: list[TaskPlan]) -> list[TaskPlan] | None:
+        if place == len(names):
+            total = sum(plan.seconds for plan in taken) + judged_s(taken)
+            return taken if total <= budget_s else None
+        for plan in reversed(choices[names[place]]):
+            found = search(place + 1, [*taken, plan])
+            if found:
+                return found
+        return None
+
+    found = search(0, [])
+    return None if found is None else sorted(found, key=lambda plan: TASKS.index(plan.task))
+
+
+def expected_counts(settings: Settings) -> dict[str, Counts]:
+    """Samples of each task that a manifest of these settings will have, before there is one."""
+    sampling = settings.sampling
+    photos = sampling.num_photos or _ALL_PHOTOS
+    crops = round(photos * (1 + (_PILLS_A_COMBINATION - 1) * sampling.combination_fraction))
+    counts = {}
+    for name, number in (("detection", photos), ("classification", crops)):
+        val = round(number * sampling.val_fraction)
+        counts[name] = Counts(number - val, val)
+    return counts
+
+
+def sample_run(settings: Settings, folder: Path) -> Run:
+    """A run over a few generated photos of AI Hub's size: stands for the data where there is no manifest yet."""
+    from pillsnap.manifest.build import build_manifest
+    from pillsnap.manifest.table import read_classes, read_manifest
+    from pillsnap.synthetic import generate
+
+    combinations = _SAMPLE_PHOTOS // 8
+    generate(
+        folder / "photos", num_classes=_SAMPLE_CLASSES, num_singles=_SAMPLE_PHOTOS - combinations,
+        num_combinations=combinations,
+    )  # fmt: skip
+    path = build_manifest(folder / "photos", folder / "manifest", num_photos=None, num_classes=None).path
+    return Run(folder, settings, read_manifest(path), "", read_classes(path.parent), str(folder / "photos"), "plan")
+
+
+def read_run(settings: Settings, manifest: Path, data_root: str) -> Run:
+    """A run over a manifest that nothing is written of. Raises UserError when it cannot be read."""
+    from pillsnap.manifest.table import read_classes, read_manifest
+
+    classes = read_classes(manifest if manifest.is_dir() else manifest.parent)
+    return Run(Path(data_root), settings, read_manifest(manifest), "", classes, data_root, "plan")
+
+
+def measure_task_loader(run: Run, name: str, seconds: float) -> float:
+    """Samples a second that this machine makes for a task, through the same stream as training. Ray must be up."""
+    from pillsnap.tasks.registry import make_task
+    from pillsnap.train.trainer import make_stream
+
+    task = make_task(name, run.settings, run.codes)
+    samples = task.samples(run.manifest, None)
+    wanted = 64 * task.settings.batch_size
+    # Few photos are read over and over: more than enough batches for the measurement, whatever the manifest's size.
+    copies = -(-wanted // max(len(samples.train), 1))
+    many = pa.concat_tables([samples.train] * copies) if copies > 1 else samples.train
+    stream = make_stream(run, name, type(samples)(many, samples.val, {}), task.recipe(samples))
+    return measure_loader(stream, seconds)
+
+
+def measure_choice(
+    settings: Settings, codes: list[str], name: str, model: str, image_size_px: int, seconds: float
+) -> StepRates:
+    """A task's rates with another model and input size, from random weights."""
+    from pillsnap.tasks.registry import make_task
+
+    update = {"model": model, "image_size_px": image_size_px, "weights": "random"}
+    task_settings = getattr(settings, name).model_copy(update=update)
+    task = make_task(name, settings.model_copy(update={name: task_settings}), codes)
+    device = this_device()
+    batch_size = task_settings.batch_size if device.type == "cuda" else min(task_settings.batch_size, _CPU_BATCH)
+    return measure_steps(
+        task, settings.train, device, batch_size=batch_size, seconds=seconds, num_classes=max(len(codes), 1)
+    )
+
+
+def make_plan(
+    settings: Settings, run: Run | None, *, seconds: float, alternatives: bool, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Measure and compute everything that `pillsnap plan` prints. Ray must be up.
+
+    `run` holds the manifest to plan for; without one, counts come from the settings and photos are generated. Each
+    measurement takes about `seconds`.
+    """
+    budget_s = settings.targets.total_time_s
+    with tempfile.TemporaryDirectory(prefix="pillsnap-plan-") as folder:
+        measured = run
+        if measured is None:
+            say("there is no manifest: photos are generated to measure on")
+            measured = sample_run(settings, Path(folder))
+        counts = expected_counts(settings) if run is None else _counts(run)
+        num_classes = (settings.sampling.num_classes or 4_500) if run is None else len(run.codes)
+        loaders = {}
+        for name in settings.tasks:
+            say(f"{name}: measuring the loader")
+            loaders[name] = measure_task_loader(measured, name, seconds)
+    codes = [f"K-{number:06}" for number in range(num_classes)]
+    choices: dict[str, list[TaskPlan]] = {}
+    chosen: list[TaskPlan] = []
+    for name in settings.tasks:
+        own = (getattr(settings, name).model, getattr(settings, name).image_size_px)
+        models = [
+            *(ALTERNATIVES[name] if alternatives else ()),
+            *([] if alternatives and own in ALTERNATIVES[name] else [own]),
+        ]
+        for model, image_size_px in models:
+            say(f"{name}: measuring {model} at {image_size_px} px")
+            try:
+                steps = measure_choice(settings, codes, name, model, image_size_px, seconds)
+            except UserError as error:
+                say(f"{name}: {model} at {image_size_px} px cannot be measured: {error}")
+                continue
+            plan = TaskPlan(
+                name, model, image_size_px, getattr(settings, name).epochs, counts[name], steps, loaders[name]
+            )
+            choices.setdefault(name, []).append(plan)
+            if (model, image_size_px) == own:
+                chosen.append(plan)
+    num_val = counts["detection"].val
+
+    def judged_s(plans: list[TaskPlan]) -> float:
+        by_task = {plan.task: plan for plan in plans}
+        return evaluation_s(by_task.get("detection"), by_task.get("classification"), num_val)
+
+    judgement_s = judged_s(chosen)
+    total_s = sum(plan.seconds for plan in chosen) + judgement_s
+    fitting = best_within(choices, budget_s, judged_s) if budget_s else None
+    return {
+        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU",
+        "from_manifest": run is not None,
+        "tasks": [plan.as_row() for plan in chosen],
+        "judgement_s": judgement_s,
+        "total_s": total_s,
+        "budget_s": budget_s,
+        "fits": None if budget_s is None else total_s <= budget_s,
+        "epochs_within_budget": epochs_within(chosen, budget_s, judgement_s) if budget_s else None,
+        "alternatives": [plan.as_row() for plans in choices.values() for plan in plans] if alternatives else [],
+        "largest_within_budget": [plan.as_row() for plan in fitting] if fitting else None,
+    }
+
+
+def _counts(run: Run) -> dict[str, Counts]:
+    from pillsnap.tasks.registry import make_task
+
+    counts = {}
+    for name in TASKS:
+        samples = make_task(name, run.settings, run.codes).samples(run.manifest, None)
+        counts[name] = Counts(len(samples.train), len(samples.val))
+    return counts

@@ -1,0 +1,131 @@
+"""How fast this machine trains and validates a model, and how fast it makes its batches: a few steps of each."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pillsnap.config import TrainSettings
+from pillsnap.data.loader import DeviceBatch
+from pillsnap.data.stream import Stream, batches_of
+from pillsnap.tasks.base import Task
+from pillsnap.train.collectives import Peers
+from pillsnap.train.microbatch import MicroBatches
+from pillsnap.train.state import TrainingState
+
+_PILLS_A_FRAME = 3
+_STEPS_TOGETHER = 5
+
+
+@dataclass(frozen=True)
+class StepRates:
+    """Images a second of the model alone, fed the same batch again and again."""
+
+    train_images_per_s: float
+    val_images_per_s: float
+    peak_memory_bytes: int | None
+    """Highest GPU memory; None without a GPU."""
+    first_step_s: float
+    """The first step, which compiles where models are compiled."""
+
+
+def this_device() -> torch.device:
+    """The GPU that a single worker would train on, or the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def mock_batch(task: Task, batch_size: int, device: torch.device, num_classes: int = 1) -> DeviceBatch:
+    """A batch of noise of the task's shape, on the device: what a loader without cost would give."""
+    rng = np.random.default_rng(0)
+    size_px = task.settings.image_size_px
+    images = torch.from_numpy(rng.integers(0, 256, (batch_size, size_px, size_px, 3), dtype=np.uint8))
+    targets = {"valid": torch.ones(batch_size, dtype=torch.bool)}
+    if task.name == "detection":
+        corners = rng.uniform(0, 0.7 * size_px, (batch_size, _PILLS_A_FRAME, 2))
+        boxes = np.concatenate([corners, np.full_like(corners, 0.2 * size_px)], axis=2).astype(np.float32)
+        targets |= {"boxes": torch.from_numpy(boxes), "num_boxes": torch.full((batch_size,), _PILLS_A_FRAME)}
+    else:
+        targets["label"] = torch.from_numpy(rng.integers(0, num_classes, batch_size))
+    return DeviceBatch(
+        epoch=0,
+        training=True,
+        step=0,
+        images=images.to(device),
+        targets={name: tensor.to(device) for name, tensor in targets.items()},
+        index=np.arange(batch_size),
+        num_valid=batch_size,
+    )
+
+
+def measure_steps(
+    task: Task,
+    train: TrainSettings,
+    device: torch.device,
+    *,
+    batch_size: int,
+    seconds: float,
+    num_classes: int = 1,
+) -> StepRates:
+    """Train and validate `task` on one batch for about `seconds` each, at least two steps; the median step counts."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    batch = mock_batch(task, batch_size, device, num_classes)
+    peers = Peers(device)
+    memory = MicroBatches(task.name, batch_size, peers, None, lambda message: print(message))
+    state = TrainingState(task, train, device, peers, memory, None)
+
+    def step() -> None:
+        state.step(batch, task.settings.lr, batch_size, 0)
+
+    first_step_s = _timed(step, device)
+    train_s = median_step(step, device, seconds)
+
+    def validate() -> None:
+        with torch.inference_mode(), state.evaluating():
+            task.validate(state.ema.module, batch)
+
+    _timed(validate, device)
+    val_s = median_step(validate, device, seconds / 2)
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return StepRates(batch_size / train_s, batch_size / val_s, peak, first_step_s)
+
+
+def measure_loader(stream: Stream, seconds: float) -> float:
+    """Samples a second that Ray Data makes of a task's stream, once it runs. Ray must be up."""
+    batches = batches_of(stream.dataset())
+    next(batches)  # the start of workers and their imports
+    started, samples = time.perf_counter(), 0
+    for batch in batches:
+        samples += int(batch["valid"].sum())
+        if time.perf_counter() - started > seconds:
+            break
+    return samples / (time.perf_counter() - started)
+
+
+def median_step(step: Callable[[], None], device: torch.device, seconds: float) -> float:
+    """Seconds of one step. On a GPU several are launched before it is waited for, as training does."""
+    together = _STEPS_TOGETHER if device.type == "cuda" else 1
+
+    def several() -> None:
+        for _ in range(together):
+            step()
+
+    durations: list[float] = []
+    started = time.perf_counter()
+    while len(durations) < 2 or time.perf_counter() - started < seconds:
+        durations.append(_timed(several, device) / together)
+    return statistics.median(durations)
+
+
+def _timed(step: Callable[[], None], device: torch.device) -> float:
+    started = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started

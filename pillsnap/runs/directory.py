@@ -1,0 +1,234 @@
+"""One run directory: what it trains on, with which settings; opened anew, taken up again, or read afterwards."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pillsnap.config import Settings, settings_from_dict
+from pillsnap.errors import UserError
+from pillsnap.files import write_atomically, write_json
+from pillsnap.manifest.table import (
+    CLASSES_NAME,
+    CSV_NAMES,
+    PARQUET_NAME,
+    ClassInfo,
+    manifest_hash,
+    read_classes,
+    read_manifest,
+)
+from pillsnap.storage import is_uri, join, local_manifest
+
+CONFIG_FILE = "config.json"
+FOUND_BOXES_FILE = "found_boxes.json"
+STOP_FILE = "stop-requested"
+"""Its presence asks the training loop to write a checkpoint and end."""
+# What may change when a run is taken up again: none of it decides what is learned up to the change.
+_MAY_CHANGE = ("train.num_workers", "train.cpus_per_worker", "train.device", "train.keep_checkpoints",
+               "train.checkpoint_minutes", "train.storage", "train.max_failures", "train.hang_timeout_s",
+               "train.log_every_steps", "train.task", "train.compile", "train.amp", "detection.lr", "classification.lr",
+               "detection.weights", "classification.weights")  # fmt: skip
+_MAY_CHANGE_GROUPS = ("data.", "evaluation.", "targets.", "wandb.", "sampling.")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory and what it trains on."""
+
+    run_dir: Path
+    settings: Settings
+    manifest: pa.Table
+    manifest_hash: str
+    classes: list[ClassInfo]
+    data_root: str
+    run_id: str
+    uri: str = ""
+    """Where the run is kept when `run_dir` is only this node's copy of it."""
+
+    @property
+    def where(self) -> str:
+        """What another node finds the run by."""
+        return self.uri or str(self.run_dir)
+
+    @property
+    def codes(self) -> list[str]:
+        """The classes' codes; a code's place is the model's class index."""
+        return [entry.code for entry in self.classes]
+
+    def checkpoint_dir(self, task: str) -> Path:
+        """Where the checkpoints of a task are."""
+        return self.run_dir / "checkpoints" / task
+
+    def export_path(self, task: str) -> Path:
+        """Where a task's best model goes for other programs to load."""
+        return self.run_dir / "checkpoints" / f"{self.settings.name}_{task}_best.pt"
+
+
+@contextmanager
+def only_driver(run_dir: Path) -> Iterator[None]:
+    """Be the only process that trains or judges in this directory. Raises UserError while another one is at it."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with open(run_dir / ".driver.lock", "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise UserError(
+                f"Process {lock.read().strip() or 'unknown'} is training in {run_dir}: wait for it, end it, or use "
+                "another --run."
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def open_run(
+    run_dir: Path,
+    settings: Settings,
+    manifest_path: str | Path,
+    data_root: str | Path,
+    *,
+    resume: bool = False,
+    like: tuple[str, dict[str, Any]] | None = None,
+    uri: str = "",
+) -> tuple[Run, list[str]]:
+    """Create the run in `run_dir`, or take up the unfinished one there. Second, what has changed since, one line each.
+
+    Raises UserError when the manifest, the classes or a setting that decides the training is another, or when the run
+    is finished and `resume` does not ask to look at it again: nothing that exists is overwritten. `like` is the name
+    and the configuration of something else, a checkpoint, that the run must fit in the same way. With `uri` the run is
+    kept there, its manifest too, and `run_dir` is this node's copy.
+    """
+    where = uri or str(run_dir)
+    named = str(manifest_path) if is_uri(manifest_path) else str(Path(manifest_path).absolute())
+    manifest_path = local_manifest(manifest_path)
+    manifest = read_manifest(manifest_path)
+    classes = read_classes(manifest_path if manifest_path.is_dir() else manifest_path.parent)
+    config = {
+        "run_id": f"{settings.name}-{uuid.uuid4().hex[:8]}",
+        "data_root": str(data_root),
+        "manifest": join(uri, PARQUET_NAME) if uri else named,
+        "manifest_hash": manifest_hash(manifest_path),
+        "classes": [asdict(entry) for entry in classes],
+        "settings": settings.model_dump(mode="json"),
+    }
+    with only_driver(run_dir):
+        path = run_dir / CONFIG_FILE
+        notes = _compare(*like, config) if like else []
+        if resume and not path.exists():
+            raise UserError(f"{where} holds no run that --resume could take up: name one with --run.")
+        if path.exists():
+            before = _read_config(run_dir, where)
+            notes = _compare(where, before, config)
+            config["run_id"] = before["run_id"]
+            if (run_dir / "metrics.json").exists() and not resume and not notes:
+                raise UserError(
+                    f"{where} holds a finished run: judge it with `pillsnap evaluate --run {where}`, "
+                    "continue what is left with --resume, or train into another directory with --run."
+                )
+            notes.insert(0, f"continuing the run {before['run_id']} in {where}")
+        if uri:
+            _copy_manifest(manifest_path, run_dir)
+        write_json(path, config)
+    return _as_run(run_dir, config, manifest, uri), notes
+
+
+def load_run(
+    run_dir: Path, *, manifest_path: str | Path | None = None, data_root: str | Path | None = None, uri: str = ""
+) -> Run:
+    """An existing run as it was trained; it may be judged on another manifest or data root. With `uri` the run is kept
+    there and `run_dir` is this node's copy.
+    """
+    config = _read_config(run_dir, uri or str(run_dir))
+    if manifest_path is not None:
+        local = local_manifest(manifest_path)
+        config |= {"manifest": str(manifest_path), "manifest_hash": manifest_hash(local)}
+    elif is_uri(config["manifest"]) and (run_dir / PARQUET_NAME).is_file():
+        local = run_dir / PARQUET_NAME  # published with the run
+    else:
+        local = local_manifest(config["manifest"])
+    if data_root is not None:
+        config["data_root"] = str(data_root)
+    return _as_run(run_dir, config, read_manifest(local), uri)
+
+
+def _copy_manifest(path: Path, run_dir: Path) -> None:
+    """The manifest and what belongs to it, so that the run can be judged and gone on with from anywhere."""
+    folder = path if path.is_dir() else path.parent
+    parquet = folder / PARQUET_NAME if path.is_dir() else path
+    others = (CLASSES_NAME, *CSV_NAMES.values())
+    for source, name in ((parquet, PARQUET_NAME), *((folder / name, name) for name in others)):
+        if source.is_file() and not (run_dir / name).exists():
+            write_atomically(run_dir / name, source.read_bytes())
+
+
+def _as_run(run_dir: Path, config: dict[str, Any], manifest: pa.Table, uri: str) -> Run:
+    settings = settings_from_dict(config["settings"])
+    classes = [ClassInfo(**entry) for entry in config["classes"]]
+    return Run(
+        run_dir, settings, manifest, config["manifest_hash"], classes, config["data_root"], config["run_id"], uri
+    )
+
+
+def _codes(config: dict[str, Any]) -> list[str]:
+    return [entry["code"] for entry in config["classes"]]
+
+
+def _read_config(run_dir: Path, where: str) -> dict[str, Any]:
+    path = run_dir / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"run_id", "data_root", "manifest", "manifest_hash", "classes", "settings"} - set(config)
+    except FileNotFoundError:
+        raise UserError(
+            f"{where} is not a run: it has no {CONFIG_FILE}. Train it first, or name another with --run."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); name another run with --run.") from None
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(sorted(missing))}; name another run with --run.")
+    return config
+
+
+def _compare(name: str, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What changed from `before`, which `name` was trained with, one line each. Raises UserError when it must not."""
+    if before["manifest_hash"] != now["manifest_hash"]:
+        where = f"{before['manifest']}, " if "manifest" in before else ""
+        raise UserError(
+            f"{name} was trained on another manifest ({where}"
+            f"sha256 {before['manifest_hash'][:12]}, not {now['manifest_hash'][:12]} as {now['manifest']}): "
+            "give that one, or train into another directory with --run."
+        )
+    if _codes(before) != _codes(now):
+        lacking = sorted({*_codes(before)} ^ {*_codes(now)})[:5]
+        raise UserError(
+            f"{name} knows {len(before['classes'])} classes that are not the {len(now['classes'])} of "
+            f"{now['manifest']} (only one of them has {', '.join(lacking) or 'this order'}): use another --run."
+        )
+    old, new = _flat(before["settings"]), _flat(now["settings"])
+    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    fatal = [key for key in changed if key not in _MAY_CHANGE and not key.startswith(_MAY_CHANGE_GROUPS)]
+    if fatal:
+        listed = ", ".join(f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in fatal[:5])
+        raise UserError(f"{name} was trained with other settings ({listed}): give the same ones, or use another --run.")
+    return [f"{key} is now {new.get(key)!r} (it was {old.get(key)!r})" for key in changed]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+MEMORY_FILE = "memory.json"

@@ -1,0 +1,186 @@
+"""One driver a run, over all machines that reach its storage: an object that the driver renews while it lives.
+
+Plain object stores have no lock. A driver writes its mark, waits a moment, and goes on only when the mark is still its
+own; then it renews it every few seconds. A mark that has not changed for some time is that of a dead driver, and one of
+this machine is dead when its process is. The time is measured here: clocks of other machines do not matter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pillsnap.errors import UserError
+from pillsnap.runs.directory import STOP_FILE
+from pillsnap.runs.mirror import RunMirror
+from pillsnap.storage import Storage, StorageError, drop_old_copies, is_uri, scratch
+
+LOCK_FILE = ".driver.lock"
+_LOST_FILE = ".lost"
+RENEW_EVERY_S = 10.0
+DEAD_AFTER_S = 35.0
+SETTLE_S = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+class DriverLock:
+    """Holds a run's storage for this process from `acquire` to `release`.
+
+    `on_lost` is called, from a thread, when another driver has taken the lock, as one may after this machine slept.
+    """
+
+    def __init__(self, uri: str, say: Callable[[str], None], on_lost: Callable[[], None]) -> None:
+        self._storage, self._say, self._on_lost = Storage(uri), say, on_lost
+        self._mark: dict[str, Any] = {"id": uuid.uuid4().hex, "host": socket.gethostname(), **_this_process()}
+        self._renewals = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="driver-lock", daemon=True)
+        self.lost = False
+
+    def acquire(self) -> None:
+        """Raises UserError while another driver lives, StorageError when the storage cannot be read and written."""
+        self._wait_for_the_dead()
+        self._write()
+        time.sleep(SETTLE_S)
+        other = self._read()
+        if other is not None and other["id"] != self._mark["id"]:
+            raise self._held(other)
+        self._thread.start()
+
+    def release(self) -> None:
+        """Let another driver have it at once."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        if not self.lost:
+            self._storage.remove(LOCK_FILE)
+
+    def _wait_for_the_dead(self) -> None:
+        first = self._read()
+        if first is None:
+            return
+        if first.get("machine") == _machine():
+            if _start_of(int(first["pid"])) == first.get("started"):
+                raise self._held(first)
+            return
+        self._say(
+            f"process {first['pid']} on {first['host']} may be training in {self._storage.uri}: waiting up to "
+            f"{DEAD_AFTER_S:.0f} s for a sign of life"
+        )
+        end_s = time.monotonic() + DEAD_AFTER_S
+        while time.monotonic() < end_s:
+            time.sleep(SETTLE_S)
+            now = self._read()
+            if now is None:
+                return
+            if now != first:
+                raise self._held(now)
+
+    def _held(self, mark: dict[str, Any]) -> UserError:
+        return UserError(
+            f"Process {mark['pid']} on {mark['host']} is training in {self._storage.uri}: wait for it, end it, or use "
+            "another --run."
+        )
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            mark = json.loads(self._storage.read(LOCK_FILE) or b"null")
+        except ValueError:
+            return None
+        return mark if isinstance(mark, dict) and {"id", "pid", "host"} <= set(mark) else None
+
+    def _write(self) -> None:
+        self._storage.write(LOCK_FILE, json.dumps(self._mark | {"renewals": self._renewals}).encode())
+
+    def _renew(self) -> None:
+        told = False
+        while not self._stop.wait(RENEW_EVERY_S):
+            try:
+                other = self._read()
+                if other is not None and other["id"] != self._mark["id"]:
+                    self.lost = True
+                    self._on_lost()
+                    return
+                self._renewals += 1
+                self._write()
+                told = False
+            except StorageError as error:  # a checkpoint that cannot be published ends the run, this need not
+                if not told:
+                    _log.warning("the run's lock could not be renewed: %s", error)
+                told = True
+
+
+def _this_process() -> dict[str, Any]:
+    pid = os.getpid()
+    return {"pid": pid, "started": _start_of(pid), "machine": _machine()}
+
+
+def _machine() -> str:
+    """The same for all processes that see each other's numbers: one kernel, one name space of processes."""
+    return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}-{os.stat('/proc/self/ns/pid').st_ino}"
+
+
+def _start_of(pid: int) -> str | None:
+    """When a process of this machine started, in the kernel's ticks; None when it has ended."""
+    try:
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if state in "ZX" else rest[18]
+
+
+@contextmanager
+def driving(where: str, say: Callable[[str], None]) -> Iterator[Path]:
+    """The folder to train or judge a run in. Of a remote run it is this node's copy, fetched at the start and published
+    at the end, and nobody else drives the run meanwhile.
+
+    Raises UserError while another driver is at it, StorageError when the storage cannot be read and written.
+    """
+    if not is_uri(where):
+        yield Path(where)
+        return
+    drop_old_copies("driver")
+    local = scratch(where, "driver")
+    local.mkdir(parents=True, exist_ok=True)
+    (local / _LOST_FILE).unlink(missing_ok=True)
+
+    def give_up() -> None:
+        for name in (_LOST_FILE, STOP_FILE):
+            (local / name).write_text("the run was taken by another driver")
+
+    lock = DriverLock(where, say, give_up)
+    lock.acquire()
+    mirror = RunMirror(where, local)
+    try:
+        mirror.fetch()
+        try:
+            yield local
+        except BaseException:
+            try:
+                check_not_lost(local)
+                mirror.publish()
+            except UserError as error:
+                say(f"the end of the run was not published: {error}")
+            raise
+        check_not_lost(local)
+        mirror.publish()
+    finally:
+        with contextlib.suppress(StorageError):
+            lock.release()
+
+
+def check_not_lost(run_dir: Path) -> None:
+    """Raise UserError when another driver has taken the run whose copy this is."""
+    if (run_dir / _LOST_FILE).exists():
+        raise UserError(f"Another driver has taken over the run {run_dir.name}: this one publishes nothing more.")

@@ -1,0 +1,158 @@
+"""Checkpoints of a run that is kept in remote storage.
+
+The published pointers decide on every node. A checkpoint is written on the node of rank 0 first (checkpoint.py), then
+uploaded, `meta.json` after the other files and the pointers last: whatever dies when, a pointer names something whole.
+What a node committed but did not publish is dropped: the log may have no events of it, and no other node can see it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from pillsnap.runs.checkpoint import (
+    CHECKPOINT_FILES,
+    META_FILE,
+    Checkpoint,
+    CheckpointError,
+    age,
+    find_checkpoint,
+    load_checkpoint,
+    newest_sound,
+    point_to,
+)
+from pillsnap.storage import Storage, is_uri, join, scratch
+
+ROLES = ("driver", "worker", "reader")
+"""Who keeps copies on a node: the driver, the train workers, everybody else."""
+_NAME = re.compile(r"step-\d+(-epoch-\d+)?")
+
+
+def find_run_checkpoint(
+    where: str | Path, task: str, pointer: str = "last", role: str = "reader"
+) -> tuple[Checkpoint | None, list[str]]:
+    """As `find_checkpoint`, of a run in a folder or beneath a URI; a remote one is copied to this node first.
+
+    `role` names the node's copy (see storage.scratch). Raises StorageError when the storage cannot be reached.
+    """
+    if not is_uri(where):
+        return find_checkpoint(Path(where) / "checkpoints" / task, pointer)
+    return PublishedCheckpoints(str(where), task, role).find(pointer)
+
+
+class PublishedCheckpoints:
+    """The checkpoints of one task in a run's storage, and this node's copies in `folder`."""
+
+    def __init__(self, uri: str, task: str, role: str) -> None:
+        self.uri = join(uri, f"checkpoints/{task}")
+        self.folder = scratch(uri, role) / "checkpoints" / task
+        self._others = [scratch(uri, other) / "checkpoints" / task for other in ROLES if other != role]
+        self._storage = Storage(self.uri)
+
+    def find(self, pointer: str = "last") -> tuple[Checkpoint | None, list[str]]:
+        """The checkpoint that the published pointer names, or else the newest sound one, and what was damaged."""
+        pointed = self._storage.read(f"{pointer}.json")
+        names = self._complete()
+        found, damaged = newest_sound(
+            names,
+            None if pointed is None else pointed.decode(errors="replace"),
+            join(self.uri, f"{pointer}.json"),
+            self.fetch,
+        )
+        self._drop_all_but(names)
+        if found is not None:
+            point_to(self.folder, pointer, found.path.name)
+        return found, damaged
+
+    def take_over(self) -> None:
+        """Make this node's folder what is published, before it is written to. Only for whom holds its lock."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._drop_all_but(self._complete())
+        for pointer in ("last", "best"):
+            content = self._storage.read(f"{pointer}.json")
+            (self.folder / f"{pointer}.json").unlink(missing_ok=True)
+            if content is not None:
+                (self.folder / f"{pointer}.json").write_bytes(content)
+
+    def publish(self, path: Path, *, best: bool, keep: int, consent: Callable[[], None]) -> None:
+        """Upload a committed checkpoint, move the pointers to it, and delete all but the last `keep` and the best.
+
+        `consent` is called between the bulk of it and what makes it count; it may raise. Raises StorageError, which
+        leaves the one before in place.
+        """
+        for name in CHECKPOINT_FILES:
+            self._storage.upload(path / name, f"{path.name}/{name}")
+        consent()
+        self._storage.upload(path / META_FILE, f"{path.name}/{META_FILE}")
+        pointer = json.dumps({"checkpoint": path.name}).encode()
+        if best:
+            self._storage.write("best.json", pointer)
+        self._storage.write("last.json", pointer)
+        self._prune(keep)
+
+    def _drop_all_but(self, names: list[str]) -> None:
+        """This node's copies of what is not published: pruned since, or never published."""
+        for path in self.folder.glob("step-*"):
+            if path.name not in names:
+                shutil.rmtree(path)
+
+    def _prune(self, keep: int) -> None:
+        files = self._storage.files()
+        named = {json.loads(self._storage.read(name) or b"{}").get("checkpoint") for name in ("last.json", "best.json")}
+        kept = named | set(self._complete(files)[:keep])
+        gone = [name for name in files if "/" in name and name.partition("/")[0] not in kept]
+        for name in sorted(gone, key=lambda name: not name.endswith(META_FILE)):  # what lacks it is no candidate
+            self._storage.remove(name)
+
+    def _complete(self, files: dict | None = None) -> list[str]:
+        """Names of the checkpoints whose upload was finished, newest first."""
+        names = self._storage.files() if files is None else files
+        found = {name.partition("/")[0] for name in names if name.endswith(f"/{META_FILE}")}
+        return sorted(filter(_NAME.fullmatch, found), key=age, reverse=True)
+
+    def fetch(self, name: str) -> Checkpoint:
+        """This node's verified copy of a checkpoint. Raises CheckpointError naming the remote file at fault."""
+        if not _NAME.fullmatch(name):
+            raise CheckpointError(f"{self.uri} has no checkpoint {name!r}.")
+        target, partial = self.folder / name, self.folder / f".{name}.fetching"
+        with self._fetching():
+            shutil.rmtree(partial, ignore_errors=True)
+            meta = self._storage.read(f"{name}/{META_FILE}")
+            for folder in (self.folder, *self._others):  # a damaged copy gives way: the published one may be sound
+                with contextlib.suppress(OSError, CheckpointError):
+                    if (folder / name / META_FILE).read_bytes() == meta:
+                        checkpoint = load_checkpoint(folder / name)
+                        if folder != self.folder:
+                            shutil.copytree(folder / name, partial, copy_function=os.link)
+                            shutil.rmtree(target, ignore_errors=True)
+                            partial.rename(target)
+                        return replace(checkpoint, path=target)
+            try:
+                for file in (*CHECKPOINT_FILES, META_FILE):
+                    if not self._storage.download(f"{name}/{file}", partial / file):
+                        raise CheckpointError(f"{join(self.uri, f'{name}/{file}')} is missing.")
+                try:
+                    checkpoint = load_checkpoint(partial)
+                except CheckpointError as error:
+                    raise CheckpointError(str(error).replace(str(partial), join(self.uri, name))) from None
+                shutil.rmtree(target, ignore_errors=True)
+                partial.rename(target)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+            return replace(checkpoint, path=target)
+
+    @contextmanager
+    def _fetching(self) -> Iterator[None]:
+        """Several processes of a node may want the same copy."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".fetch.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield

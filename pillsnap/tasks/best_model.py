@@ -1,0 +1,38 @@
+"""The best model of a trained task, read back from its checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from pillsnap.config import Settings
+from pillsnap.runs.remote_checkpoints import find_run_checkpoint
+from pillsnap.tasks.base import Task
+from pillsnap.tasks.registry import make_task
+
+
+@dataclass(frozen=True)
+class Best:
+    """A task, its best model (the moving average, in eval mode, on the CPU), and that model's validation figures."""
+
+    task: Task
+    model: nn.Module
+    metrics: dict[str, float]
+
+
+def load_best(where: str | Path, name: str, settings: Settings, codes: list[str], role: str = "reader") -> Best | None:
+    """What a task's best checkpoint holds, of a run in a folder or beneath a URI; None when there is no complete one.
+
+    `role` names this node's copy of a remote run.
+    """
+    checkpoint, _ = find_run_checkpoint(where, name, "best", role)
+    if checkpoint is None:
+        return None
+    # The checkpoint brings the weights: building the model must not look for others.
+    unweighted = getattr(settings, name).model_copy(update={"weights": "random"})
+    task = make_task(name, settings.model_copy(update={name: unweighted}), codes)
+    model = task.build()
+    model.load_state_dict(checkpoint.weights("ema"))
+    return Best(task, model.eval(), checkpoint.meta.get("metrics", {}))

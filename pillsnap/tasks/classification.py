@@ -1,0 +1,106 @@
+"""TODO docstring."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+
+from pillsnap.config import ClassificationSettings
+from pillsnap.data.augment import CropJitter
+from pillsnap.data.loader import DeviceBatch
+from pillsnap.data.recipes import CropRecipe
+from pillsnap.data.samples import TaskSamples, balance_classes, classification_samples
+from pillsnap.tasks.tensors import _valid_rows
+
+
+@dataclass(frozen=True)
+class ClassificationTask:
+    """timm on crops."""
+
+    settings: ClassificationSettings
+    codes: tuple[str, ...]
+    name: str = "classification"
+    best_metric: str = "top1"
+
+    def samples(self, manifest: pa.Table, found_boxes: dict[str, list] | None = None) -> TaskSamples:
+        found = classification_samples(manifest, list(self.codes), found_boxes)
+        return replace(found, train=balance_classes(found.train, self.settings.class_balance))
+
+    def recipe(self, samples: TaskSamples) -> CropRecipe:
+        s = self.settings
+        jitter = CropJitter(
+            s.jitter_center, s.jitter_scale, s.rotation_deg, s.hue, s.saturation, s.brightness, s.erasing
+        )
+        return CropRecipe(s.image_size_px, s.crop_margin, jitter, whole_frame=s.input == "frame")
+
+    def build(self) -> nn.Module:
+        from pillsnap.models.classifier import build_classifier
+
+        s = self.settings
+        return build_classifier(s.model, s.weights, num_classes=len(self.codes), drop_rate=s.drop_rate)
+
+    def losses(self, model: nn.Module, batch: DeviceBatch) -> dict[str, torch.Tensor]:
+        from pillsnap.models.classifier import classification_loss, mixed, progressive_size
+
+        s, labels, valid = self.settings, batch.targets["label"], batch.targets["valid"]
+        size_px = progressive_size(batch.epoch, s.epochs, s.progressive_from_px, batch.images.shape[1])
+        inputs = self._inputs(model, batch.images, size_px)
+        if not s.mixup:
+            loss = classification_loss(model(inputs), labels, valid, s.label_smoothing)
+            return {"cross_entropy": loss}
+        inputs, share = mixed(inputs, valid, s.mixup)
+        logits = model(inputs)
+        own = classification_loss(logits, labels, valid * share, s.label_smoothing)
+        other = classification_loss(logits, labels.flip(0), valid * (1 - share), s.label_smoothing)
+        return {"cross_entropy": own + other}
+
+    def validate(self, model: nn.Module, batch: DeviceBatch) -> list[tuple[int, float, np.ndarray]]:
+        """Per crop: rank of the right class, from 0; its negative log-likelihood; the same at every temperature."""
+        from pillsnap.metrics.calibration import losses_by_temperature
+
+        logits, labels = _valid_rows(batch, self._logits(model, batch.images).float(), batch.targets["label"])
+        ranks = (logits > logits.gather(1, labels[:, None])).sum(1, keepdim=True)
+        losses = -logits.log_softmax(1).gather(1, labels[:, None])
+        # In one piece: each copy to the host waits for the device.
+        rows = torch.cat([ranks, losses, losses_by_temperature(logits, labels)], 1).cpu().numpy()
+        return [(int(row[0]), float(row[1]), row[2:]) for row in rows]
+
+    def score(self, facts: list[tuple[int, float, np.ndarray]]) -> dict[str, float]:
+        from pillsnap.metrics.calibration import best_temperature
+
+        ranks = np.array([rank for rank, _, _ in facts])
+        if not len(ranks):
+            return {"top1": 0.0, "top5": 0.0, "loss": 0.0, "temperature": 1.0}
+        return {
+            "top1": float((ranks == 0).mean()),
+            "top5": float((ranks < 5).mean()),
+            "loss": float(np.mean([loss for _, loss, _ in facts])),
+            "temperature": best_temperature(np.mean([losses for _, _, losses in facts], axis=0)),
+        }
+
+    def export(self, model: nn.Module, path: Path, metrics: dict[str, float]) -> None:
+        from pillsnap.models.classifier import export_for_timm
+
+        s = self.settings
+        export_for_timm(
+            model,
+            path,
+            model=s.model,
+            codes=list(self.codes),
+            image_size_px=s.image_size_px,
+            crop_margin=s.crop_margin,
+            temperature=metrics.get("temperature", 1.0),
+        )
+
+    def _logits(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        return model(self._inputs(model, images, images.shape[1]))
+
+    def _inputs(self, model: nn.Module, images: torch.Tensor, size_px: int) -> torch.Tensor:
+        from pillsnap.models.classifier import input_statistics, normalise, resized
+
+        return resized(normalise(images, *input_statistics(model)), size_px)

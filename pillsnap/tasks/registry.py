@@ -1,0 +1,16 @@
+"""TODO docstring."""
+
+from __future__ import annotations
+
+from pillsnap.config import Settings
+from pillsnap.tasks.base import Task
+from pillsnap.tasks.classification import ClassificationTask
+from pillsnap.tasks.detection import DetectionTask
+
+
+def make_task(name: str, settings: Settings, codes: list[str]) -> Task:
+    """The task of that name under these settings."""
+    if name == "detection":
+        return DetectionTask(settings.detection, settings.evaluation.nms_iou)
+    assert name == "classification", name
+    return ClassificationTask(settings.classification, tuple(codes))

@@ -1,0 +1,231 @@
+"""The driver of a run: detection -> boxes for unlabelled pills -> classification -> evaluation."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from typing import Any
+
+from rich.console import Console
+
+from pillsnap.cluster.node_checks import node_checks, require_alike
+from pillsnap.cluster.preflight import disk_check, gpu_checks
+from pillsnap.cluster.session import Workers, count_workers, ray_session
+from pillsnap.data.malloc import return_freed_memory
+from pillsnap.data.samples import TaskSamples
+from pillsnap.errors import UserError
+from pillsnap.evaluate.evaluator import evaluate_run
+from pillsnap.files import write_json
+from pillsnap.observe.events import EventLog, read_events
+from pillsnap.observe.nodes import NodeWatch
+from pillsnap.observe.progress import ProgressView
+from pillsnap.observe.versions import versions
+from pillsnap.runs.directory import FOUND_BOXES_FILE, STOP_FILE, Run, only_driver
+from pillsnap.runs.elapsed import TaskClock
+from pillsnap.runs.relay import open_desk
+from pillsnap.storage import join
+from pillsnap.tracking.mirror import WandbMirror
+from pillsnap.train.diagnosis import diagnose
+from pillsnap.train.pseudo_labels import find_boxes, photos_without_boxes
+from pillsnap.train.trainer import fit, make_stream, make_trainer
+
+_log = logging.getLogger(__name__)
+
+
+class RunStopped(Exception):
+    """The run was asked to stop and left a checkpoint; the message says where."""
+
+
+def train_and_judge(run: Run, console: Console) -> dict[str, Any]:
+    """Train what is not trained yet, judge it, and return the metrics.
+
+    Raises RunStopped when a stop was asked for, and UserError, which says why, when the run failed; both leave the last
+    checkpoint.
+    """
+    with only_driver(run.run_dir):
+        try:
+            return _train_and_judge(run, console)
+        except (RunStopped, UserError):
+            raise
+        except Exception as error:  # Ray did not start, or did not end
+            raise _explained(run, error) from error
+
+
+def _train_and_judge(run: Run, console: Console) -> dict[str, Any]:
+    wandb = run.settings.wandb
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    with ray_session(), open_desk(run.uri, run.run_dir) as desk, EventLog(run.run_dir) as events:
+        mirror = WandbMirror(
+            run.run_dir,
+            wandb.project,
+            run.run_id,
+            wandb.mode,
+            on_warning=lambda message: events.write("warning", message=message),
+            say=say,
+        )
+        with mirror:
+            try:
+                with ProgressView(run.run_dir, console), NodeWatch(events, run.run_dir):
+                    train_run(run, desk)
+                say("judging: both models over the validation photos")
+                return evaluate_run(run)
+            except RunStopped:
+                raise
+            except Exception as error:  # the last place where it can be told what it means
+                raise _explained(run, error) from error
+
+
+def _explained(run: Run, error: Exception) -> UserError:
+    """What happened, the likely cause and what to do; the event log says so too, unless a worker has told it."""
+    diagnosis = diagnose(error)
+    latest = next((e for e in reversed(read_events(run.run_dir)) if e["kind"] in ("failure", "run", "task")), None)
+    if latest is None or latest["kind"] != "failure":
+        with contextlib.suppress(OSError), EventLog(run.run_dir) as events:  # the disk may be what failed
+            events.write("failure", message=diagnosis.message, cause=diagnosis.cause, advice=diagnosis.advice)
+    if not isinstance(error, UserError):
+        _log.error("the run ends", exc_info=error)
+    return UserError(str(diagnosis))
+
+
+def train_run(run: Run, desk: Any = None) -> None:
+    """Train what is not trained yet. Ray must be up. `desk` is that of a remote run. Raises RunStopped when a stop was
+    asked for, UserError when it failed.
+    """
+    assert bool(desk) == bool(run.uri)
+    (run.run_dir / STOP_FILE).unlink(missing_ok=True)
+    workers = count_workers(run.settings)
+    require_alike(node_checks(run.settings, run.where, run.data_root, run.manifest))
+    with EventLog(run.run_dir) as events:
+        events.write(
+            "run",
+            run_id=run.run_id,
+            name=run.settings.name,
+            stage=run.settings.stage,
+            config=run.settings.model_dump(mode="json"),
+            manifest_hash=run.manifest_hash,
+            num_workers=workers.most if workers.least == workers.most else str(workers),
+            versions=versions(),
+        )
+        for check in (*gpu_checks(), disk_check(run.run_dir)):
+            if check.ok is False:
+                events.write("warning", message=f"{check.name}: {check.found}: {check.advice}")
+        for name in run.settings.tasks:
+            _train_task(run, name, workers, events, desk)
+
+
+def _train_task(run: Run, name: str, workers: Workers, events: EventLog, desk: Any) -> None:
+    from pillsnap.runs.remote_checkpoints import find_run_checkpoint
+    from pillsnap.tasks.best_model import load_best
+    from pillsnap.tasks.registry import make_task
+
+    task = make_task(name, run.settings, run.codes)
+    folder = run.checkpoint_dir(name)
+    last, _ = find_run_checkpoint(run.where, name, role="driver")
+    clock = TaskClock(folder, last.meta["elapsed_s"] if last else 0.0)
+    if last is None or last.position.epoch < task.settings.epochs:
+        found_boxes = _boxes_for_unlabelled(run, events) if name == "classification" else None
+        samples = task.samples(run.manifest, found_boxes)
+        _check_samples(name, samples, events)
+        stream = make_stream(run, name, samples, task.recipe(samples))
+        del samples  # from here on they are in the object store, where all processes read them
+        return_freed_memory()
+        try:
+            fit(make_trainer(run, name, stream, workers, clock, desk), run.run_dir, clock)
+        except Exception as error:  # Ray raises whatever its parts raise
+            raise _explained(run, error) from error
+        last, _ = find_run_checkpoint(run.where, name, role="driver")
+        if last is None or last.position.epoch < task.settings.epochs:
+            raise _why_unfinished(run, name, last.position.epoch if last else 0, clock.started_at_s)
+    elif run.export_path(name).exists() and _is_finished(run, name):
+        events.write("task", task=name, status="skipped")
+        return
+    assert last is not None
+    best = load_best(run.where, name, run.settings, run.codes, "driver")
+    assert best is not None
+    best.task.export(best.model, run.export_path(name), best.metrics)
+    if desk:
+        _publish_now(desk)
+    events.write(
+        "task",
+        task=name,
+        status="finished",
+        duration_s=last.meta["elapsed_s"],
+        epoch=last.position.epoch,
+        step=last.position.global_step,
+    )
+
+
+def _publish_now(desk: Any) -> None:
+    """Raises StorageError when what the run has written cannot be published."""
+    import ray
+
+    try:
+        ray.get(desk.flush.remote())
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+
+
+def _is_finished(run: Run, name: str) -> bool:
+    """Whether the log says so, and how long it took: a driver may have died between the export and that."""
+    return any(
+        e["kind"] == "task" and e["task"] == name and e["status"] == "finished" for e in read_events(run.run_dir)
+    )
+
+
+def _check_samples(name: str, samples: TaskSamples, events: EventLog) -> None:
+    for reason, count in samples.left_out.items():
+        if count:
+            events.write("warning", message=f"{name} leaves out {count} {reason}.")
+    if not len(samples.train):
+        raise UserError(
+            f"The manifest has no photo that {name} can be trained on; look at it with `pillsnap manifest validate`."
+        )
+    if not len(samples.val):
+        events.write(
+            "warning",
+            message=f"{name} has no validation sample: its best checkpoint is the first, and its figures are 0.",
+        )
+
+
+def _boxes_for_unlabelled(run: Run, events: EventLog) -> dict[str, list]:
+    """Detector boxes for pills without one, remembered beside the run so that a resumed run sees the same crops."""
+    photos = photos_without_boxes(run.manifest)
+    if not len(photos):
+        return {}
+    path = run.run_dir / FOUND_BOXES_FILE
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    if run.uri:
+        from pillsnap.runs.remote_checkpoints import find_run_checkpoint
+
+        find_run_checkpoint(run.where, "detection", "best", "driver")  # brings the pointer here
+    if not (run.checkpoint_dir("detection") / "best.json").exists():
+        events.write(
+            "warning",
+            message=f"{len(photos)} photos have unlabelled pills, left out as there is no detector to box them.",
+        )
+        return {}
+    found = find_boxes(photos, run.where, run.settings, run.data_root)
+    write_json(path, found)
+    boxed = sum(box is not None for boxes in found.values() for box in boxes)
+    events.write("warning", message=f"The detector boxed {boxed} pills in {len(photos)} photos with unlabelled pills.")
+    return found
+
+
+def _why_unfinished(run: Run, name: str, epoch: int, started_at_s: float) -> Exception:
+    if (run.run_dir / STOP_FILE).exists():
+        (run.run_dir / STOP_FILE).unlink()
+        place = join(run.where, f"checkpoints/{name}")
+        return RunStopped(f"{name} stopped in epoch {epoch + 1}; its last checkpoint is in {place}.")
+    failures = [
+        event for event in read_events(run.run_dir) if event["kind"] == "failure" and event["time"] >= started_at_s
+    ]
+    return UserError(
+        failures[-1]["message"]
+        if failures
+        else f"{name} ended after epoch {epoch}, before its last one, without saying why."
+    )

@@ -1,0 +1,174 @@
+"""One task as a Ray Train run: the stream, the workers, and the signals that end them in order."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+import uuid
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from pillsnap.cluster.session import Workers
+from pillsnap.config import DataSettings
+from pillsnap.data.plan import StreamPlan
+from pillsnap.data.recipes import Recipe
+from pillsnap.data.samples import TaskSamples
+from pillsnap.data.store.fill import split_stores, store_folder
+from pillsnap.data.stream import Stream, share_samples, warm_up_reading
+from pillsnap.observe.logs import current_level
+from pillsnap.observe.versions import versions
+from pillsnap.photos.reader import PhotoReader
+from pillsnap.ray_compat.minimal_cluster import leave_out_train_actors
+from pillsnap.runs.directory import STOP_FILE, Run
+from pillsnap.runs.elapsed import TaskClock
+from pillsnap.storage import is_uri
+from pillsnap.tracking.task_run import wandb_id
+from pillsnap.train.worker import STREAM, WorkerConfig, run_worker
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
+
+
+_FEW_CPUS = 4
+
+
+def make_trainer(
+    run: Run, name: str, stream: Stream, workers: Workers, clock: TaskClock, desk: Any = None
+) -> TorchTrainer:
+    """Ray Train's trainer for one task; `desk` is that of a remote run."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from pillsnap.train.data_config import StreamFromCheckpoint, placeholder
+
+    leave_out_train_actors()
+    train = run.settings.train
+    # Ray Train takes this from the driver's environment alone.
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(train.hang_timeout_s)
+    meta = {
+        "task": name,
+        "config": run.settings.model_dump(mode="json"),
+        "codes": run.codes,
+        "manifest_hash": run.manifest_hash,
+        "run_id": run.run_id,
+        "wandb_id": wandb_id({"run_id": run.run_id}, name),
+        "versions": versions(),
+    }
+    worker = WorkerConfig(
+        name,
+        run.settings,
+        run.codes,
+        str(run.run_dir),
+        meta,
+        stream,
+        clock.started_at_s,
+        clock.before_s,
+        current_level(),
+        run.uri,
+        desk,
+    )
+    resources = {"CPU": train.cpus_per_worker} | ({"GPU": 1} if workers.use_gpu else {})
+    fixed = workers.least == workers.most
+    return TorchTrainer(
+        run_worker,
+        train_loop_config=worker,
+        torch_config=TorchConfig(timeout_s=round(train.hang_timeout_s)),
+        scaling_config=ScalingConfig(
+            num_workers=workers.most if fixed else (workers.least, workers.most),
+            use_gpu=workers.use_gpu,
+            resources_per_worker=resources,
+        ),
+        run_config=RunConfig(
+            # Ray Train takes up an earlier run of the same name; the checkpoints that count are ours, so each start
+            # has its own.
+            name=f"{name}-{uuid.uuid4().hex[:8]}",
+            storage_path=str(run.run_dir / "ray"),
+            failure_config=FailureConfig(max_failures=train.max_failures),
+        ),
+        datasets={STREAM: placeholder},
+        dataset_config=StreamFromCheckpoint(stream, run.where, name, train.cpus_per_worker),
+    )
+
+
+def make_stream(run: Run, name: str, samples: TaskSamples, recipe: Recipe) -> Stream:
+    """The stream of one task, its samples shared with every Ray Data task. Its plan is for one worker; each start of
+    the workers makes it one for their number.
+    """
+    settings, data = getattr(run.settings, name), run.settings.data
+    ship_bytes = _decodes_in_workers(data)
+    if ship_bytes:
+        warm_up_reading()
+    folder = store_folder(data.store_dir, run.where)
+    stores = {} if data.store == "off" else split_stores(folder, name, recipe, data.store, run.manifest_hash)
+    return Stream(
+        plan=StreamPlan(
+            seed=run.settings.train.seed,
+            epochs=settings.epochs,
+            num_train=len(samples.train),
+            num_val=len(samples.val),
+            batch_size=settings.batch_size,
+            num_workers=1,
+        ),
+        recipe=recipe,
+        reader=PhotoReader(run.data_root, data.max_pixels),
+        train_samples=share_samples(samples.train),
+        val_samples=share_samples(samples.val),
+        batches_per_read=data.batches_per_read,
+        decoding_cpus=data.decoding_cpus,
+        train_store=stores.get("train"),
+        val_store=stores.get("val"),
+        ship_bytes=ship_bytes,
+        ship_stored=not _workers_read(folder),
+    )
+
+
+def _decodes_in_workers(data: DataSettings) -> bool:
+    if data.decode_in != "auto":
+        return data.decode_in == "workers"
+    import ray
+
+    resources = ray.cluster_resources()
+    return data.store != "off" and not resources.get("GPU") and resources.get("CPU", 0) <= _FEW_CPUS
+
+
+def _workers_read(folder: str) -> bool:
+    """Whether a store in that folder is there for every worker, wherever it runs."""
+    import ray
+
+    return is_uri(folder) or sum(node["Alive"] for node in ray.nodes()) == 1
+
+
+def fit(trainer: TorchTrainer, run_dir: Path, clock: TaskClock) -> None:
+    """Train in a thread of its own, so that this one hears signals: the first asks for a checkpoint and an end, a
+    second insists.
+    """
+    failure: list[BaseException] = []
+
+    def run_trainer() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run_trainer, name="train", daemon=True)
+
+    def ask_to_stop(signum: int, _: FrameType | None) -> None:
+        if (run_dir / STOP_FILE).exists():
+            raise KeyboardInterrupt
+        (run_dir / STOP_FILE).write_text(signal.Signals(signum).name)
+
+    before = {signum: signal.signal(signum, ask_to_stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        thread.start()
+        while thread.is_alive():
+            thread.join(timeout=0.2)
+            clock.tick()
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+        shutil.rmtree(run_dir / "ray", ignore_errors=True)
+    if failure:
+        raise failure[0]

@@ -1,0 +1,132 @@
+"""Recipes: the same batch however often it is made, and a bad photo is an empty row with its reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pillsnap.data.augment import CropJitter, FrameJitter
+from pillsnap.data.plan import Slot
+from pillsnap.data.recipes import CropRecipe, FrameRecipe
+from pillsnap.data.sources import Source
+from pillsnap.photos.reader import PhotoReader
+
+BOX = [30.0, 20.0, 40.0, 30.0]
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> pa.Table:
+    """Six photos, of which number 2 is cut, number 3 is missing and number 4 leaves the data root."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(6):
+        path = tmp_path / f"{number}.png"
+        cv2.imwrite(str(path), rng.integers(0, 256, (80, 120, 3), dtype=np.uint8))
+        rows.append({"sample_id": f"s{number}", "image_path": path.name, "boxes": [BOX], "box": BOX, "label": number})
+    (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:500])
+    (tmp_path / "3.png").unlink()
+    rows[4]["image_path"] = "../4.png"
+    return pa.Table.from_pylist(rows)
+
+
+def slot(*members: int, training: bool = True, epoch: int = 0) -> Slot:
+    return Slot(epoch, training, 0, np.array(members))
+
+
+def test_crops_come_with_labels_and_room_to_spare(samples: pa.Table, tmp_path: Path) -> None:
+    recipe = CropRecipe(32, 0.1, CropJitter())
+    batch = recipe.make(samples, slot(5, 0, 1), 1, 4, Source(PhotoReader(str(tmp_path), 10**6)))
+    assert batch["image"].shape == (4, 32, 32, 3)
+    assert batch["image"].dtype == np.uint8
+    assert batch["valid"].tolist() == [True, True, True, False]
+    assert batch["index"].tolist() == [5, 0, 1, -1]
+    assert batch["label"][:3].tolist() == [5, 0, 1]
+
+
+def test_unreadable_photos_are_listed_with_their_reason(samples: pa.Table, tmp_path: Path) -> None:
+    source = Source(PhotoReader(str(tmp_path), 10**6))
+    for recipe in (CropRecipe(32, 0.1, CropJitter()), FrameRecipe(64, FrameJitter(mosaic=1.0), 8, 10, 1)):
+        batch = recipe.make(samples, slot(0, 2, 3, 4, 5), 1, 5, source)
+        assert batch["valid"].tolist() == [True, False, False, False, True]
+        assert batch["index"].tolist() == [0, 2, 3, 4, 5]
+        reasons = dict(json.loads(str(batch["quarantine"])))
+        assert list(reasons) == ["s2", "s3", "s4"]
+        assert reasons["s2"].startswith("truncated")
+        assert reasons["s3"].startswith("missing")
+        assert "beneath the data root" in reasons["s4"]
+
+
+def test_a_photo_above_the_pixel_limit_is_refused(samples: pa.Table, tmp_path: Path) -> None:
+    batch = CropRecipe(32, 0.1, CropJitter()).make(samples, slot(0), 1, 1, Source(PhotoReader(str(tmp_path), 9_599)))
+    assert not batch["valid"].any()
+    assert "too_large" in str(batch["quarantine"])
+
+
+def test_batches_repeat_exactly_and_change_with_the_epoch(samples: pa.Table, tmp_path: Path) -> None:
+    source = Source(PhotoReader(str(tmp_path), 10**6))
+    jitter = FrameJitter(
+        mosaic=1.0, scale=0.5, translate=0.1, flip_horizontal=0.5, hue=0.1, saturation=0.5, brightness=0.4
+    )
+    for recipe in (CropRecipe(32, 0.1, CropJitter(0.1, 0.1, 180, 0.1, 0.2, 0.2)), FrameRecipe(64, jitter, 8, 10, 1)):
+        first = recipe.make(samples, slot(0, 1, 5), 1, 3, source)
+        again = recipe.make(samples, slot(0, 1, 5), 1, 3, source)
+        later = recipe.make(samples, slot(0, 1, 5, epoch=1), 1, 3, source)
+        for name in first.keys() - {"stage_s"}:  # how long it took is another each time
+            np.testing.assert_array_equal(first[name], again[name])
+        assert not np.array_equal(first["image"], later["image"])
+
+
+def test_mosaic_does_not_depend_on_how_many_workers_share_a_step(samples: pa.Table, tmp_path: Path) -> None:
+    source = Source(PhotoReader(str(tmp_path), 10**6))
+    recipe = FrameRecipe(64, FrameJitter(mosaic=1.0, scale=0.5), 2, 10, 1)
+    whole = recipe.make(samples, slot(0, 1, 5, 0), 1, 4, source)
+    halves = [recipe.make(samples, slot(*members), 1, 2, source) for members in ((0, 1), (5, 0))]
+    for name in ("image", "boxes", "num_boxes"):
+        np.testing.assert_array_equal(whole[name], np.concatenate([half[name] for half in halves]))
+
+
+def test_validation_frames_are_plain_letterboxes(samples: pa.Table, tmp_path: Path) -> None:
+    recipe = FrameRecipe(60, FrameJitter(mosaic=1.0, scale=0.5), 8, 10, 1)
+    batch = recipe.make(samples, slot(0, training=False), 1, 1, Source(PhotoReader(str(tmp_path), 10**6)))
+    np.testing.assert_allclose(batch["boxes"][0, 0], [15, 20, 20, 15])
+    assert batch["num_boxes"].tolist() == [1]
+
+
+def test_mosaic_ends_with_the_closing_epochs(samples: pa.Table, tmp_path: Path) -> None:
+    recipe = FrameRecipe(60, FrameJitter(mosaic=1.0), 8, 3, 1)
+    source = Source(PhotoReader(str(tmp_path), 10**6))
+    closed = recipe.make(samples, slot(0, 1, epoch=3), 1, 2, source)
+    plain = recipe.make(samples, slot(0, 1, training=False, epoch=3), 1, 2, source)
+    np.testing.assert_array_equal(closed["image"], plain["image"])
+    assert not np.array_equal(recipe.make(samples, slot(0, 1, epoch=2), 1, 2, source)["image"], plain["image"])
+
+
+def test_frames_say_where_photos_with_unlabelled_pills_are(samples: pa.Table, tmp_path: Path) -> None:
+    """Number 0 is black and lacks a box, the others are white: what is marked is what is black."""
+    for number in (0, 1, 5):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((80, 120, 3), 0 if number == 0 else 255, np.uint8))
+    samples = samples.append_column("complete", pa.array([number != 0 for number in range(6)]))
+    source = Source(PhotoReader(str(tmp_path), 10**6))
+    jitter = FrameJitter(mosaic=1.0, scale=0.3, flip_horizontal=0.5, flip_vertical=0.5)
+    plain, marking = (FrameRecipe(64, jitter, 3, 2, 1, mark_incomplete=mark) for mark in (False, True))
+    assert repr(plain) == repr(marking)
+    seen = 0
+    for epoch in range(3):  # the last without mosaic
+        batch = marking.make(samples, slot(0, 1, 5, epoch=epoch), 1, 4, source)
+        assert "unsure" not in plain.make(samples, slot(0, 1, 5, epoch=epoch), 1, 4, source)
+        assert not batch["unsure"][3].any()
+        for image, areas in zip(batch["image"][:3], batch["unsure"], strict=False):
+            marked = np.zeros((64, 64), bool)
+            for x, y, width, height in areas.round().astype(int):
+                marked[y : y + height, x : x + width] = True
+            black = (image == 0).all(2)
+            assert (black & ~marked).sum() <= 64 and (marked & ~black).mean() < 0.1  # the edge is half a pixel off
+            seen += int(black.any())
+    assert seen >= 3
+    validated = marking.make(samples, slot(1, training=False), 1, 1, source)
+    assert not validated["unsure"].any()

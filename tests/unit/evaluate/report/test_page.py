@@ -1,0 +1,299 @@
+from __future__ import annotations
+
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import cv2
+import html5lib
+import numpy as np
+import pytest
+
+from pillsnap.evaluate.judge import judge
+from pillsnap.evaluate.report.cost import energy_kwh
+from pillsnap.evaluate.report.page import write_report
+from pillsnap.evaluate.report.run_summary import split_sentence
+from pillsnap.manifest.table import ClassInfo
+
+EVIL = '<script>alert("x")</script>'
+VOID = {"br", "col", "hr", "img", "input", "meta"}
+SEED = np.random.default_rng(0)
+
+
+class Page(HTMLParser):
+    """Reads a page, failing on tags that do not nest; keeps text, tags and attributes."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.count: Counter[str] = Counter()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.text: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        names = [name for name, _ in attrs]
+        assert len(names) == len(set(names)), f"<{tag}> repeats an attribute"
+        assert not any(name.startswith("on") for name in names), f"<{tag}> has an event handler"
+        self.count[tag] += 1
+        self.ids += [value for name, value in attrs if name == "id"]
+        self.links += [value for name, value in attrs if name in ("href", "src")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-1:]}"
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def events(manifest_hash: str = "ab" * 32) -> list[dict[str, Any]]:
+    run = {"run_id": "r1", "name": "demo", "config": {"detection": {"lr": 0.001}}, "versions": {"torch": "2.15"}}
+    found: list[dict[str, Any]] = [
+        {"kind": "run", "time": 1.7e9, "stage": 1, "manifest_hash": manifest_hash, "num_workers": 2, **run}
+    ]
+    for task, metrics in (
+        ("detection", {"map50": 0.9, "map50_95": 0.7}),
+        ("classification", {"top1": 0.8, "loss": 1.0}),
+    ):
+        found.append({"kind": "task", "task": task, "status": "started", "steps_per_epoch": 50, "time": 1.7e9})
+        for step in range(1, 201):
+            loss = None if step == 7 else 2.0 / step
+            found.append(
+                {"kind": "step", "task": task, "step": step, "loss": loss, "lr": 1e-3 / step, "time": 1.7e9 + step}
+            )
+        for epoch in range(1, 5):
+            at = {"task": task, "epoch": epoch, "step": 50 * epoch, "time": 1.7e9 + 50 * epoch}
+            found.append({"kind": "epoch", "duration_s": 20.0, "data_wait_fraction": 0.25, "images_per_s": 100.0, **at})
+            found.append({"kind": "validation", "metrics": metrics, "best": epoch == 3, "duration_s": 5.0, **at})
+        finished = {"kind": "task", "task": task, "status": "finished", "duration_s": 120.0, "time": 1.7e9 + 300}
+        found.append(finished)
+    found.append(
+        {"kind": "quarantine", "task": "detection", "sample_id": EVIL, "reason": "truncated: cut", "time": 1.7e9}
+    )
+    found.append({"kind": "warning", "message": f"Mind {EVIL}", "time": 1.7e9})
+    return found
+
+
+@pytest.fixture
+def run(tmp_path, manifest_of, detections_of, crops_of, pipeline_of):
+    """A judged run of given classes whose names are hostile, with photos of noise; returns the keywords of a report."""
+
+    def make(num_classes: int, num_photos: int, wrong: float = 0.3) -> dict[str, Any]:
+        data_root = tmp_path / "data"
+        data_root.mkdir()
+        codes = [f"K-{i:06d}" for i in range(num_classes - 1)] + [EVIL]
+        boxes = [[100, 100, 180, 160], [500, 400, 200, 200]]
+        rows, found, named, labels, top, kinds = [], [], [], [], [], []
+        for number in range(num_photos):
+            pair = [(2 * number) % num_classes, (2 * number + 1) % num_classes]
+            guess = [(i + 1) % num_classes if SEED.random() < wrong else i for i in pair]
+            sample_id = f"{EVIL}{number}"
+            rows.append(
+                {
+                    "sample_id": sample_id,
+                    "codes": [codes[i] for i in pair],
+                    "boxes": boxes,
+                    "image_path": f"{number % 30}.jpg",
+                }
+            )
+            found.append((sample_id, boxes, [0.9, 0.8]))
+            named.append((sample_id, boxes, [0.9, 0.8], guess))
+            labels += pair
+            top += [[g, (g + 1) % num_classes] for g in guess]
+            kinds += ["combination"] * 2
+        noise = SEED.integers(0, 255, (80, 64, 3), dtype=np.uint8)
+        for number in range(min(num_photos, 30)):
+            cv2.imwrite(str(data_root / f"{number}.jpg"), cv2.resize(noise, (976, 1280)))
+        tables = {
+            "detections": detections_of(found),
+            "classification": crops_of(labels, top, image_types=kinds),
+            "pipeline": pipeline_of(named),
+        }
+        manifest = manifest_of(rows)
+        targets = {"top1": 0.5, "map50": 0.3, "total_time_s": 100.0}
+        run_dir = tmp_path / EVIL.replace("/", "")
+        run_dir.mkdir()
+        metrics = judge(run_dir, manifest, codes, *tables.values(), targets=targets, total_time_s=260.0, stage=1)
+        classes = [ClassInfo(code, i, name=EVIL) for i, code in enumerate(codes)]
+        return {
+            "run_dir": run_dir,
+            "metrics": metrics,
+            "manifest": manifest,
+            "classes": classes,
+            "tables": tables,
+            "events": events(),
+            "data_root": data_root,
+        }
+
+    return make
+
+
+def read(path: Path) -> tuple[str, Page, str]:
+    html = path.read_text(encoding="utf-8")
+    page = Page(html)
+    return html, page, " ".join(" ".join(page.text).split())
+
+
+def test_report_says_what_the_judge_found(run):
+    kept = run(6, 9)
+    path = write_report(**kept, compare={**kept["metrics"], "run": "before", "total_time_s": 520.0})
+    assert path == kept["run_dir"] / "report.html"
+    _, page, text = read(path)
+    metrics = kept["metrics"]
+    assert "1 of 3 targets missed" in text
+    assert "Total time is 4 min 20 s, above the target of 1 min 40 s." in text
+    assert f"{100 * metrics['classification']['top1']:.2f} %" in text
+    assert "9 photos of 6 classes" in text
+    assert "None of its 9 photo groups and 3 pill combinations was trained on." in text
+    assert "Compared with before" in text and "−50 %" in text
+    assert "best 90.0 %" in text  # the validation curve
+    assert "2 workers: 0.14 worker-hours." in text
+    assert "detection.lr" in text and "abab" in text
+    assert set(page.ids) >= {
+        "verdict",
+        "comparison",
+        "curves",
+        "detection",
+        "classification",
+        "pipeline",
+        "photos",
+        "classes",
+        "data",
+        "time",
+        "environment",
+    }
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_names_are_text_and_only_the_reports_own_script_runs(run):
+    html, page, text = read(write_report(**run(6, 9)))
+    assert page.count["script"] == 1
+    assert "alert(" in text
+    assert html.lower().count("<script") == 1
+    assert re.search(r"script-src 'sha256-[\w+/=]{44}'", html)
+
+
+def test_nothing_is_loaded_from_outside(run):
+    html, page, _ = read(write_report(**run(6, 9)))
+    assert all(link.startswith(("#", "data:image/jpeg;base64,")) for link in page.links)
+    assert not re.search(r"url\(|@import|https?:", html.replace("http-equiv", ""))
+    assert "default-src 'none'" in html
+    assert len([link for link in page.links if link.startswith("data:")]) == page.count["image"] > 0
+
+
+def test_a_thousand_classes_stay_under_five_megabytes(run):
+    kept = run(1000, 700)
+    path = write_report(**kept)
+    assert path.stat().st_size < 5_000_000
+    _, page, text = read(path)
+    assert "1,000 classes" in text
+    assert page.count["image"] > 12
+    assert "Confusion among the" in text
+    assert re.search(r"On paper: the 60 worst classes", text)
+
+
+def test_a_run_of_one_task_without_photos_or_events(run):
+    kept = run(6, 9)
+    kept["tables"] |= {"classification": None, "pipeline": None}
+    kept["metrics"] |= {"classification": None, "pipeline": None}
+    kept |= {"events": [], "data_root": None}
+    _, page, text = read(write_report(**kept))
+    assert "The classification task was not judged in this run." in text
+    assert "Photos are not shown" in text
+    assert not {"curves", "environment", "classes"} & set(page.ids)
+
+
+def test_a_run_without_any_figure(run, manifest_of, detections_of, crops_of, pipeline_of):
+    kept = run(3, 2)
+    manifest = manifest_of([{"sample_id": "a", "codes": ["K-1"], "boxes": [None]}])
+    tables = {"detections": detections_of([]), "classification": crops_of([], []), "pipeline": pipeline_of([])}
+    codes = [info.code for info in kept["classes"]]
+    metrics = judge(kept["run_dir"], manifest, codes, *tables.values(), targets={}, total_time_s=None, stage=None)
+    kept |= {"metrics": metrics, "manifest": manifest, "tables": tables}
+    _, _, text = read(write_report(**kept))
+    assert "No targets were set" in text
+    assert "nothing to judge the detector by" in text
+    assert "no combination photo" in text
+
+
+def test_unread_photos_and_quarantine_are_listed(run):
+    _, _, text = read(write_report(**run(6, 9), unread={"K-9_cut": "corrupt: the PNG cannot be decoded"}))
+    assert "2 photos could not be used" in text
+    assert "K-9_cut (corrupt: the PNG cannot be decoded)" in text
+    assert f"{EVIL} (truncated: cut)" in text
+    assert f"Mind {EVIL}" in text
+
+
+def test_time_is_shared_out(run):
+    _, _, text = read(write_report(**run(6, 9)))
+    # 4 epochs of 20 s with a quarter of waiting, 4 validations of 5 s, 120 s in all; 260 s for the run.
+    assert "Detection: training 1 min 00 s 23.1 %" in text
+    assert "Detection: waiting for data 20 s 7.7 %" in text
+    assert "Detection: validation 20 s 7.7 %" in text
+    assert "Detection: start, checkpoints and the rest 20 s 7.7 %" in text
+    assert "Between and after the tasks 20 s 7.7 %" in text
+
+
+def test_split_sentence_owns_up_to_what_training_has_seen():
+    facts = {"num_photos": 10, "num_classes": 3, "num_photos_trained": 40, "num_classes_not_trained": 1}
+    facts |= {"num_groups": 5, "shared_groups": 2, "num_combinations": 4, "shared_combinations": 0}
+    facts |= {"num_camera_views": 0, "shared_camera_views": 0}
+    assert split_sentence({"split": "val", "split_facts": facts}) == (
+        "All figures are from the val split: 10 photos of 3 classes; training had 40 other photos. None of its 4 pill "
+        "combinations was trained on. Training has also seen 2 of its 5 photo groups. Not trained at all: 1 of its "
+        "classes."
+    )
+
+
+def test_the_page_is_valid_html(run):
+    """By html5lib's strict parser, which stops at the first fault of the HTML standard's parsing rules."""
+    kept = run(70, 20)
+    path = write_report(**kept, compare={**kept["metrics"], "run": EVIL}, unread={EVIL: EVIL})
+    document = html5lib.HTMLParser(strict=True, namespaceHTMLElements=False).parse(path.read_bytes())
+    assert document.find("head/title").text.endswith("targets missed")
+    assert len(document.findall(".//section")) >= 11
+    with pytest.raises(html5lib.html5parser.ParseError):
+        html5lib.HTMLParser(strict=True).parse(path.read_bytes().replace(b"</section>", b"</sectoin>", 1))
+
+
+def test_what_a_run_used_up(run):
+    kept = run(6, 9)
+    gpu = {"index": 0, "name": "H", "utilization": 0.5, "memory_used_bytes": 2**31, "memory_total_bytes": 2**33}
+    for task, first in (("detection", 0), ("classification", 600)):
+        at = {"task": task, "epoch": 1, "step": 1, "loss": 1.0}
+        kept["events"] = [e for e in kept["events"] if e.get("task") != task or e["kind"] in ("epoch", "quarantine")]
+        kept["events"].append({"kind": "task", "task": task, "status": "started", "time": 1.7e9 + first})
+        kept["events"].append({"kind": "step", "gpu_memory_bytes": 5, "time": 1.7e9 + first, **at})
+        for second in range(0, 301, 15):
+            reading = {"kind": "system", "node": EVIL, "cpu_fraction": 0.25, "time": 1.7e9 + first + second}
+            kept["events"].append({**reading, "gpus": [{**gpu, "power_w": 200.0 + second}]})
+        finished = {"status": "finished", "duration_s": 360.0, "time": 1.7e9 + first + 300}
+        kept["events"].append({"kind": "task", "task": task, **finished})
+    _, _, text = read(write_report(**kept))
+    # 300 s at 200 to 500 W are 105,000 J; 2 workers for 360 s.
+    assert "Detection 6 min 00 s 0.20 0.20 0.029 kWh" in text
+    assert "Both 12 min 00 s 0.40 0.40 0.058 kWh" in text
+    assert "set what an hour of the hardware costs" in text and "Cost, USD" not in text
+    assert f"{EVIL}: GPU 0 H 50 % 2.0 of 8.0 GiB" in text and f"{EVIL}: processors 25 %" in text
+
+    kept["events"][0]["config"] = {"evaluation": {"price_per_hour": 2.5, "currency": "EUR"}}
+    _, _, text = read(write_report(**kept))
+    assert "Both 12 min 00 s 0.40 0.40 0.058 kWh 0.50" in text and "Cost, EUR" in text
+
+
+def test_energy_leaves_out_what_lies_between_two_starts():
+    readings = [(0, 100.0), (15, 100.0), (3600, 100.0), (3615, 100.0), (3630, None)]
+    found = [
+        {"kind": "system", "node": "n", "time": time, "gpus": [{"index": 0, "power_w": power}]}
+        for time, power in readings
+    ]
+    assert energy_kwh(found, 0, 1e4) == pytest.approx(3000 / 3.6e6)
+    assert energy_kwh(found, 10, 20) == 0.0

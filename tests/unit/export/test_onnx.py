@@ -1,0 +1,99 @@
+"""Exported models give what torch gives, and the pipeline beside them what the two-stage inference gives."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from pillsnap.config import load_settings
+from pillsnap.errors import UserError
+from pillsnap.evaluate.two_stage import TwoStage
+from pillsnap.export.onnx import MAX_DIFFERENCE, export_run
+from pillsnap.manifest.table import ClassInfo
+from pillsnap.runs.checkpoint import Position, save_checkpoint
+from pillsnap.runs.directory import Run
+from pillsnap.tasks.registry import make_task
+
+CODES = [f"K-{number:06}" for number in range(6)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that was never trained; its detector's scores are spread, so that there is something to find."""
+    settings = load_settings(
+        "demo", {"detection.image_size_px": 128, "classification.image_size_px": 64, "train.amp": "off"}
+    )
+    path = tmp_path_factory.mktemp("run")
+    torch.manual_seed(4)
+    for name in ("detection", "classification"):
+        model = make_task(name, settings, CODES).build()
+        with torch.no_grad():
+            # With the statistics of one batch the features have a spread, and so have scores and answers.
+            for module in model.modules():
+                if isinstance(module, torch.nn.BatchNorm2d):
+                    module.momentum = 1.0
+            model.train()(torch.rand(8, 3, 128, 128))
+            if name == "detection":
+                for scores, distances in zip(model.model[-1].cv3, model.model[-1].cv2, strict=True):
+                    scores[-1].weight.normal_(0, 0.3)
+                    scores[-1].bias.fill_(-2)
+                    distances[-1].weight.normal_(0, 0.3)
+            else:
+                model.fc.weight *= 10
+        weights = model.state_dict()
+        save_checkpoint(
+            path / "checkpoints" / name, Position(1, 0, 1), model=weights, ema=weights, trainer={},
+            meta={"metrics": {"temperature": 1.7}}, best=True, keep=1,
+        )  # fmt: skip
+    classes = [ClassInfo(code, index, f"pill {code}", ["1"]) for index, code in enumerate(CODES)]
+    return Run(path, settings, None, "", classes, "", "run")  # type: ignore[arg-type]
+
+
+def test_exported_models_and_pipeline(run: Run, tmp_path: Path) -> None:
+    differences = export_run(run, tmp_path)
+    assert set(differences) == {"detector", "classifier"}
+    assert max(differences.values()) < MAX_DIFFERENCE
+
+    photo = np.random.default_rng(0).integers(0, 256, (160, 160, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "photo.png"), photo[..., ::-1])
+    models = TwoStage(run.run_dir, run.settings, CODES)
+    found = models.detect([photo], min_score=run.settings.evaluation.confidence)[0]
+    names = models.classify([photo], [found.boxes])[0]
+    assert len(found.boxes) > 3 and np.ptp(found.scores) > 0.1
+
+    # A process that cannot import PillSnap, torch or timm: what it needs, it has.
+    blocked = "import sys; sys.modules.update(dict.fromkeys(['torch', 'timm', 'ultralytics', 'pillsnap', 'ray']));"
+    code = f"{blocked} import runpy; sys.argv[1:] = ['photo.png']; runpy.run_path('pipeline.py', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    pills = json.loads(done.stdout)["pills"]
+    assert len(pills) == len(found.boxes)
+    # Boxes of nearly equal score may change places, and several may share one.
+    for box, score, top, probs in zip(found.boxes, found.scores, names.top, names.probs, strict=True):
+        apart = [np.abs(np.array(p["box"]) - box).max() + 100 * abs(p["score"] - score) for p in pills]
+        pill = pills[int(np.argmin(apart))]
+        np.testing.assert_allclose(pill["box"], box, atol=0.11)
+        assert pill["score"] == pytest.approx(score, abs=1e-3)
+        assert pill["code"] == CODES[top[0]]
+        # Boxes equal to a rounding may be cut a 32nd of a pixel apart, which this classifier's steep answers show.
+        assert pill["confidence"] == pytest.approx(probs[0], abs=0.02)
+        assert pill["name"] == f"pill {pill['code']}"
+
+
+def test_what_lacks_is_said_in_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    known = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else known(name))
+    with pytest.raises(UserError, match="pip install onnxscript"):
+        export_run(run, tmp_path)
+    monkeypatch.undo()
+    empty = Run(tmp_path, run.settings, None, "", run.classes, "", "run")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="no trained model for detection and classification"):
+        export_run(empty, tmp_path)

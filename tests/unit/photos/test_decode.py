@@ -1,0 +1,123 @@
+"""The decoder: right pixels from every readable kind of file, the right reason for every other."""
+
+from __future__ import annotations
+
+import io
+import time
+import tracemalloc
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from pillsnap.photos.decode import BadImage, decode_image, read_header
+from pillsnap.synthetic.faults import encode, png_header
+
+
+@pytest.fixture
+def picture() -> np.ndarray:
+    rng = np.random.default_rng(5)
+    smooth = cv2.resize(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8), (80, 60), interpolation=cv2.INTER_CUBIC)
+    return np.ascontiguousarray(smooth)
+
+
+def test_plain_png_is_exact(picture: np.ndarray) -> None:
+    data = encode(Image.fromarray(picture))
+    assert read_header(data).plain
+    np.testing.assert_array_equal(decode_image(data), picture)
+
+
+def test_plain_jpeg_equals_pillow_within_rounding(picture: np.ndarray) -> None:
+    data = encode(Image.fromarray(picture), "JPEG", quality=95)
+    assert read_header(data).plain
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+    assert np.abs(decode_image(data).astype(int) - expected).max() <= 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(picture: np.ndarray, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(Image.fromarray(picture), "JPEG", quality=95, exif=exif)
+    turned = decode_image(data)
+    expected_shape = (80, 60, 3) if orientation >= 5 else (60, 80, 3)
+    header = read_header(data)
+    assert turned.shape == expected_shape
+    assert (header.height, header.width) == expected_shape[:2]
+    corner = {1: (0, 0), 2: (0, -1), 3: (-1, -1), 4: (-1, 0), 5: (0, 0), 6: (0, -1), 7: (-1, -1), 8: (-1, 0)}[
+        orientation
+    ]
+    assert np.abs(turned[corner].astype(int) - picture[0, 0]).max() <= 12
+
+
+def test_other_kinds_become_rgb(picture: np.ndarray) -> None:
+    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    np.testing.assert_array_equal(decode_image(encode(Image.fromarray(grey))), np.repeat(grey[..., None], 3, axis=2))
+
+    wide = (grey.astype(np.uint16) << 8) | grey
+    np.testing.assert_array_equal(decode_image(encode(Image.fromarray(wide))), np.repeat(grey[..., None], 3, axis=2))
+
+    cmyk = decode_image(encode(Image.fromarray(picture).convert("CMYK"), "JPEG", quality=98))
+    assert cmyk.shape == picture.shape
+    assert np.abs(cmyk.astype(int) - picture).mean() < 4
+
+    sixteen = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR).astype(np.uint16) * 257)[1].tobytes()
+    assert np.abs(decode_image(sixteen).astype(int) - picture).max() <= 1
+
+
+def test_transparency_is_laid_on_white(picture: np.ndarray) -> None:
+    alpha = np.zeros(picture.shape[:2], np.uint8)
+    alpha[:, :40] = 255
+    pixels = decode_image(encode(Image.fromarray(np.dstack([picture, alpha]))))
+    np.testing.assert_array_equal(pixels[:, :40], picture[:, :40])
+    assert (pixels[:, 40:] == 255).all()
+
+    palette = Image.fromarray(picture).quantize(16)
+    data = encode(palette, transparency=bytes([0] + [255] * 15))
+    decoded = decode_image(data)
+    hidden = np.asarray(palette) == 0
+    assert hidden.any()
+    assert (decoded[hidden] == 255).all()
+    np.testing.assert_array_equal(decoded[~hidden], np.asarray(palette.convert("RGB"))[~hidden])
+
+
+def test_what_cannot_be_read_says_why(picture: np.ndarray) -> None:
+    png = encode(Image.fromarray(picture))
+    jpeg = encode(Image.fromarray(picture), "JPEG")
+    flipped = bytearray(png)
+    flipped[len(png) // 2] ^= 0xFF
+    taller = png_header(80, 61)[:33] + png[33:]
+    narrower = png_header(40, 60)[:33] + png[33:]
+    cases = {
+        "empty": [b""],
+        "not_an_image": [b"just text", b"GIF89a" + b"\0" * 50],
+        "truncated": [png[: len(png) // 2], png[:20], jpeg[: len(jpeg) // 2], jpeg[:4], png[:-12]],
+        "corrupt": [bytes(flipped), png_header(0, 10), taller, narrower],
+        "too_large": [png_header(30_000, 30_000)],
+    }
+    for reason, files in cases.items():
+        for data in files:
+            with pytest.raises(BadImage) as caught:
+                decode_image(data)
+            assert caught.value.reason == reason, (reason, str(caught.value))
+
+
+def test_a_bomb_is_refused_from_its_header() -> None:
+    data = png_header(30_000, 30_000)
+    tracemalloc.start()
+    started = time.perf_counter()
+    with pytest.raises(BadImage, match="30000 x 30000"):
+        decode_image(data)
+    elapsed_s = time.perf_counter() - started
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert elapsed_s < 0.05
+    assert peak < 50e6
+
+
+def test_bad_image_survives_pickling() -> None:
+    import pickle
+
+    error = pickle.loads(pickle.dumps(BadImage("empty", "no bytes")))
+    assert (error.reason, str(error)) == ("empty", "empty: no bytes")

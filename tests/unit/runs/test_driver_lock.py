@@ -1,0 +1,112 @@
+"""One driver a run over all machines: the living refuse, the dead give way."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pillsnap.errors import UserError
+from pillsnap.runs import driver_lock
+from pillsnap.runs.driver_lock import LOCK_FILE, DriverLock, driving
+from pillsnap.storage import Storage, StorageError, scratch
+
+
+@pytest.fixture
+def run_uri(s3_environment: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    monkeypatch.setenv("PILLSNAP_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(driver_lock, "SETTLE_S", 0.05)
+    monkeypatch.setattr(driver_lock, "RENEW_EVERY_S", 0.1)
+    monkeypatch.setattr(driver_lock, "DEAD_AFTER_S", 1.0)
+    return f"{s3_environment}/runs/one"
+
+
+def no_lines(line: str) -> None:
+    pytest.fail(line)
+
+
+def test_a_second_driver_of_this_machine_is_refused_at_once(run_uri: str) -> None:
+    with driving(run_uri, no_lines) as folder:
+        (folder / "config.json").write_text("{}")
+        with pytest.raises(UserError, match=f"Process {os.getpid()} on .* is training in {run_uri}"):
+            DriverLock(run_uri, no_lines, lambda: None).acquire()
+    assert list(Storage(run_uri).files()) == ["config.json"]
+    with driving(run_uri, no_lines) as folder:
+        assert (folder / "config.json").exists()
+
+
+def test_the_living_of_another_machine_refuse_and_the_dead_give_way(
+    run_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    first = DriverLock(run_uri, no_lines, lambda: None)
+    first._mark["machine"] = "another"
+    first.acquire()
+    with pytest.raises(UserError, match="is training in"):
+        DriverLock(run_uri, lines.append, lambda: None).acquire()
+    assert len(lines) == 1 and "waiting up to 1 s" in lines[0]
+    first._stop.set()  # it dies without a word
+    first._thread.join()
+    started_s = time.monotonic()
+    second = DriverLock(run_uri, lines.append, lambda: None)
+    second.acquire()
+    assert 0.9 <= time.monotonic() - started_s < 3.0
+    second.release()
+    assert Storage(run_uri).read(LOCK_FILE) is None
+
+
+def test_a_killed_driver_of_this_machine_gives_way_at_once(run_uri: str) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    mark = {"id": "x", "host": "h", "pid": process.pid, "started": driver_lock._start_of(process.pid),
+            "machine": driver_lock._machine()}  # fmt: skip
+    Storage(run_uri).write(LOCK_FILE, json.dumps(mark).encode())
+    with pytest.raises(UserError, match=f"Process {process.pid} on h"):
+        DriverLock(run_uri, no_lines, lambda: None).acquire()
+    process.kill()  # not waited for: a zombie is dead
+    time.sleep(0.2)
+    lock = DriverLock(run_uri, no_lines, lambda: None)
+    lock.acquire()
+    lock.release()
+    process.wait()
+
+
+def test_a_driver_that_lost_the_run_stops_and_publishes_nothing(run_uri: str) -> None:
+    lines: list[str] = []
+    with pytest.raises(UserError, match="Another driver has taken over"), driving(run_uri, lines.append) as folder:
+        (folder / "config.json").write_text("{}")
+        mark = json.loads(Storage(run_uri).read(LOCK_FILE) or b"")
+        Storage(run_uri).write(LOCK_FILE, json.dumps(mark | {"id": "another"}).encode())
+        end_s = time.monotonic() + 10
+        while not (folder / "stop-requested").exists():
+            assert time.monotonic() < end_s
+            time.sleep(0.02)
+    assert list(Storage(run_uri).files()) == [LOCK_FILE]
+
+
+def test_no_storage_is_an_error_before_anything_else(s3_environment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StorageError, match="no-such-bucket"), driving("s3://no-such-bucket/one", no_lines):
+        pytest.fail("went on")
+
+
+def test_a_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+    with driving(str(tmp_path / "run"), no_lines) as folder:
+        assert folder == tmp_path / "run"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_is_not_hidden_by_what_cannot_be_published(run_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+
+    def fail(*_: object) -> None:
+        raise StorageError("not now")
+
+    with pytest.raises(UserError, match="the first"), driving(run_uri, lines.append):
+        monkeypatch.setattr("pillsnap.runs.mirror.RunMirror.publish", fail)
+        raise UserError("the first")
+    assert lines == ["the end of the run was not published: not now"]
+    assert scratch(run_uri, "driver").exists()
