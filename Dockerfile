@@ -1,4 +1,4 @@
-# PillSnap on CUDA: the image of every node of a cluster.   docker build -t registry.example.com/pillsnap:0.1.0 .
+# PillSnap on CUDA: the image of every node of a cluster.   docker build -t registry.example.com/pillsnap:0.2.0 .
 # The torch wheels of the lock carry CUDA 13.2 themselves; the base image adds the settings that make the driver visible.
 FROM nvidia/cuda:13.2.0-base-ubuntu24.04
 

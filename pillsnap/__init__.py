@@ -1,1 +1,3 @@
-"""PillSnap: train, judge and run a two-stage pill recogniser."""
+"""PillSnap: trains, evaluates and runs a two-stage pill recogniser."""
+
+__version__ = "0.2.0"
