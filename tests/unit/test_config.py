@@ -1,10 +1,12 @@
-"""Settings: presets load, mistakes are one clear line."""
+"""Settings: presets, configuration files, sources, and one-line errors."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from pillsnap.config import load_settings, preset_names
+from pillsnap.config import groups, load_settings, preset_names, resolve_settings, setting_fields
 from pillsnap.errors import UserError
 
 
@@ -18,7 +20,7 @@ def test_every_preset_loads_with_its_counts() -> None:
     assert load_settings("stage4").sampling.num_classes is None
 
 
-def test_flags_and_assignments_lie_over_the_preset() -> None:
+def test_flags_and_assignments_override_the_preset() -> None:
     settings = load_settings(
         "stage3",
         {"classification.epochs": 3, "detection.epochs": None},
@@ -50,7 +52,7 @@ def test_flags_and_assignments_lie_over_the_preset() -> None:
         ("name.deeper=1", ("name.deeper", "not a group")),
     ],
 )
-def test_a_mistake_is_one_line_that_names_it(assignment: str, words: tuple[str, ...]) -> None:
+def test_mistake_is_one_line_that_names_it(assignment: str, words: tuple[str, ...]) -> None:
     with pytest.raises(UserError) as caught:
         load_settings("stage3", {}, (assignment,))
     assert "\n" not in str(caught.value)
@@ -69,12 +71,101 @@ def test_settings_are_frozen() -> None:
         settings.train.seed = 1  # type: ignore[misc]
 
 
-def test_words_that_yaml_takes_for_booleans_stay_words() -> None:
+def test_on_and_off_are_text_not_booleans() -> None:
     settings = load_settings("demo", assignments=("train.amp=off", "train.compile=on"))
     assert (settings.train.amp, settings.train.compile) == ("off", "on")
 
 
-def test_elastic_workers_need_no_even_batch() -> None:
+def test_elastic_workers_do_not_have_to_divide_the_batch() -> None:
     assert load_settings("demo", {"train.num_workers": "1:3"}).train.num_workers == "1:3"
     assert load_settings("demo", None, ("train.num_workers=1:3",)).train.num_workers == "1:3"
     assert load_settings("demo", {"train.num_workers": "2"}).train.num_workers == 2
+
+
+def test_every_setting_and_group_has_a_one_sentence_description() -> None:
+    fields = {field.key: field for field in setting_fields()}
+    for name, value in load_settings("demo").model_dump().items():
+        assert {f"{name}.{key}" for key in value} <= set(fields) if isinstance(value, dict) else name in fields
+    assert [key for key, field in fields.items() if len(field.description) < 10 or "\n" in field.description] == []
+    assert set(groups()) == {key.split(".")[0] for key in fields if "." in key}
+    assert all(groups().values())
+    assert fields["train.seed"].default == 42
+    assert fields["train.storage"].values == "text or null"
+    assert fields["detection.scale"].values == "number, >= 0 and < 1"
+    assert fields["train.amp"].values == "auto, bfloat16, float16, off"
+    assert [key for key, field in fields.items() if field.required] == ["name"]
+
+
+def _write(folder: Path, **files: str) -> Path:
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    return folder / f"{next(iter(files))}.yaml"
+
+
+def test_file_extends_a_preset_and_every_value_has_its_source(tmp_path: Path) -> None:
+    mine = _write(tmp_path, mine="extends: stage3\ntrain: {amp: off, seed: 7}\ndetection: {lr: 1e-3, epochs: 5}\n")
+    resolved = resolve_settings(
+        config=mine, overrides={"detection.epochs": 4, "train.task": None}, assignments=("train.seed=8",)
+    )
+    settings = resolved.settings
+    assert (settings.name, settings.stage, settings.sampling.num_photos) == ("mine", 3, 100_000)
+    assert (settings.train.amp, settings.train.seed, settings.detection.lr, settings.detection.epochs) == (
+        "off", 8, 1e-3, 4
+    )  # fmt: skip
+    assert resolved.sources == {
+        "name": "mine.yaml",
+        "stage": "stage3.yaml",
+        "sampling.num_photos": "stage3.yaml",
+        "sampling.num_classes": "stage3.yaml",
+        "sampling.combination_fraction": "stage3.yaml",
+        "sampling.val_fraction": "stage3.yaml",
+        "targets.top1": "stage3.yaml",
+        "targets.map50": "stage3.yaml",
+        "targets.total_time_s": "stage3.yaml",
+        "train.amp": "mine.yaml",
+        "train.seed": "--set",
+        "detection.lr": "mine.yaml",
+        "detection.epochs": "option",
+    }
+
+
+def test_file_extends_another_file_relative_to_itself(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    _write(tmp_path / "base", lab="extends: demo\nname: lab\ntrain: {seed: 1, log_every_steps: 3}\n")
+    mine = _write(tmp_path, mine="extends: base/lab.yaml\ntrain: {seed: 2}\n")
+    settings = resolve_settings(config=mine).settings
+    assert (settings.name, settings.train.seed, settings.train.log_every_steps) == ("mine", 2, 3)
+    assert settings.detection.model == "yolo11n"
+
+
+def test_file_without_extends_starts_from_the_defaults(tmp_path: Path) -> None:
+    resolved = resolve_settings(config=_write(tmp_path, own="targets: {top1: 0.5}\n"))
+    assert resolved.sources == {"name": "own.yaml", "targets.top1": "own.yaml"}
+    assert resolved.settings.stage is None
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"a": "extends: a.yaml"}, ("circle", "a.yaml -> a.yaml")),
+        ({"a": "extends: b.yaml", "b": "extends: c.yaml", "c": "extends: b.yaml"}, ("b.yaml -> c.yaml -> b.yaml",)),
+        ({"a": "extends: nowhere.yaml"}, ("nowhere.yaml", "neither a preset", "stage3")),
+        ({"a": "extends: [demo]"}, ("neither a preset",)),
+        ({"a": "extends: demo\ntrain: {sed: 1}"}, ("no setting 'train.sed'", "seed")),
+        ({"a": "extends: demo\ntrains: {seed: 1}"}, ("no setting 'trains'", "train,")),
+        ({"a": "extends: demo\ntrain: 5"}, ("Setting train:",)),
+        ({"a": "train: {seed: 1"}, ("not valid YAML", "line")),
+        ({"a": "- 1"}, ("must map",)),
+    ],
+)
+def test_mistake_in_a_file_is_one_line(tmp_path: Path, files: dict[str, str], words: tuple[str, ...]) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve_settings(config=_write(tmp_path, **files))
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.yaml"):
+        resolve_settings(config=tmp_path / "none.yaml")
