@@ -48,10 +48,11 @@ test: $(STAMP) ## all tests but the reliability ones; needs no network and no GP
 test-reliability: $(STAMP) ## kill, pause and starve processes, and check that nothing is lost
 	@$(PY) -m pytest -m reliability --timeout 1800 $(PYTEST_ARGS)
 
-lint: $(STAMP) ## what pre-commit runs: ruff, format check, types
+lint: $(STAMP) ## style, format, types, and the layers of the package
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
+	@$(VENV)/bin/lint-imports
 
 format: $(STAMP) ## rewrite the code in the one format
 	@$(VENV)/bin/ruff check --fix .

@@ -16,10 +16,10 @@ import pyarrow as pa
 from pillsnap.config import load_settings
 from pillsnap.data import augment
 from pillsnap.data.augment import CropJitter
+from pillsnap.data.fill_store import fill, split_stores
 from pillsnap.data.recipes import CropRecipe, FrameRecipe
 from pillsnap.data.samples import TaskSamples
 from pillsnap.data.sources import SplitStore
-from pillsnap.data.store.fill import fill, split_stores
 from pillsnap.manifest.build import build_manifest
 from pillsnap.manifest.table import manifest_hash, read_classes, read_manifest
 from pillsnap.photos.reader import PhotoReader

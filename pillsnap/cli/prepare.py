@@ -35,7 +35,7 @@ def prepare(
 ) -> None:
     """Decode every photo once: crops and reduced frames go into a store that training reads instead of the photos."""
     from pillsnap.config import run_location
-    from pillsnap.data.store.fill import remove_stores, store_folder
+    from pillsnap.data.fill_store import remove_stores, store_folder
 
     settings = chosen_settings(stage, preset, {}, assignments)
     where = run_location(settings, run_dir)
@@ -48,7 +48,7 @@ def prepare(
         raise UserError("These settings use no store: add --set data.store=jpeg (small) or data.store=png (exact).")
     root = checked_data_root(data_root)
     from pillsnap.cluster.session import ray_session
-    from pillsnap.data.store.fill import fill
+    from pillsnap.data.fill_store import fill
     from pillsnap.photos.reader import PhotoReader
     from pillsnap.runs.mirror import local_run
     from pillsnap.storage import local_manifest

@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from pillsnap.config import Settings
+from pillsnap.data.fill_store import split_stores
 from pillsnap.data.sources import SplitStore
-from pillsnap.data.store.fill import split_stores
 from pillsnap.manifest.table import manifest_hash, read_classes, read_manifest
 from pillsnap.runs.directory import FOUND_BOXES_FILE
 from pillsnap.tasks.registry import make_task

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from pillsnap.cluster.session import Workers
 from pillsnap.config import DataSettings
+from pillsnap.data.fill_store import split_stores, store_folder
 from pillsnap.data.plan import StreamPlan
 from pillsnap.data.recipes import Recipe
 from pillsnap.data.samples import TaskSamples
-from pillsnap.data.store.fill import split_stores, store_folder
 from pillsnap.data.stream import Stream, share_samples, warm_up_reading
 from pillsnap.observe.logs import current_level
 from pillsnap.observe.versions import versions
 from pillsnap.photos.reader import PhotoReader
 from pillsnap.ray_compat.minimal_cluster import leave_out_train_actors
 from pillsnap.runs.directory import STOP_FILE, Run
-from pillsnap.runs.elapsed import TaskClock
+from pillsnap.runs.elapsed import ElapsedTime
 from pillsnap.storage import is_uri
 from pillsnap.tracking.task_run import wandb_id
 from pillsnap.train.worker import STREAM, WorkerConfig, run_worker
@@ -36,7 +36,7 @@ _FEW_CPUS = 4
 
 
 def make_trainer(
-    run: Run, name: str, stream: Stream, workers: Workers, clock: TaskClock, desk: Any = None
+    run: Run, name: str, stream: Stream, workers: Workers, clock: ElapsedTime, desk: Any = None
 ) -> TorchTrainer:
     """Ray Train's trainer for one task; `desk` is that of a remote run."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -141,7 +141,7 @@ def _workers_read(folder: str) -> bool:
     return is_uri(folder) or sum(node["Alive"] for node in ray.nodes()) == 1
 
 
-def fit(trainer: TorchTrainer, run_dir: Path, clock: TaskClock) -> None:
+def fit(trainer: TorchTrainer, run_dir: Path, clock: ElapsedTime) -> None:
     """Train in a thread of its own, so that this one hears signals: the first asks for a checkpoint and an end, a
     second insists.
     """

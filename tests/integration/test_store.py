@@ -9,10 +9,10 @@ import pytest
 
 from pillsnap.data.augment import CropJitter, FrameJitter
 from pillsnap.data.decode_workers import decode_ahead
+from pillsnap.data.fill_store import fill, split_stores
 from pillsnap.data.plan import StreamPlan
 from pillsnap.data.recipes import CropRecipe, FrameRecipe, Recipe
 from pillsnap.data.samples import TaskSamples, classification_samples, detection_samples
-from pillsnap.data.store.fill import fill, split_stores
 from pillsnap.data.stream import Stream, batches_of, rows_of, share_samples
 from pillsnap.manifest.table import read_manifest
 from pillsnap.photos.reader import PhotoReader
@@ -79,7 +79,7 @@ def test_the_store_changes_neither_order_nor_pixels(
 def test_filling_goes_on_where_it_stopped_and_lists_bad_photos(
     samples: TaskSamples, toy_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pillsnap.data.store.fill.SAMPLES_PER_SHARD", 4)
+    monkeypatch.setattr("pillsnap.data.fill_store.SAMPLES_PER_SHARD", 4)
     reader, store = (
         PhotoReader(str(toy_tree), 10**7),
         split_stores(str(tmp_path), "task", CROPS, "jpeg", "0" * 64)["train"],

@@ -14,11 +14,11 @@ import pytest
 import ray
 
 from pillsnap.data.augment import CropJitter
+from pillsnap.data.fill_store import split_stores
 from pillsnap.data.plan import Slot, StreamPlan
 from pillsnap.data.recipes import Batch, CropRecipe
 from pillsnap.data.samples import classification_samples
 from pillsnap.data.sources import Source
-from pillsnap.data.store.fill import split_stores
 from pillsnap.data.stream import Stream, batches_of, rows_of, share_samples
 from pillsnap.manifest.table import read_manifest
 from pillsnap.photos.reader import PhotoReader
