@@ -1,4 +1,4 @@
-"""Labelled photos and predicted boxes as arrays, their overlap, and who matches whom."""
+"""Labelled photos and predicted boxes as arrays, their overlap and their matching."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Photo:
 
     @property
     def complete(self) -> bool:
-        """Every pill that the photo is said to hold has a label box."""
+        """Whether every pill of the photo has a label box."""
         return not np.isnan(self.boxes).any()
 
 
@@ -39,7 +39,7 @@ class Boxes:
     xywh: np.ndarray
     scores: np.ndarray
     order: np.ndarray
-    """Positions of these boxes in the table's row, so that other columns can be put in the same order."""
+    """Indices of these boxes in the table's row, to sort other columns in the same order."""
 
 
 def read_photos(manifest: pa.Table, split: str) -> list[Photo]:
@@ -66,9 +66,9 @@ def read_boxes(table: pa.Table) -> dict[str, Boxes]:
 
 
 def list_arrays(column: pa.ChunkedArray) -> list[np.ndarray]:
-    """One flat numpy array a row of a list column (of lists of numbers, or of numbers) that holds no nulls.
+    """One flat numpy array per row of a list column (of lists of 4 numbers, or of numbers) without nulls.
 
-    Works on the column's buffers: a table of 18,000 photos with 300 boxes each is 22 million numbers.
+    Reads the column's buffers: a table of 18,000 photos with 300 boxes each has 22 million numbers.
     """
     arrays: list[np.ndarray] = []
     for chunk in column.chunks:

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Metrics of the classifier on labelled crops: accuracy, macro-F1, confusion, one row per class."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from pillsnap.metrics.boxes import list_arrays
-from pillsnap.metrics.detection import _rounded
-
-CALIBRATION_BINS = 15
-
+from pillsnap.metrics.calibration import calibration_error
 
 IMAGE_TYPES = ("single", "combination")
 
@@ -35,7 +32,7 @@ class Crops:
 
 
 def read_crops(table: pa.Table) -> Crops:
-    """Arrays of a classification table. A label outside the class list (-1) belongs to a class that was not trained."""
+    """Arrays of a classification table. The label -1 stands for a class that was not trained."""
     if not table.num_rows:
         return Crops(np.zeros(0, str), np.zeros(0, int), np.zeros((0, 1), int), np.zeros((0, 1)), np.zeros(0))
     return Crops(
@@ -50,7 +47,7 @@ def read_crops(table: pa.Table) -> Crops:
 def classification_metrics(table: pa.Table, classes: Sequence[str], num_pairs: int = 30) -> dict[str, Any]:
     """Top-1, top-5 and macro-F1, overall and by image type, with calibration and the most confused pairs.
 
-    `calibration` is of the confidences as given to users; `ece_before` is their error before the temperature.
+    `calibration` describes the confidences that users see; `ece_before` is the error before the temperature.
     """
     crops = read_crops(table)
     return {
@@ -58,26 +55,22 @@ def classification_metrics(table: pa.Table, classes: Sequence[str], num_pairs: i
         **{name: _accuracy(crops, crops.image_types == name, len(classes)) for name in IMAGE_TYPES},
         "num_classes": len(classes),
         "num_unknown_class": int((_known(crops.labels, len(classes)) == len(classes)).sum()),
-        "calibration": calibration(crops.probs[:, 0], crops.predicted == crops.labels)
-        | {"ece_before": calibration(crops.raw, crops.predicted == crops.labels)["ece"]},
+        "calibration": calibration_error(crops.probs[:, 0], crops.predicted == crops.labels)
+        | {"ece_before": calibration_error(crops.raw, crops.predicted == crops.labels)["ece"]},
         "confused_pairs": confused_pairs(crops.labels, crops.predicted, classes, limit=num_pairs),
     }
 
 
 def per_class(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """One row a class: code, `n` labelled crops, precision, recall, F1; None where there is nothing to divide by."""
-    size = len(classes)
-    true, guessed = _known(labels, size), _known(predicted, size)
-    n = np.bincount(true, minlength=size + 1)[:size]
-    named = np.bincount(guessed, minlength=size + 1)[:size]
-    right = np.bincount(true[true == guessed], minlength=size + 1)[:size]
+    """One row per class: code, `n` labelled crops, precision, recall, F1; None where the denominator is 0."""
+    n, named, correct = _counts(labels, predicted, len(classes))
     return [
         {
             "code": code,
             "n": int(n[i]),
-            "precision": float(right[i] / named[i]) if named[i] else None,
-            "recall": float(right[i] / n[i]) if n[i] else None,
-            "f1": float(2 * right[i] / (n[i] + named[i])) if n[i] + named[i] else None,
+            "precision": float(correct[i] / named[i]) if named[i] else None,
+            "recall": float(correct[i] / n[i]) if n[i] else None,
+            "f1": float(2 * correct[i] / (n[i] + named[i])) if n[i] + named[i] else None,
         }
         for i, code in enumerate(classes)
     ]
@@ -86,7 +79,7 @@ def per_class(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str])
 def confused_pairs(
     labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str], limit: int | None = None
 ) -> list[dict[str, Any]]:
-    """The commonest mistakes: `true` code, `predicted` code, `count`, and `n` labelled crops of the true class."""
+    """The most frequent mistakes: `true` code, `predicted` code, `count`, and `n` labelled crops of the true class."""
     size = len(classes)
     true, guessed = _known(labels, size), _known(predicted, size)
     n = np.bincount(true, minlength=size + 1)
@@ -100,29 +93,10 @@ def confused_pairs(
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
-    """Counts, int32 (num_classes, num_classes), rows true and columns predicted; unknown classes are left out."""
+    """Counts, int32 (num_classes, num_classes): true rows, predicted columns; unknown classes are left out."""
     matrix = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int32)
     np.add.at(matrix, (_known(labels, num_classes), _known(predicted, num_classes)), 1)
     return matrix[:num_classes, :num_classes]
-
-
-def calibration(confidence: np.ndarray, right: np.ndarray, num_bins: int = CALIBRATION_BINS) -> dict[str, Any]:
-    """Expected calibration error (Guo et al. 2017, equal-width bins, L1) and the reliability curve by bin.
-
-    Empty bins have None for `confidence` (mean) and `accuracy`.
-    """
-    bins = np.minimum((np.asarray(confidence) * num_bins).astype(int), num_bins - 1)
-    count = np.bincount(bins, minlength=num_bins)
-    with np.errstate(invalid="ignore"):
-        mean_confidence = np.bincount(bins, weights=confidence, minlength=num_bins) / count
-        accuracy = np.bincount(bins, weights=np.asarray(right, dtype=float), minlength=num_bins) / count
-    gaps = np.nan_to_num(np.abs(mean_confidence - accuracy))
-    return {
-        "ece": float((gaps * count).sum() / count.sum()) if count.sum() else None,
-        "count": count.tolist(),
-        "confidence": _rounded(mean_confidence),
-        "accuracy": _rounded(accuracy),
-    }
 
 
 def _accuracy(crops: Crops, chosen: np.ndarray, num_classes: int) -> dict[str, Any]:
@@ -139,22 +113,24 @@ def _accuracy(crops: Crops, chosen: np.ndarray, num_classes: int) -> dict[str, A
 
 
 def macro_f1(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> float:
-    """Mean F1 over the classes that are labelled or predicted at least once (torchmetrics' macro average).
+    """Mean F1 over the classes that are labelled or predicted at least once.
 
-    Crops of a class that was not trained are mistakes of the class they are given, and no class of their own.
+    A crop of a class that was not trained counts as a false positive of its predicted class.
     """
-    import torch
-    from torchmetrics.functional.classification import multiclass_f1_score
+    n, named, correct = _counts(labels, predicted, num_classes)
+    seen = n + named > 0
+    return float((2 * correct[seen] / (n + named)[seen]).mean()) if seen.any() else 0.0
 
+
+def _counts(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labelled, predicted and correct crops of each class; int64 (num_classes,) each."""
     true, guessed = _known(labels, num_classes), _known(predicted, num_classes)
-    seen = np.union1d(true, guessed)
-    scores = multiclass_f1_score(
-        torch.from_numpy(guessed), torch.from_numpy(true), num_classes=num_classes + 1, average="none"
-    )
-    return float(scores[seen[seen < num_classes]].mean()) if (seen < num_classes).any() else 0.0
+    groups = (true, guessed, true[true == guessed])
+    n, named, correct = (np.bincount(group, minlength=num_classes + 1)[:num_classes] for group in groups)
+    return n, named, correct
 
 
 def _known(indices: np.ndarray, num_classes: int) -> np.ndarray:
-    """Class indices with everything outside the class list put into one extra class, `num_classes`."""
+    """Class indices; every index outside the class list becomes `num_classes`."""
     indices = np.asarray(indices, dtype=np.int64)
     return np.where((indices >= 0) & (indices < num_classes), indices, num_classes)

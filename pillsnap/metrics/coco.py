@@ -1,6 +1,6 @@
-"""Average precision as COCO defines it, beside ultralytics' own: the mean of 101 points of the precision-recall curve.
+"""Average precision as COCO defines it (mean of 101 points of the precision-recall curve), by faster-coco-eval.
 
-Lin et al., "Microsoft COCO", 2014; equal to pycocotools' `COCOeval` for one class, all sizes and 100 boxes a photo.
+Lin et al., "Microsoft COCO", 2014. `pillsnap.metrics.detection` has ultralytics' average precision of the same boxes.
 """
 
 from __future__ import annotations
@@ -9,51 +9,43 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pillsnap.metrics.boxes import iou_xywh
-
-_THRESHOLDS = np.linspace(0.5, 0.95, 10)
-_RECALLS = np.linspace(0, 1, 101)
 _MAX_BOXES = 100
+_CLASS = 0
 
 
 def coco_precision(
     labels: Sequence[np.ndarray], predictions: Sequence[np.ndarray], scores: Sequence[np.ndarray]
 ) -> dict[str, float | None]:
-    """`map50_coco` and `map50_95_coco` over photos; None without a label box.
+    """`map50_coco` and `map50_95_coco` of one class, over all sizes and at most 100 boxes per photo.
 
-    One array a photo: `labels` (n, 4) and `predictions` (m, 4, best score first) x y w h in pixels, `scores` (m,).
+    One array per photo: `labels` (n, 4) and `predictions` (m, 4, best score first) x y w h in pixels, `scores` (m,).
+    None without a label box.
     """
-    num_boxes = sum(map(len, labels))
-    if not num_boxes:
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    if not sum(map(len, labels)):
         return {"map50_coco": None, "map50_95_coco": None}
-    none = np.zeros((len(_THRESHOLDS), 0), bool)
-    pairs = zip(labels, predictions, strict=True)
-    hits = np.concatenate([none, *(_hits(known, found[:_MAX_BOXES]) for known, found in pairs)], axis=1)
-    confidence = np.concatenate([np.zeros(0), *(score[:_MAX_BOXES] for score in scores)])
-    hits = hits[:, np.argsort(-confidence, kind="stable")]
-    each = [_mean_precision(row, num_boxes) for row in hits]
-    return {"map50_coco": each[0], "map50_95_coco": float(np.mean(each))}
-
-
-def _hits(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    """Which predictions are right at each threshold, bool (10, m): best score first, each takes the free label box
-    that it overlaps most.
-    """
-    hits = np.zeros((len(_THRESHOLDS), len(predictions)), bool)
-    overlap = iou_xywh(labels, predictions)
-    free = np.ones((len(_THRESHOLDS), len(labels)), bool)
-    every = np.arange(len(_THRESHOLDS))
-    for number in np.flatnonzero(overlap.max(axis=0, initial=0.0) >= _THRESHOLDS[0]):
-        possible = np.where(free & (overlap[:, number] >= _THRESHOLDS[:, None]), overlap[:, number], -1.0)
-        taken = len(labels) - 1 - possible[:, ::-1].argmax(axis=1)  # of equals the last, as pycocotools
-        hits[:, number] = possible[every, taken] > 0
-        free[every[hits[:, number]], taken[hits[:, number]]] = False
-    return hits
-
-
-def _mean_precision(hits: np.ndarray, num_boxes: int) -> float:
-    right = np.cumsum(hits)
-    precision = right / np.arange(1, len(hits) + 1)
-    precision = np.maximum.accumulate(precision[::-1])[::-1]
-    at = np.searchsorted(right / num_boxes, _RECALLS, side="left")
-    return float(np.append(precision, 0.0)[np.minimum(at, len(precision))].mean())
+    boxes = [(photo, box) for photo, rows in enumerate(labels) for box in rows.tolist()]
+    truth = COCO()
+    truth.dataset = {
+        "images": [{"id": photo} for photo in range(len(labels))],
+        "categories": [{"id": _CLASS}],
+        "annotations": [
+            {"id": i, "image_id": photo, "category_id": _CLASS, "iscrowd": 0, "bbox": box, "area": box[2] * box[3]}
+            for i, (photo, box) in enumerate(boxes, start=1)
+        ],
+    }
+    truth.createIndex()
+    kept = [np.c_[box[:_MAX_BOXES], score[:_MAX_BOXES]] for box, score in zip(predictions, scores, strict=True)]
+    found = np.concatenate(kept)
+    photos = np.repeat(np.arange(len(kept)), [len(rows) for rows in kept])
+    if not len(found):
+        return {"map50_coco": 0.0, "map50_95_coco": 0.0}
+    results = truth.loadRes(np.c_[photos, found, np.full(len(found), _CLASS)])
+    evaluation = COCOeval_faster(truth, results, "bbox")
+    evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
+    evaluation.params.maxDets = [_MAX_BOXES]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    precision = evaluation.eval["precision"][:, :, 0, 0, 0]  # (10 thresholds, 101 recalls)
+    return {"map50_coco": float(precision[0].mean()), "map50_95_coco": float(precision.mean())}

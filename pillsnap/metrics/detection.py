@@ -1,9 +1,9 @@
-"""Figures of the two tasks on their own: detection (one class, pill) and classification of labelled crops."""
+"""Metrics of the detector (one class, pill) by ultralytics' functions: matching, average precision, the curve."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,36 +17,36 @@ CURVE_POINTS = 101
 
 
 def detection_metrics(manifest: pa.Table, detections: pa.Table, split: str = "val") -> dict[str, Any]:
-    """Average precision, precision and recall over the photos whose every pill has a label box. `map50_coco` and
+    """Average precision, precision and recall over the photos that have a label box for every pill. `map50_coco` and
     `map50_95_coco` are COCO's average precision of the same boxes.
 
-    Photos with a missing label box are left out (`num_photos_left_out`): a right detection of an unlabelled pill would
-    count as a mistake. Photos without a row in `detections` could not be read (`num_photos_unread`).
+    Photos with a missing label box are left out (`num_photos_left_out`): a correct detection of an unlabelled pill
+    would count as a false positive. Photos without a row in `detections` could not be read (`num_photos_unread`).
     """
     predicted = read_boxes(detections)
     photos = read_photos(manifest, split)
     complete = [photo for photo in photos if photo.complete]
-    judged = [photo for photo in complete if photo.sample_id in predicted]
+    evaluated = [photo for photo in complete if photo.sample_id in predicted]
     hits, scores = [], []
-    for photo in judged:
+    for photo in evaluated:
         boxes = predicted[photo.sample_id]
         hits.append(match_detections(photo.boxes, boxes.xywh))
         scores.append(boxes.scores)
-    found = [predicted[photo.sample_id].xywh for photo in judged]
+    found = [predicted[photo.sample_id].xywh for photo in evaluated]
     return {
-        **average_precision(hits, scores, sum(len(photo.boxes) for photo in judged)),
-        **coco_precision([photo.boxes for photo in judged], found, scores),
-        "num_photos": len(judged),
+        **average_precision(hits, scores, sum(len(photo.boxes) for photo in evaluated)),
+        **coco_precision([photo.boxes for photo in evaluated], found, scores),
+        "num_photos": len(evaluated),
         "num_photos_left_out": len(photos) - len(complete),
-        "num_photos_unread": len(complete) - len(judged),
+        "num_photos_unread": len(complete) - len(evaluated),
     }
 
 
 def match_detections(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    """Which predictions are right at each of IOU_THRESHOLDS; bool (m, 10).
+    """Which predictions are correct at each of IOU_THRESHOLDS; bool (m, 10).
 
     `labels` (n, 4) and `predictions` (m, 4, best score first) are x y w h in pixels of one photo. The matching is
-    ultralytics' `BaseValidator.match_predictions`, so that figures compare with its trainer's.
+    ultralytics' `BaseValidator.match_predictions`, so the metrics are comparable with its trainer's.
     """
     if not len(labels) or not len(predictions):
         return np.zeros((len(predictions), len(IOU_THRESHOLDS)), dtype=bool)
@@ -60,13 +60,13 @@ def match_detections(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
 def average_precision(hits: Sequence[np.ndarray], scores: Sequence[np.ndarray], num_boxes: int) -> dict[str, Any]:
     """`map50`, `map50_95`, `precision`, `recall` (at the confidence of best F1) and the precision-recall curve.
 
-    `hits` are the arrays of `match_detections` and `scores` the confidences, one array a photo. All figures are
-    ultralytics' `ap_per_class`; its interpolation gives at most 0.995 for a perfect detector. None without a label box.
+    `hits` are the arrays of `match_detections` and `scores` the confidences, one array per photo. The metrics are
+    those of ultralytics' `ap_per_class`; its interpolation gives at most 0.995. None without a label box.
     """
-    figures: dict[str, Any] = dict.fromkeys(("map50", "map50_95", "precision", "recall", "best_f1_confidence"))
-    figures |= {"num_boxes": num_boxes, "pr_curve": None}
+    metrics: dict[str, Any] = dict.fromkeys(("map50", "map50_95", "precision", "recall", "best_f1_confidence"))
+    metrics |= {"num_boxes": num_boxes, "pr_curve": None}
     if not num_boxes:
-        return figures
+        return metrics
     _, _, ap_per_class, smooth = _ultralytics()
     tp = np.concatenate([*hits, np.zeros((0, len(IOU_THRESHOLDS)), dtype=bool)])
     confidence = np.concatenate([*scores, np.zeros(0, dtype=np.float32)])
@@ -74,33 +74,32 @@ def average_precision(hits: Sequence[np.ndarray], scores: Sequence[np.ndarray], 
         tp, confidence, np.zeros(len(tp)), np.zeros(num_boxes)
     )
     points = np.linspace(0, len(grid) - 1, CURVE_POINTS).round().astype(int)
-    figures |= {
+    metrics |= {
         "map50": float(ap[0, 0]),
         "map50_95": float(ap[0].mean()),
         "precision": float(precision[0]),
         "recall": float(recall[0]),
         "best_f1_confidence": float(grid[smooth(f1_curve[0], 0.1).argmax()]),
-        "pr_curve": {"recall": _rounded(grid[points]), "precision": _rounded(pr[0][points])},
+        "pr_curve": {
+            "recall": [round(float(value), 4) for value in grid[points]],
+            "precision": [round(float(value), 4) for value in pr[0][points]],
+        },
     }
-    return figures
+    return metrics
 
 
 def _corners(xywh: np.ndarray) -> np.ndarray:
     return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1).astype(np.float32)
 
 
-def _rounded(values: Iterable[float]) -> list[float | None]:
-    return [None if np.isnan(value) else round(float(value), 4) for value in values]
-
-
 class _Thresholds:
-    """What ultralytics' matching reads from its validator."""
+    """Stands in for the validator: ultralytics' matching reads only its thresholds."""
 
     iouv: Any = None
 
 
 def _ultralytics() -> tuple[Any, Any, Any, Any]:
-    # The detector's module keeps ultralytics from installing and reporting things, and must come before it.
+    # Imported before ultralytics: it disables ultralytics' automatic installs and its telemetry.
     importlib.import_module("pillsnap.models.detector")
     import torch
     from ultralytics.engine.validator import BaseValidator

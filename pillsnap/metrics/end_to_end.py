@@ -1,4 +1,4 @@
-"""The two tasks chained: every pill of a combination photo found and named."""
+"""End-to-end metrics of both tasks chained: pills of combination photos that are found and named correctly."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class NamedBoxes:
 
 @dataclass(frozen=True)
 class PhotoResult:
-    """How one photo went; `claims` names for each detection the label box it claims, or -1 for a surplus one."""
+    """Result of one photo; `claims` has for each detection the index of its label box, or -1 for a surplus one."""
 
     claims: np.ndarray
-    right: np.ndarray
-    """Whether each detection claims a label box and gives its code; bool (n,)."""
+    correct: np.ndarray
+    """Whether each detection claims a label box and has its code; bool (n,)."""
     num_pills: int
 
     @property
@@ -35,8 +35,8 @@ class PhotoResult:
         return int((self.claims >= 0).sum())
 
     @property
-    def num_right(self) -> int:
-        return int(self.right.sum())
+    def num_correct(self) -> int:
+        return int(self.correct.sum())
 
     @property
     def num_surplus(self) -> int:
@@ -56,44 +56,45 @@ def read_named_boxes(table: pa.Table) -> dict[str, NamedBoxes]:
 def match_photo(photo: Photo, named: NamedBoxes, classes: Sequence[str]) -> PhotoResult:
     """Match the detections of a photo to its label boxes, one to one at IoU 0.5, and compare their codes."""
     claims = match_boxes(photo.boxes, named.boxes.xywh)
-    right = [
+    correct = [
         claim >= 0 and classes[index] == photo.codes[claim] for claim, index in zip(claims, named.indices, strict=True)
     ]
-    return PhotoResult(claims, np.array(right, dtype=bool), len(photo.codes))
+    return PhotoResult(claims, np.array(correct, dtype=bool), len(photo.codes))
 
 
 def pipeline_metrics(
     manifest: pa.Table, table: pa.Table, classes: Sequence[str], split: str = "val", image_type: str = "combination"
 ) -> dict[str, Any]:
-    """End-to-end figures over the photos of `image_type` whose every pill has a label box.
+    """End-to-end metrics over the photos of `image_type` that have a label box for every pill.
 
-    `pill_accuracy`: share of labelled pills whose box is found at IoU 0.5 and whose code is right. `photo_accuracy`:
-    share of photos with every labelled pill right; `photo_accuracy_strict` also wants no surplus detection. `detected`:
-    share of pills found at all; `named_if_detected`: share of the found pills with the right code. None without photos.
+    `pill_accuracy`: share of labelled pills that are found at IoU 0.5 and have the correct code. `photo_accuracy`:
+    share of photos with every labelled pill correct; `photo_accuracy_strict`: and without a surplus detection.
+    `detected`: share of pills found; `named_if_detected`: share of found pills with the correct code. None without
+    photos.
     """
     named = read_named_boxes(table)
     photos = [photo for photo in read_photos(manifest, split) if photo.image_type == image_type]
     complete = [photo for photo in photos if photo.complete and photo.codes]
-    judged = [photo for photo in complete if photo.sample_id in named]
-    results = [match_photo(photo, named[photo.sample_id], classes) for photo in judged]
+    evaluated = [photo for photo in complete if photo.sample_id in named]
+    results = [match_photo(photo, named[photo.sample_id], classes) for photo in evaluated]
 
     pills = sum(result.num_pills for result in results)
     found = sum(result.num_found for result in results)
-    right = sum(result.num_right for result in results)
-    all_right = [result.num_right == result.num_pills for result in results]
-    strict = [whole and not result.num_surplus for whole, result in zip(all_right, results, strict=True)]
+    correct = sum(result.num_correct for result in results)
+    all_correct = [result.num_correct == result.num_pills for result in results]
+    strict = [whole and not result.num_surplus for whole, result in zip(all_correct, results, strict=True)]
     surplus = sum(result.num_surplus for result in results)
     return {
-        "pill_accuracy": _share(right, pills),
-        "photo_accuracy": _share(sum(all_right), len(results)),
+        "pill_accuracy": _share(correct, pills),
+        "photo_accuracy": _share(sum(all_correct), len(results)),
         "photo_accuracy_strict": _share(sum(strict), len(results)),
         "detected": _share(found, pills),
-        "named_if_detected": _share(right, found),
+        "named_if_detected": _share(correct, found),
         "surplus_per_photo": _share(surplus, len(results)),
         "num_pills": pills,
         "num_photos": len(results),
         "num_photos_left_out": len(photos) - len(complete),
-        "num_photos_unread": len(complete) - len(judged),
+        "num_photos_unread": len(complete) - len(evaluated),
     }
 
 

@@ -104,7 +104,7 @@ def _by_pipeline(photo: Photo, named: NamedBoxes, classes: Sequence[str]) -> Cas
     result = match_photo(photo, named, classes)
     pills = []
     for claim, right, box, index, prob in zip(
-        result.claims, result.right, named.boxes.xywh, named.indices, named.probs, strict=True
+        result.claims, result.correct, named.boxes.xywh, named.indices, named.probs, strict=True
     ):
         outcome = "surplus" if claim < 0 else "right" if right else "wrong"
         true = photo.codes[claim] if claim >= 0 else None

@@ -13,13 +13,13 @@ def test_iou_by_hand():
     assert iou_xywh(first, second) == pytest.approx(np.array([[1, 50 / 150, 0, 0], [0, 0, 0, 0]]))
 
 
-def test_a_label_box_is_claimed_once_and_by_the_best_score():
+def test_label_box_is_claimed_once_by_the_best_score():
     labels = np.array([[0, 0, 10, 10]], np.float32)
     predictions = np.array([[0, 0, 10, 9], [0, 0, 10, 10]], np.float32)
     assert match_boxes(labels, predictions).tolist() == [0, -1]
 
 
-def test_a_prediction_takes_the_next_best_label_when_its_best_is_claimed():
+def test_prediction_takes_the_next_best_free_label():
     labels = np.array([[0, 0, 10, 10], [2, 0, 10, 10]], np.float32)
     predictions = np.array([[0, 0, 10, 10], [0, 0, 10, 10]], np.float32)
     assert match_boxes(labels, predictions).tolist() == [0, 1]
@@ -47,7 +47,7 @@ def test_read_boxes_sorts_by_score(detections_of):
     assert boxes["b"].xywh.shape == (0, 4)
 
 
-def test_a_photo_with_an_unlabelled_pill_is_incomplete(manifest_of):
+def test_photo_with_an_unlabelled_pill_is_incomplete(manifest_of):
     manifest = manifest_of(
         [
             {"sample_id": "whole", "codes": ["K-1", "K-2"], "boxes": [[0, 0, 5, 5], [9, 9, 5, 5]]},
