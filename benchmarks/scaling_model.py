@@ -3,7 +3,7 @@
     python -m benchmarks.scaling_model [--measure] [--gpus N] [--nodes N] [--photos N] [--json FILE]
 
 A simulation of the stream: tasks make rows on cores, one scheduling loop hands them out, and all workers wait for each
-other at every step. Its costs are figures of benchmarks/RESULTS.md; tests/unit/test_scaling_model.py holds it to the
+other at every step. Its costs are figures of benchmarks/log/; tests/unit/test_scaling_model.py holds it to the
 throughputs measured there. `--measure` takes the scheduling loop's cost from this machine instead
 (benchmarks/scaling_costs.py). docs/scaling.md says what follows.
 """
@@ -21,7 +21,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Costs:
-    """Measured on 2 cores of an AMD EPYC; sources are tables of benchmarks/RESULTS.md unless another is named."""
+    """Measured on 2 cores of an AMD EPYC; sources are tables of benchmarks/log/ unless another is named."""
 
     photo_bytes: float = 1.26e6
     crop_from_photo_s: float = 2 / 334
