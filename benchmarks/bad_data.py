@@ -156,7 +156,7 @@ def measure_bad_photos(root: Path, num_photos: int) -> dict:
         data = cv2.imencode(".png", picture(number)[..., ::-1])[1].tobytes()
         (root / paths[-1]).write_bytes(fault.spoil(picture(number)) if fault else data)
     boxes = pa.array([[[8, 8, 16, 16]]] * num_photos, pa.list_(pa.list_(pa.float32())))
-    samples = pa.table({"sample_id": names, "image_path": paths, "boxes": boxes})
+    samples = pa.table({"sample_id": names, "location": paths, "boxes": boxes})
     quarantined: dict[str, str] = {}
     wrong = []
     seen = 0

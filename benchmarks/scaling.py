@@ -144,7 +144,7 @@ def bare_loop(folder: Path, seconds: float) -> dict[str, float]:
         if now - begin < warm_s:
             done, since = 0, now
         row = done % len(samples)
-        photo = decode_image((folder / "photos" / samples["image_path"][row].as_py()).read_bytes())
+        photo = decode_image((folder / "photos" / samples["location"][row].as_py()).read_bytes())
         box = np.array(samples["box"][row].as_py())
         augment.crop(photo, box, SIZE_PX, MARGIN, jitter, augment.sample_rng(0, 0, str(done)))
         done += 1

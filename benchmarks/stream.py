@@ -123,7 +123,7 @@ def make_samples(num_rows: int) -> pa.Table:
     return pa.table(
         {
             "sample_id": pc.binary_join_element_wise("sample", pc.cast(numbers, pa.string()), "-"),
-            "image_path": pc.binary_join_element_wise(photos, "png", "."),
+            "location": pc.binary_join_element_wise(photos, "png", "."),
             "box": pa.ListArray.from_arrays(pa.array(np.arange(num_rows + 1, dtype=np.int32) * 4), boxes),
             "label": np.arange(num_rows) % 10,
         }

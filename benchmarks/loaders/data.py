@@ -152,7 +152,7 @@ def _write_yolo(folder: Path, prepared: Prepared) -> None:
         (folder / part).mkdir(parents=True)
     samples = prepared.frame_samples()
     for number, (path, boxes) in enumerate(
-        zip(samples["image_path"].to_pylist(), samples["boxes"].to_pylist(), strict=True)
+        zip(samples["location"].to_pylist(), samples["boxes"].to_pylist(), strict=True)
     ):
         (folder / "images" / f"{number:06d}.png").symlink_to((prepared.photos / path).resolve())
         lines = [f"0 {(x + w / 2) / 976} {(y + h / 2) / 1280} {w / 976} {h / 1280}\n" for x, y, w, h in boxes]

@@ -59,7 +59,7 @@ def _limit_process(folder: str, part: int, seconds: float, stored: bool) -> tupl
         if stored:
             decode_crop(jpegs[number].read_bytes(), boxes[number], rng)
         else:
-            photo = decode_image((data.photos / samples["image_path"][number].as_py()).read_bytes())
+            photo = decode_image((data.photos / samples["location"][number].as_py()).read_bytes())
             box = np.array(samples["box"][number].as_py())
             augment.crop(photo, box, RECIPE.size_px, RECIPE.margin, RECIPE.jitter, rng)
         if done == 40:  # after the imports and the first pages

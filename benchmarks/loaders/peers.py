@@ -36,7 +36,7 @@ class _Photos(Dataset):
 
     def __init__(self, data: Prepared) -> None:
         samples = data.crop_samples()
-        self.paths = [str(data.photos / path) for path in samples["image_path"].to_pylist()] * PHOTO_REPEATS
+        self.paths = [str(data.photos / path) for path in samples["location"].to_pylist()] * PHOTO_REPEATS
         self.boxes = np.tile(np.array(samples["box"].to_pylist(), np.float32), (PHOTO_REPEATS, 1))
 
     def __len__(self) -> int:

@@ -18,7 +18,6 @@ from pillsnap.checklist import Check
 from pillsnap.config import Settings
 from pillsnap.errors import UserError
 from pillsnap.observe.versions import versions
-from pillsnap.photos.archives import with_locations
 from pillsnap.photos.decode import DEFAULT_MAX_PIXELS, BadImage
 from pillsnap.photos.files import PhotoStore
 from pillsnap.storage import Storage, StorageError, is_uri
@@ -78,7 +77,7 @@ def node_checks(settings: Settings, run: str | Path, data_root: str, manifest: p
     photos: list[str] = []
     if manifest is not None:
         few = range(0, len(manifest), max(1, len(manifest) // NUM_PHOTOS))[:NUM_PHOTOS]
-        photos = with_locations(manifest.take(list(few)))["image_path"].to_pylist()
+        photos = manifest["location"].take(list(few)).to_pylist()
     with _marked(str(run)) as (folder, marker):
         question = Question(data_root, tuple(photos), folder, marker, settings.data.max_pixels)
         answers, silent = _ask(question, nodes)

@@ -14,7 +14,6 @@ from pillsnap.config import Settings
 from pillsnap.errors import UserError
 from pillsnap.manifest.table import read_classes, read_manifest
 from pillsnap.observe.telemetry import sample
-from pillsnap.photos.archives import with_locations
 from pillsnap.photos.files import PhotoStore
 
 MAX_GPU_MEMORY_USED = 0.20
@@ -155,7 +154,7 @@ def _manifest_checks(settings: Settings, manifest_path: Path, data_root: str) ->
     folder = manifest_path if manifest_path.is_dir() else manifest_path.parent
     checks.append(_csv_check(folder, splits))
     step = max(1, len(manifest) // _PHOTOS_TRIED)
-    paths = with_locations(manifest)["image_path"].to_pylist()[::step][:_PHOTOS_TRIED]
+    paths = manifest["location"].to_pylist()[::step][:_PHOTOS_TRIED]
     lacking = [path for path in paths if not _readable(PhotoStore(data_root), path)]
     first = f", the first {lacking[0]}" if lacking else ""
     advice = "look at --data-root, and run `pillsnap manifest validate`"

@@ -9,12 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pillsnap.errors import UserError
-from pillsnap.photos.archives import with_locations
 
 
 @dataclass(frozen=True)
 class TaskSamples:
-    """Samples of one task. `train` and `val` have the columns sample_id, image_path (a location, see archives.py) and
+    """Samples of one task. `train` and `val` have the columns sample_id, location (see photos/archives.py) and
     those the task needs.
     """
 
@@ -32,7 +31,7 @@ def detection_samples(manifest: pa.Table, *, keep_incomplete: bool = False) -> T
     """
     complete = np.array([all(box is not None for box in boxes) for boxes in manifest["boxes"].to_pylist()], dtype=bool)
     split = manifest["split"].to_numpy(zero_copy_only=False)
-    frame = with_locations(manifest).select(["sample_id", "image_path", "boxes"])
+    frame = manifest.select(["sample_id", "location", "boxes"])
     frame = frame.append_column("complete", pa.array(complete))
     train = (split == "train") & (complete | keep_incomplete)
     return TaskSamples(
@@ -45,7 +44,7 @@ def detection_samples(manifest: pa.Table, *, keep_incomplete: bool = False) -> T
 def classification_samples(
     manifest: pa.Table, codes: list[str], found_boxes: dict[str, list] | None = None
 ) -> TaskSamples:
-    """One sample a labelled pill: sample_id, image_path, photo_id, image_type, box_index, box ([x, y, w, h] in
+    """One sample per labelled pill: sample_id, location, photo_id, image_type, box_index, box ([x, y, w, h] in
     pixels), label.
 
     `found_boxes` (sample id -> boxes in the order of its codes, None where none was found) fills in what the manifest
@@ -54,11 +53,11 @@ def classification_samples(
     found_boxes = found_boxes or {}
     labels = {code: index for index, code in enumerate(codes)}
     columns: dict[str, list] = {
-        name: [] for name in ("sample_id", "image_path", "photo_id", "image_type", "box_index", "box", "label", "split")
+        name: [] for name in ("sample_id", "location", "photo_id", "image_type", "box_index", "box", "label", "split")
     }
     no_box = unknown = 0
-    names = ["sample_id", "image_path", "image_type", "codes", "boxes", "split"]
-    for row in with_locations(manifest).select(names).to_pylist():
+    names = ["sample_id", "location", "image_type", "codes", "boxes", "split"]
+    for row in manifest.select(names).to_pylist():
         found = found_boxes.get(row["sample_id"], [None] * len(row["codes"]))
         for index, (code, box) in enumerate(zip(row["codes"], row["boxes"], strict=True)):
             box = box or found[index]
@@ -70,7 +69,7 @@ def classification_samples(
                 continue
             values = (
                 f"{row['sample_id']}#{index}",
-                row["image_path"],
+                row["location"],
                 row["sample_id"],
                 row["image_type"],
                 index,

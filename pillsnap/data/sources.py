@@ -84,7 +84,7 @@ class Source:
         self._paths = {}
         if not numbers:
             return
-        paths = samples["image_path"].take(pa.array(numbers, pa.int64())).to_pylist()
+        paths = samples["location"].take(pa.array(numbers, pa.int64())).to_pylist()
         self._paths = dict(zip(numbers, paths, strict=True))
         if self.reader.is_remote:
             self._ahead = ReadAhead(self.reader, paths)
@@ -93,7 +93,7 @@ class Source:
         return self._ahead or self.reader
 
     def _path(self, samples: pa.Table, number: int) -> str:
-        return self._paths.get(number) or samples["image_path"][number].as_py()
+        return self._paths.get(number) or samples["location"][number].as_py()
 
     def fetch(self, samples: pa.Table, number: int) -> EncodedWindow | BadImage:
         """The encoded window of a sample, or why there is none."""

@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 
 from pillsnap.config import Settings
 from pillsnap.metrics.boxes import MIN_SCORE
-from pillsnap.photos.archives import with_locations
 from pillsnap.photos.decode import BadImage
 from pillsnap.photos.reader import PhotoReader, ReadAhead
 
@@ -140,9 +139,7 @@ def infer(
     context.enable_progress_bars = False
     batch_size = settings.evaluation.batch_size
     num_gpus = int(ray.cluster_resources().get("GPU", 0))
-    columns = (
-        with_locations(photos).select(["sample_id", "image_path", "image_type", "codes", "boxes"]).combine_chunks()
-    )
+    columns = photos.select(["sample_id", "location", "image_type", "codes", "boxes"]).combine_chunks()
     blocks = [columns.slice(start, batch_size) for start in range(0, len(columns), batch_size)]
     decoded = ray.data.from_arrow(blocks).map_batches(
         _decode,
@@ -176,10 +173,10 @@ def _decode(batch: pa.Table, *, reader: PhotoReader) -> pa.Table:
     pixels: list[bytes] = []
     shapes: list[list[int]] = []
     errors: list[str | None] = []
-    paths = batch["image_path"].to_pylist()
-    photos = ReadAhead(reader, paths)
-    for image_path in paths:
-        photo = photos.read(image_path)
+    locations = batch["location"].to_pylist()
+    photos = ReadAhead(reader, locations)
+    for location in locations:
+        photo = photos.read(location)
         if isinstance(photo, BadImage):
             pixels.append(b"")
             shapes.append([0, 0, 3])

@@ -13,7 +13,6 @@ import pyarrow.compute as pc
 from pillsnap.errors import UserError
 from pillsnap.evaluate.inference import infer
 from pillsnap.manifest.table import read_manifest
-from pillsnap.photos.archives import with_locations
 from pillsnap.runs.directory import Run
 from pillsnap.storage import local_manifest
 
@@ -63,18 +62,18 @@ def predict_manifest_photos(
         manifest = manifest.filter(pc.equal(manifest["split"], split))
     if not len(manifest):
         raise UserError(f"{manifest_path} has no photo" + (f" of the split {split!r}." if split else "."))
-    places = with_locations(manifest)["image_path"].to_pylist()  # photos may lie in archives
-    return _predict(run, manifest["image_path"].to_pylist(), places, data_root or run.data_root, single)
+    names, locations = (manifest[name].to_pylist() for name in ("image_path", "location"))
+    return _predict(run, names, locations, data_root or run.data_root, single)
 
 
-def _predict(run: Run, names: list[str], paths: list[str], root: str, single: bool) -> list[dict[str, Any]]:
+def _predict(run: Run, names: list[str], locations: list[str], root: str, single: bool) -> list[dict[str, Any]]:
     table = pa.table(
         {
             "sample_id": names,
-            "image_path": paths,
-            "image_type": ["combination"] * len(paths),
-            "codes": pa.array([[] for _ in paths], pa.list_(pa.string())),
-            "boxes": pa.array([[] for _ in paths], pa.list_(pa.list_(pa.float32()))),
+            "location": locations,
+            "image_type": ["combination"] * len(names),
+            "codes": pa.array([[] for _ in names], pa.list_(pa.string())),
+            "boxes": pa.array([[] for _ in names], pa.list_(pa.list_(pa.float32()))),
         }
     )
     sure = run.settings.evaluation.confidence

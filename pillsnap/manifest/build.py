@@ -18,8 +18,7 @@ from pillsnap.manifest.exact_duplicates import find_copies
 from pillsnap.manifest.label_reading import LabelReader
 from pillsnap.manifest.rows import Rows, read_rows
 from pillsnap.manifest.scan import scan as scan_tree
-from pillsnap.manifest.table import class_list, write_manifest
-from pillsnap.photos.archives import with_locations
+from pillsnap.manifest.table import class_list, with_locations, write_manifest
 
 REPORT_NAME = "sampling_report.json"
 _LISTED = 1000
@@ -133,7 +132,7 @@ def _copies_of_training_photos(
     table: pa.Table, data_root: Path, num_workers: int | None, progress: Progress | None
 ) -> list[tuple[int, str]]:
     """(row, image path) of validation photos whose bytes a training photo has, too."""
-    locations = with_locations(table)["image_path"].to_pylist()
+    locations = with_locations(table)["location"].to_pylist()
     paths, splits = table["image_path"].to_pylist(), table["split"].to_pylist()
     found = []
     for members in find_copies(str(data_root), locations, num_workers, progress):

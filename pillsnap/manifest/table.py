@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from pillsnap.errors import UserError
 from pillsnap.files import write_atomically, write_json
+from pillsnap.photos.archives import Place, to_location
 
 PARQUET_NAME = "manifest.parquet"
 CLASSES_NAME = "classes.json"
@@ -67,7 +68,8 @@ class ClassInfo:
 def read_manifest(path: Path) -> pa.Table:
     """Read a manifest, given its Parquet file or the directory that holds `manifest.parquet`.
 
-    Columns come back in SCHEMA order; nullable columns that an older file lacks are null.
+    Columns come back in SCHEMA order; nullable columns that an older file lacks are null. The column `location` is
+    added (see `with_locations`).
     Raises UserError when the file is missing, is no Parquet, or has other columns or types.
     """
     path = _parquet_path(path)
@@ -75,7 +77,22 @@ def read_manifest(path: Path) -> pa.Table:
         table = pq.read_table(path, partitioning=None)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise UserError(f"{path}: not a readable Parquet manifest ({_one_line(error)}); build it again") from error
-    return _conform(table, str(path))
+    return with_locations(_conform(table, str(path)))
+
+
+def with_locations(table: pa.Table) -> pa.Table:
+    """Add the column `location`: what the readers of photos take (see photos/archives.py). It is not written to files.
+
+    For photos that are plain files it shares the memory of `image_path`.
+    """
+    if "archive" not in table.column_names or table["archive"].null_count == table.num_rows:
+        return table.append_column("location", table["image_path"])
+    columns = (table[name].to_pylist() for name in ("image_path", "archive", "offset", "length", "compression"))
+    locations = [
+        path if archive is None else to_location(Place(archive, offset, length, compression))
+        for path, archive, offset, length, compression in zip(*columns, strict=True)
+    ]
+    return table.append_column("location", pa.array(locations, pa.string()))
 
 
 def write_manifest(table: pa.Table, out_dir: Path, classes: list[ClassInfo]) -> Path:

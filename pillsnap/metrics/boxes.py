@@ -9,8 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pillsnap.photos.archives import with_locations
-
 MATCH_IOU = 0.5
 MIN_SCORE = 0.001
 """Detections below this score add nothing to average precision."""
@@ -21,7 +19,8 @@ class Photo:
     """One photo of the manifest. `boxes` is float32 (n, 4), x y w h in pixels, NaN where a pill has no label box."""
 
     sample_id: str
-    image_path: str
+    location: str
+    """Of its bytes, see photos/archives.py."""
     image_type: str
     codes: tuple[str, ...]
     boxes: np.ndarray
@@ -44,13 +43,13 @@ class Boxes:
 
 def read_photos(manifest: pa.Table, split: str) -> list[Photo]:
     """Photos of one split of a manifest, in its order."""
-    rows = with_locations(manifest.filter(pc.equal(manifest["split"], split))).select(
-        ["sample_id", "image_path", "image_type", "codes", "boxes"]
+    rows = manifest.filter(pc.equal(manifest["split"], split)).select(
+        ["sample_id", "location", "image_type", "codes", "boxes"]
     )
     columns = (rows[name].to_pylist() for name in rows.column_names)
     return [
-        Photo(sample_id, path, image_type, tuple(codes), _label_boxes(boxes))
-        for sample_id, path, image_type, codes, boxes in zip(*columns, strict=True)
+        Photo(sample_id, location, image_type, tuple(codes), _label_boxes(boxes))
+        for sample_id, location, image_type, codes, boxes in zip(*columns, strict=True)
     ]
 
 

@@ -14,12 +14,9 @@ import unicodedata
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from pillsnap.errors import UserError
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 STORED, DEFLATED = 0, 8
 MAX_MEMBER_BYTES = 1 << 28
@@ -64,20 +61,6 @@ def parse_location(location: str) -> Place | None:
     """Undo `to_location`; None for the path of a plain file."""
     match = _LOCATION.fullmatch(location)
     return Place(match[1], int(match[2]), int(match[3]), int(match[4])) if match else None
-
-
-def with_locations(table: pa.Table) -> pa.Table:
-    """The manifest with locations in `image_path`, for those who read the photos. Done twice, it does no harm."""
-    import pyarrow as pa
-
-    if "archive" not in table.column_names or table["archive"].null_count == table.num_rows:
-        return table
-    columns = (table[name].to_pylist() for name in ("image_path", "archive", "offset", "length", "compression"))
-    locations = [
-        path if archive is None or parse_location(path) else to_location(Place(archive, offset, length, compression))
-        for path, archive, offset, length, compression in zip(*columns, strict=True)
-    ]
-    return table.set_column(table.column_names.index("image_path"), "image_path", pa.array(locations, pa.string()))
 
 
 def read_place(root: str, place: Place) -> bytes:

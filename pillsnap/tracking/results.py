@@ -149,7 +149,7 @@ def _photos(wandb: Any, judged: Any, tables: Mapping[str, pa.Table | None]) -> d
         ("worst", gallery.worst(cases, NUM_WORST)),
         ("right", gallery.examples(cases, NUM_EXAMPLES)),
     ):
-        read = [(case, reader.read(case.photo.image_path)) for case in chosen]
+        read = [(case, reader.read(case.photo.location)) for case in chosen]
         pictures = [_picture(wandb, case, photo) for case, photo in read if not isinstance(photo, BadImage)]
         if pictures:
             row[f"photos/{name}"] = pictures

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pillsnap.manifest.table import SCHEMA
+from pillsnap.manifest.table import SCHEMA, with_locations
 
 FLOATS = pa.list_(pa.float32())
 INTS = pa.list_(pa.int64())
@@ -138,7 +138,7 @@ def build_manifest(rows: Sequence[dict[str, Any]]) -> pa.Table:
             "source": "test",
         }
         filled.append({**common, **row})
-    return pa.Table.from_pylist(filled, schema=SCHEMA)
+    return with_locations(pa.Table.from_pylist(filled, schema=SCHEMA))
 
 
 def build_detections(rows: Sequence[tuple[str, list[Any], list[float]]]) -> pa.Table:

@@ -88,7 +88,7 @@ def examples(cases: Sequence[Case], count: int) -> list[Case]:
 
 def picture(case: Case, reader: PhotoReader) -> Markup:
     """A figure: the photo, at most 480 px long, with its boxes, and what became of each pill."""
-    photo = reader.read(case.photo.image_path)
+    photo = reader.read(case.photo.location)
     if isinstance(photo, BadImage):
         drawing: Content = tag("div", f"This photo cannot be shown: {photo}", class_="nophoto")
     else:

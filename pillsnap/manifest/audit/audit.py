@@ -19,7 +19,6 @@ from pillsnap.manifest.audit.report import AuditReport, Finding, finding
 from pillsnap.manifest.audit.rows import check_boxes, check_rows, columns
 from pillsnap.manifest.exact_duplicates import equal_marks, equal_photos
 from pillsnap.manifest.table import CLASSES_NAME, manifest_hash, read_classes, read_manifest
-from pillsnap.photos.archives import with_locations
 from pillsnap.photos.decode import DEFAULT_MAX_PIXELS
 from pillsnap.storage import is_uri
 
@@ -61,7 +60,7 @@ def audit(
     class_file = (Path(manifest_path) if Path(manifest_path).is_dir() else Path(manifest_path).parent) / CLASSES_NAME
     classes = read_classes(class_file) if class_file.is_file() else None
     rows = columns(table)
-    rows["location"] = with_locations(table)["image_path"].to_pylist()
+    rows["location"] = table["location"].to_pylist()
     if not table.num_rows:
         found = list(finding("no_photos", "error", "the manifest is empty", [str(manifest_path)]))
     else:

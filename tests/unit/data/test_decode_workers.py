@@ -62,7 +62,7 @@ def decoding_processes(of: psutil.Process | None = None) -> list[psutil.Process]
 
 def shipped_photos(maker: BatchMaker, number: int) -> dict[int, Any]:
     slot = maker.plan.slot(number)
-    paths = maker.samples[slot.training]["image_path"]
+    paths = maker.samples[slot.training]["location"]
     return {
         member: EncodedWindow(maker.reader.read_bytes(paths[member].as_py()), own=False)
         for member in slot.members.tolist()
@@ -137,7 +137,7 @@ from pillsnap.data.recipes import CropRecipe
 from pillsnap.data.decode_workers import DecodingProcesses
 from pillsnap.data.plan import StreamPlan
 from pillsnap.photos.reader import PhotoReader
-table = pa.table({"sample_id": ["a"], "image_path": ["a.png"], "label": [0], "box": [[0.0, 0.0, 1.0, 1.0]]})
+table = pa.table({"sample_id": ["a"], "location": ["a.png"], "label": [0], "box": [[0.0, 0.0, 1.0, 1.0]]})
 maker = BatchMaker(
     StreamPlan(0, 1, 1, 1, 1, 1), CropRecipe(48, 0.1, CropJitter()), PhotoReader("/nowhere", 100),
     samples={True: table, False: table}, stores={True: None, False: None},

@@ -27,10 +27,10 @@ def samples(tmp_path: Path) -> pa.Table:
     for number in range(6):
         path = tmp_path / f"{number}.png"
         cv2.imwrite(str(path), rng.integers(0, 256, (80, 120, 3), dtype=np.uint8))
-        rows.append({"sample_id": f"s{number}", "image_path": path.name, "boxes": [BOX], "box": BOX, "label": number})
+        rows.append({"sample_id": f"s{number}", "location": path.name, "boxes": [BOX], "box": BOX, "label": number})
     (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:500])
     (tmp_path / "3.png").unlink()
-    rows[4]["image_path"] = "../4.png"
+    rows[4]["location"] = "../4.png"
     return pa.Table.from_pylist(rows)
 
 

@@ -7,13 +7,13 @@ import pytest
 
 from pillsnap.data.samples import classification_samples, detection_samples
 from pillsnap.errors import UserError
-from pillsnap.manifest.table import SCHEMA
+from pillsnap.manifest.table import SCHEMA, with_locations
 
 BOX, OTHER = [1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]
 
 
 def manifest(*rows: tuple[str, list[str], list, str]) -> pa.Table:
-    return pa.Table.from_pylist(
+    table = pa.Table.from_pylist(
         [
             {"sample_id": name, "image_path": f"{name}.png",
              "image_type": "combination" if len(codes) > 1 else "single", "codes": codes, "boxes": boxes,
@@ -22,6 +22,7 @@ def manifest(*rows: tuple[str, list[str], list, str]) -> pa.Table:
         ],
         SCHEMA,
     )  # fmt: skip
+    return with_locations(table)
 
 
 def test_photos_with_unlabelled_pills_do_not_teach_the_detector() -> None:
@@ -54,7 +55,7 @@ def test_every_labelled_pill_is_a_crop() -> None:
     assert samples.val.to_pylist() == [
         {
             "sample_id": "q#0",
-            "image_path": "q.png",
+            "location": "q.png",
             "photo_id": "q",
             "image_type": "single",
             "box_index": 0,

@@ -29,7 +29,7 @@ def samples(tmp_path: Path) -> pa.Table:
     picture = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
     cv2.imwrite(str(tmp_path / "a.png"), picture)
     boxes = [[10.0, 20.0, 40.0, 30.0], [80.0, 60.0, 30.0, 40.0], [0.0, 0.0, 9.0, 9.0]]
-    return pa.table({"sample_id": ["a#0", "a#1", "b#0"], "image_path": ["a.png", "a.png", "b.png"], "box": boxes})
+    return pa.table({"sample_id": ["a#0", "a#1", "b#0"], "location": ["a.png", "a.png", "b.png"], "box": boxes})
 
 
 def test_pixels_do_not_depend_on_what_is_stored(samples: pa.Table, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_photos_of_a_split_are_read_where_they_lie(run: Run, tmp_path: Path, mon
     asked: dict[str, list[str]] = {}
 
     def infer(table: pa.Table, *_: Any, **__: Any) -> list[dict[str, Any]]:
-        asked.update(table.select(["sample_id", "image_path"]).to_pydict())
+        asked.update(table.select(["sample_id", "location"]).to_pydict())
         nothing = dict.fromkeys(("named_top", "named_probs", "boxes", "scores"))
         return [{"sample_id": name, "error": "missing"} | nothing for name in reversed(asked["sample_id"])]
 
@@ -44,8 +44,8 @@ def test_photos_of_a_split_are_read_where_they_lie(run: Run, tmp_path: Path, mon
     assert [(entry["path"], entry["error"], entry["pills"]) for entry in entries] == [
         ("TS_1/a.png", "missing", []), ("TS_1/c.png", "missing", []),
     ]  # fmt: skip
-    place = parse_location(asked["image_path"][0])
+    place = parse_location(asked["location"][0])
     assert place is not None and (place.archive, place.offset, place.length) == ("TS_1.zip", 40, 7)
-    assert asked["image_path"][1] == "TS_1/c.png"
+    assert asked["location"][1] == "TS_1/c.png"
     with pytest.raises(UserError, match="no photo of the split 'test'"):
         predict.predict_manifest_photos(run, tmp_path / "manifest", None, "test")
