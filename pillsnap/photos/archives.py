@@ -6,31 +6,29 @@ A *location* is what the reading side gets instead of an image path: the path it
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
 import struct
 import unicodedata
+import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from pillsnap.errors import UserError
+from pillsnap.storage import one_line
 
 STORED, DEFLATED = 0, 8
 MAX_MEMBER_BYTES = 1 << 28
 _ARCHIVE_NAME = re.compile(r"([TV])([SL])(_\d+_.+)\.zip", re.IGNORECASE)
 _UNPACKED = re.compile(r"[TV][SL]_|K-")
 _LOCATION = re.compile(r"(.+\.zip)::(\d+):(\d+):([08])", re.IGNORECASE | re.DOTALL)
-_END = struct.Struct("<4s4H2LH")
-_END64_LOCATOR = struct.Struct("<4sLQL")
-_END64 = struct.Struct("<4sQ2H2L4Q")
-_ENTRY = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _ENCRYPTED, _UTF8 = 0x1, 0x800
 _MAX_DEPTH = 6
-_FULL = 0xFFFFFFFF
 
 
 class Place(NamedTuple):
@@ -105,49 +103,40 @@ def unpack_start(data: bytes, place: Place, num_bytes: int) -> bytes:
 
 
 def locate(root: str, archive: str, members: Sequence[Member]) -> list[Place]:
-    """Where the data of members begins, which only their local headers say. Raises UserError for a damaged archive."""
+    """Where the data of each member begins: after its local header. Raises UserError for a damaged archive."""
     places = []
     with open(f"{root}/{archive}", "rb") as file:
         size = os.fstat(file.fileno()).st_size
         for member in members:
-            header = os.pread(file.fileno(), _LOCAL.size, member.header_offset)
-            if len(header) < _LOCAL.size or header[:4] != b"PK\3\4":
+            is_inside = 0 <= member.header_offset <= size - _LOCAL.size
+            header = os.pread(file.fileno(), _LOCAL.size, member.header_offset) if is_inside else b""
+            if header[:4] != b"PK\3\4":
                 raise UserError(f"{archive}: damaged at byte {member.header_offset}; test it with `unzip -t`")
             name_length, extra_length = _LOCAL.unpack(header)[-2:]
             offset = member.header_offset + _LOCAL.size + name_length + extra_length
             if offset + member.length > size:
-                raise UserError(f"{archive}: {member.name} reaches behind the end of the file; download it again")
+                raise UserError(f"{archive}: {member.name} ends after the end of the file; download it again")
             places.append(Place(archive, offset, member.length, member.compression))
     return places
 
 
 def read_directory(path: Path) -> Iterator[Member]:
-    """Every file of an archive's central directory, in its order, without an object of zipfile's for each.
+    """Every file of an archive, in the order of its directory. Names are UTF-8 or CP949.
 
-    Names are UTF-8 or CP949. Members that must not be read carry a problem: unsafe_member_name, encrypted_member,
-    unknown_compression, link. Raises UserError when the file is no ZIP archive or is cut off.
+    Members that must not be read have a problem: unsafe_member_name, encrypted_member, unknown_compression or link.
+    Raises UserError when the file is no ZIP archive, or is damaged.
     """
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        count, length, start = _find_directory(file.fileno(), size, path)
-        directory = os.pread(file.fileno(), length, start)
-    position = 0
-    for _ in range(count):
-        if position + _ENTRY.size > len(directory) or directory[position : position + 4] != b"PK\1\2":
-            raise UserError(f"{path}: the ZIP directory is damaged at entry {position}; test it with `unzip -t`")
-        entry = _ENTRY.unpack_from(directory, position)
-        flags, method = entry[3], entry[4]
-        compressed, plain, name_length, extra_length, comment_length = entry[8:13]
-        attributes, offset = entry[15], entry[16]
-        name_end = position + _ENTRY.size + name_length
-        raw = directory[position + _ENTRY.size : name_end]
-        if _FULL in (compressed, plain, offset):
-            compressed, offset = _wide(directory[name_end : name_end + extra_length], compressed, plain, offset)
-        position = name_end + extra_length + comment_length
-        if raw[-1:] == b"/":
-            continue
-        name = _decode(raw, bool(flags & _UTF8))
-        yield Member(name, offset, compressed, method, _problem(name, flags, method, attributes))
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, ValueError, struct.error) as error:
+        raise UserError(
+            f"{path}: not a ZIP archive, or cut off ({one_line(error)}); download it again, or test it with `unzip -t`"
+        ) from error
+    for entry in entries:
+        if not entry.orig_filename.endswith("/"):
+            name = _name(entry)
+            yield Member(name, entry.header_offset, entry.compress_size, entry.compress_type, _problem(name, entry))
 
 
 def find_archives(root: Path) -> dict[str, str | None]:
@@ -187,58 +176,22 @@ def _archive_files(root: Path) -> list[str]:
     return sorted(found)
 
 
-def _find_directory(descriptor: int, size: int, path: Path) -> tuple[int, int, int]:
-    """(entries, bytes, offset) of the central directory."""
-    tail_start = max(0, size - (1 << 16) - _END.size - _END64_LOCATOR.size)
-    tail = os.pread(descriptor, size - tail_start, tail_start)
-    end = tail.rfind(b"PK\5\6")
-    if end < 0 or end + _END.size > len(tail):
-        raise UserError(f"{path}: not a ZIP archive, or cut off; download it again")
-    count, length, start = _END.unpack_from(tail, end)[4:7]
-    locator = end - _END64_LOCATOR.size
-    if locator >= 0 and tail[locator : locator + 4] == b"PK\6\7":
-        (offset,) = _END64_LOCATOR.unpack_from(tail, locator)[2:3]
-        record = os.pread(descriptor, _END64.size, offset)
-        if len(record) < _END64.size or record[:4] != b"PK\6\6":
-            raise UserError(f"{path}: the ZIP directory is damaged; test it with `unzip -t`")
-        count, length, start = _END64.unpack(record)[7:10]
-    if start + length > size:
-        raise UserError(f"{path}: the ZIP directory lies behind the end of the file; download it again")
-    return count, length, start
-
-
-def _wide(extra: bytes, compressed: int, plain: int, offset: int) -> tuple[int, int]:
-    """(compressed size, header offset) of an entry whose 32-bit fields are full: they are in the ZIP64 extra field."""
-    position = 0
-    while position + 4 <= len(extra):
-        kind, length = struct.unpack_from("<2H", extra, position)
-        if kind == 1:
-            values = [
-                value for (value,) in struct.iter_unpack("<Q", extra[position + 4 : position + 4 + length // 8 * 8])
-            ]
-            wide = iter(values + [0] * 3)
-            if plain == _FULL:
-                next(wide)
-            compressed = next(wide) if compressed == _FULL else compressed
-            return compressed, next(wide) if offset == _FULL else offset
-        position += 4 + length
-    return compressed, offset
-
-
-def _decode(raw: bytes, is_utf8: bool) -> str:
-    for encoding in ("utf-8",) if is_utf8 else ("utf-8", "cp949"):
-        try:
+def _name(entry: zipfile.ZipInfo) -> str:
+    """The member's name: zipfile reads names without the UTF-8 flag as CP437."""
+    if entry.flag_bits & _UTF8:
+        return entry.orig_filename
+    raw = entry.orig_filename.encode("cp437")
+    for encoding in ("utf-8", "cp949"):
+        with contextlib.suppress(UnicodeDecodeError):
             return raw.decode(encoding)
-        except UnicodeDecodeError:
-            continue
     return raw.decode("latin-1")
 
 
-def _problem(name: str, flags: int, method: int, attributes: int) -> str:
+def _problem(name: str, entry: zipfile.ZipInfo) -> str:
     if not name or name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/"):
         return "unsafe_member_name"
-    if stat.S_ISLNK(attributes >> 16):
+    if stat.S_ISLNK(entry.external_attr >> 16):
         return "link"
-    if flags & _ENCRYPTED:
+    if entry.flag_bits & _ENCRYPTED:
         return "encrypted_member"
-    return "" if method in (STORED, DEFLATED) else "unknown_compression"
+    return "" if entry.compress_type in (STORED, DEFLATED) else "unknown_compression"

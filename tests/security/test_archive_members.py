@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import stat
 import time
 import tracemalloc
@@ -68,6 +69,25 @@ def test_directory_that_points_elsewhere_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError):
             locate(str(tmp_path), "a.zip", [lie])
+
+
+def test_damaged_directories_raise_nothing_but_user_errors(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(4):
+            archive.writestr(f"약{number}/a.png", bytes(200))
+    data, rng = (tmp_path / "a.zip").read_bytes(), random.Random(1)
+    num_refused = 0
+    for _ in range(2000):
+        damaged = bytearray(data)
+        for _ in range(rng.randint(1, 4)):
+            damaged[rng.randrange(data.index(b"PK\1\2"), len(data))] = rng.choice((0, 255, rng.randrange(256)))
+        (tmp_path / "b.zip").write_bytes(damaged[: rng.choice((len(data), rng.randrange(len(data))))])
+        try:
+            for place in locate(str(tmp_path), "b.zip", list(read_directory(tmp_path / "b.zip"))):
+                read_place(str(tmp_path), place)
+        except UserError:
+            num_refused += 1
+    assert 1000 < num_refused < 2000
 
 
 def test_archive_that_is_a_link_is_not_opened(tmp_path: Path) -> None:
