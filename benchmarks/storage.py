@@ -97,7 +97,7 @@ def save_checkpoints(folder: Path, megabytes: int) -> dict[str, float]:
             trainer={"m": weights["w"], "v": weights["w"]}, meta={}, best=False, keep=2,
         )  # fmt: skip
         saved.append(time.perf_counter() - started_s)
-        published.append(seconds(lambda: store.publish(path, best=False, keep=2, consent=lambda: None)))  # noqa: B023
+        published.append(seconds(lambda: store.publish(path, best=False, keep=2, before_pointers=lambda: None)))  # noqa: B023
     return {
         "checkpoint_mb": megabytes,
         "checkpoint_s_disk": min(saved),

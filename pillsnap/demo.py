@@ -1,4 +1,4 @@
-"""The whole system at toy size: generated photos, both models, the verdict."""
+"""The whole system at toy size: generated photos, both models, evaluation."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _FRAME = (488, 640)
 
 
 def run_demo(run_dir: Path, console: Console) -> dict[str, Any]:
-    """Generate, train, judge; returns the metrics. A finished demo is judged again, an unfinished one continued."""
+    """Generate photos, train and evaluate; return the metrics. Continues an unfinished demo, evaluates a finished one."""
     from pillsnap.runs.directory import CONFIG_FILE, open_run
-    from pillsnap.train.driver import train_and_judge
+    from pillsnap.train.driver import train_and_evaluate
 
     settings: Settings = load_settings("demo")
     photos = run_dir / "photos"
@@ -35,4 +35,4 @@ def run_demo(run_dir: Path, console: Console) -> dict[str, Any]:
     setup_logging(run_dir)
     for note in notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
-    return train_and_judge(run, console)
+    return train_and_evaluate(run, console)

@@ -25,7 +25,6 @@ from pillsnap.storage import Storage, is_uri
 
 SCHEMA_VERSION = 1
 EVENTS_FILE = "events.jsonl"
-TASKS = ("detection", "classification")
 
 # Kinds that training repeats when a task starts again from an earlier position.
 _REPEATED_KINDS = ("step", "epoch", "validation", "checkpoint")

@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from pillsnap.observe.events import TASKS
+from pillsnap.config import TASKS
 
 # Enough for a curve on a wide screen; a stage of 280,000 steps must not cost memory for each of them.
 MAX_CURVE_POINTS = 1024

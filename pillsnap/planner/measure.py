@@ -1,4 +1,4 @@
-"""How fast this machine trains and validates a model, and how fast it makes its batches: a few steps of each."""
+"""Measures the rates of training steps, validation steps and the loader on this machine."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from pillsnap.config import TrainSettings
 from pillsnap.data.loader import DeviceBatch
 from pillsnap.data.stream import Stream, batches_of
 from pillsnap.tasks.base import Task
-from pillsnap.train.collectives import Peers
-from pillsnap.train.microbatch import MicroBatches
-from pillsnap.train.state import TrainingState
+from pillsnap.train.collectives import WorkerGroup
+from pillsnap.train.microbatch import MicrobatchRunner
+from pillsnap.train.training_state import TrainingState
 
-_PILLS_A_FRAME = 3
-_STEPS_TOGETHER = 5
+_PILLS_PER_FRAME = 3
+_STEPS_PER_SYNC = 5
 
 
 @dataclass(frozen=True)
 class StepRates:
-    """Images a second of the model alone, fed the same batch again and again."""
+    """Images per second of the model alone, on one repeated batch."""
 
     train_images_per_s: float
     val_images_per_s: float
     peak_memory_bytes: int | None
     """Highest GPU memory; None without a GPU."""
     first_step_s: float
-    """The first step, which compiles where models are compiled."""
+    """Seconds of the first step, with compilation if it is on."""
 
 
 def this_device() -> torch.device:
@@ -40,15 +40,15 @@ def this_device() -> torch.device:
 
 
 def mock_batch(task: Task, batch_size: int, device: torch.device, num_classes: int = 1) -> DeviceBatch:
-    """A batch of noise of the task's shape, on the device: what a loader without cost would give."""
+    """A batch of noise in the task's shape, on the device."""
     rng = np.random.default_rng(0)
     size_px = task.settings.image_size_px
     images = torch.from_numpy(rng.integers(0, 256, (batch_size, size_px, size_px, 3), dtype=np.uint8))
     targets = {"valid": torch.ones(batch_size, dtype=torch.bool)}
     if task.name == "detection":
-        corners = rng.uniform(0, 0.7 * size_px, (batch_size, _PILLS_A_FRAME, 2))
+        corners = rng.uniform(0, 0.7 * size_px, (batch_size, _PILLS_PER_FRAME, 2))
         boxes = np.concatenate([corners, np.full_like(corners, 0.2 * size_px)], axis=2).astype(np.float32)
-        targets |= {"boxes": torch.from_numpy(boxes), "num_boxes": torch.full((batch_size,), _PILLS_A_FRAME)}
+        targets |= {"boxes": torch.from_numpy(boxes), "num_boxes": torch.full((batch_size,), _PILLS_PER_FRAME)}
     else:
         targets["label"] = torch.from_numpy(rng.integers(0, num_classes, batch_size))
     return DeviceBatch(
@@ -71,14 +71,14 @@ def measure_steps(
     seconds: float,
     num_classes: int = 1,
 ) -> StepRates:
-    """Train and validate `task` on one batch for about `seconds` each, at least two steps; the median step counts."""
+    """Train and validate `task` on one batch, for about `seconds` and at least two steps each; rates of the median."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     batch = mock_batch(task, batch_size, device, num_classes)
-    peers = Peers(device)
-    memory = MicroBatches(task.name, batch_size, peers, None, lambda message: print(message))
-    state = TrainingState(task, train, device, peers, memory, None)
+    group = WorkerGroup(device)
+    microbatches = MicrobatchRunner(task.name, batch_size, group, None, lambda message: print(message))
+    state = TrainingState(task, train, device, group, microbatches, None)
 
     def step() -> None:
         state.step(batch, task.settings.lr, batch_size, 0)
@@ -87,7 +87,7 @@ def measure_steps(
     train_s = median_step(step, device, seconds)
 
     def validate() -> None:
-        with torch.inference_mode(), state.evaluating():
+        with torch.inference_mode(), state.autocast():
             task.validate(state.ema.module, batch)
 
     _timed(validate, device)
@@ -97,9 +97,9 @@ def measure_steps(
 
 
 def measure_loader(stream: Stream, seconds: float) -> float:
-    """Samples a second that Ray Data makes of a task's stream, once it runs. Ray must be up."""
+    """Samples per second of a task's stream after its first batch. Ray must be initialised."""
     batches = batches_of(stream.dataset())
-    next(batches)  # the start of workers and their imports
+    next(batches)  # includes the start of the workers
     started, samples = time.perf_counter(), 0
     for batch in batches:
         samples += int(batch["valid"].sum())
@@ -109,17 +109,17 @@ def measure_loader(stream: Stream, seconds: float) -> float:
 
 
 def median_step(step: Callable[[], None], device: torch.device, seconds: float) -> float:
-    """Seconds of one step. On a GPU several are launched before it is waited for, as training does."""
-    together = _STEPS_TOGETHER if device.type == "cuda" else 1
+    """Median seconds per step. On a GPU several steps are launched per synchronisation, as in training."""
+    count = _STEPS_PER_SYNC if device.type == "cuda" else 1
 
     def several() -> None:
-        for _ in range(together):
+        for _ in range(count):
             step()
 
     durations: list[float] = []
     started = time.perf_counter()
     while len(durations) < 2 or time.perf_counter() - started < seconds:
-        durations.append(_timed(several, device) / together)
+        durations.append(_timed(several, device) / count)
     return statistics.median(durations)
 
 

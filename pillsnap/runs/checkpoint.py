@@ -1,17 +1,16 @@
-"""Checkpoints: write, commit, verify, find the latest, prune.
+"""Checkpoints on disk: write, commit, verify, find, prune.
 
     checkpoints/<task>/
         step-00001234/
             model.safetensors     weights and buffers as trained
-            ema.safetensors       their moving average, which is what gets evaluated and exported
+            ema.safetensors       their moving average, which is evaluated and exported
             trainer.pt            optimizer, random state, position; loads with weights_only=True
-            meta.json             config, class codes, manifest hash, versions, metrics, and the sha256 of itself and
-            of the files above
-        last.json                 names the last complete one
-        best.json                 names the one with the best validation metric
+            meta.json             config, class codes, manifest hash, versions, metrics, sha256 of itself and the files
+        last.json                 names the last complete checkpoint
+        best.json                 names the checkpoint with the best validation metric
 
-A checkpoint is written under a temporary name, synced, hashed and renamed; only then do the pointers follow. So a
-pointer never names a checkpoint that is not whole, whatever dies when.
+`save_checkpoint` commits: it writes under a temporary name, syncs, hashes, renames, and moves the pointers last. A
+pointer therefore always names a complete checkpoint, whenever the process is killed.
 """
 
 from __future__ import annotations
@@ -38,12 +37,12 @@ META_FILE = "meta.json"
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is missing, incomplete or damaged; the message names the file."""
+    """A checkpoint is missing, incomplete or damaged; the message names the file."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a task stands: whole epochs done, training steps done within the next one, and optimizer steps in all."""
+    """Position of a task: epochs completed, training steps done in the current epoch, and optimizer steps in total."""
 
     epoch: int = 0
     epoch_step: int = 0
@@ -62,18 +61,18 @@ class Checkpoint:
         return Position(**self.meta["position"])
 
     def weights(self, which: str = "ema") -> dict[str, torch.Tensor]:
-        """State dict of the `model` or of its moving average, `ema`."""
+        """State dict of the `model` or of its moving average `ema`."""
         from safetensors.torch import load_file
 
         return load_file(self.path / f"{which}.safetensors")
 
     def trainer_state(self) -> dict[str, Any]:
-        """Optimizer and random state."""
+        """Optimizer, loss scale, random state and progress."""
         return torch.load(self.path / "trainer.pt", map_location="cpu", weights_only=True)
 
 
 def copy_weights(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A state dict of its own on the host, each tensor contiguous, as safetensors wants them."""
+    """Copy of a state dict on the host, each tensor contiguous as safetensors requires."""
     return {
         name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in weights.items()
@@ -81,7 +80,7 @@ def copy_weights(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
 
 
 def copy_state(state: Any) -> Any:
-    """Nested dictionaries and lists with every tensor copied to the host, in its own memory layout."""
+    """Copy of nested dictionaries and lists with every tensor on the host, in its memory layout."""
     if isinstance(state, torch.Tensor):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, dict):
@@ -103,7 +102,7 @@ def save_checkpoint(
     keep: int,
 ) -> Path:
     """Write and commit one checkpoint, move the pointers, and prune all but the last `keep` and the best. Returns its
-    path. `model` and `ema` are as `copy_weights` gives them.
+    path. `model` and `ema` come from `copy_weights`.
     """
     from safetensors.torch import save_file
 
@@ -125,7 +124,7 @@ def save_checkpoint(
         _write_synced(partial / META_FILE, _dump(contents | {"sha256": _hash_of_meta(contents)}))
         _sync(partial)
     except Exception:
-        shutil.rmtree(partial, ignore_errors=True)  # on a full disk, its bytes are needed
+        shutil.rmtree(partial, ignore_errors=True)  # frees space on a full disk
         raise
     if final.exists():
         shutil.rmtree(final)
@@ -140,9 +139,8 @@ def save_checkpoint(
 
 @contextmanager
 def only_writer(folder: Path, patience_s: float = 60.0) -> Iterator[None]:
-    """Be the only process that writes checkpoints there; a killed worker may take a moment to be gone.
-
-    Raises UserError when another process goes on writing for `patience_s`.
+    """Hold the lock for writing checkpoints to `folder`. Raises UserError when another process holds it for longer than
+    `patience_s`, which a killed worker does not.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".writer.lock", "w") as lock:
@@ -168,22 +166,21 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path / META_FILE} is missing or damaged ({type(error).__name__}).") from None
     if recorded != _hash_of_meta(meta):
-        raise CheckpointError(f"{path / META_FILE} is damaged: its sha256 is not the one that was recorded.")
+        raise CheckpointError(f"{path / META_FILE} is damaged: its sha256 is not the recorded one.")
     for name in CHECKPOINT_FILES:
         try:
             sound = _hash(path / name) == files.get(name)
         except OSError:
             raise CheckpointError(f"{path / name} is missing.") from None
         if not sound:
-            raise CheckpointError(f"{path / name} is damaged: its sha256 is not the one that was recorded.")
+            raise CheckpointError(f"{path / name} is damaged: its sha256 is not the recorded one.")
     return Checkpoint(path, meta)
 
 
 def find_checkpoint(folder: Path, pointer: str = "last") -> tuple[Checkpoint | None, list[str]]:
-    """The checkpoint that a pointer (`last` or `best`) names, and what was found damaged on the way.
+    """The checkpoint that a pointer (`last` or `best`) names, and one message per damaged file.
 
-    When the pointer or its checkpoint is damaged, the newest complete one is taken instead. (None, …) when there is
-    none.
+    When the pointer or its checkpoint is damaged, the newest sound one is used; None when there is none.
     """
     names = sorted((path.name for path in folder.glob("step-*") if path.is_dir()), key=age, reverse=True)
     try:
@@ -198,8 +195,8 @@ def find_checkpoint(folder: Path, pointer: str = "last") -> tuple[Checkpoint | N
 def newest_sound(
     names: list[str], pointed: str | None, pointer_path: str, load: Callable[[str], Checkpoint]
 ) -> tuple[Checkpoint | None, list[str]]:
-    """The checkpoint that a pointer's content (None: there is no such file) names, or else the first of `names` that
-    can be loaded, and what was found damaged on the way.
+    """The checkpoint named by a pointer's content (None: no such file), else the first of `names` that loads, and one
+    message per damaged file.
     """
     damaged: list[str] = []
     if pointed is None:
@@ -220,13 +217,13 @@ def newest_sound(
 
 
 def age(name: str) -> tuple[int, int]:
-    """What checkpoints are ordered by, from their names."""
+    """Sort key of checkpoint names: (global step, epoch)."""
     parts = name.split("-")
     return int(parts[1]), int(parts[3]) if len(parts) > 3 else -1
 
 
 def point_to(folder: Path, pointer: str, name: str) -> None:
-    """Let `last` or `best` name the checkpoint `name`, at once or not at all."""
+    """Atomically set the pointer `last` or `best` to the checkpoint `name`."""
     partial = folder / f".{pointer}.json.partial"
     _write_synced(partial, json.dumps({"checkpoint": name}))
     os.replace(partial, folder / f"{pointer}.json")

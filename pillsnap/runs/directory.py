@@ -1,4 +1,4 @@
-"""One run directory: what it trains on, with which settings; opened anew, taken up again, or read afterwards."""
+"""The run directory: create, continue or load a run with its settings and manifest."""
 
 from __future__ import annotations
 
@@ -30,9 +30,11 @@ from pillsnap.storage import is_uri, join, local_manifest
 
 CONFIG_FILE = "config.json"
 FOUND_BOXES_FILE = "found_boxes.json"
+MEMORY_FILE = "memory.json"
+"""Microbatch sizes by task."""
 STOP_FILE = "stop-requested"
-"""Its presence asks the training loop to write a checkpoint and end."""
-# What may change when a run is taken up again: none of it decides what is learned up to the change.
+"""Its presence makes the training loop write a checkpoint and stop."""
+# Settings that may change when a run is continued: they do not affect what was trained before.
 _MAY_CHANGE = ("train.num_workers", "train.cpus_per_worker", "train.device", "train.keep_checkpoints",
                "train.checkpoint_minutes", "train.storage", "train.max_failures", "train.hang_timeout_s",
                "train.log_every_steps", "train.task", "train.compile", "train.amp", "detection.lr", "classification.lr",
@@ -42,7 +44,7 @@ _MAY_CHANGE_GROUPS = ("data.", "evaluation.", "targets.", "wandb.", "sampling.")
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory and what it trains on."""
+    """A run directory with its settings, manifest and classes."""
 
     run_dir: Path
     settings: Settings
@@ -52,30 +54,30 @@ class Run:
     data_root: str
     run_id: str
     uri: str = ""
-    """Where the run is kept when `run_dir` is only this node's copy of it."""
+    """URI of the run when it is kept in remote storage; `run_dir` is then this node's copy."""
 
     @property
     def where(self) -> str:
-        """What another node finds the run by."""
+        """URI or folder of the run, valid on every node."""
         return self.uri or str(self.run_dir)
 
     @property
     def codes(self) -> list[str]:
-        """The classes' codes; a code's place is the model's class index."""
+        """Codes of the classes, ordered by the model's class index."""
         return [entry.code for entry in self.classes]
 
     def checkpoint_dir(self, task: str) -> Path:
-        """Where the checkpoints of a task are."""
+        """Folder of a task's checkpoints."""
         return self.run_dir / "checkpoints" / task
 
     def export_path(self, task: str) -> Path:
-        """Where a task's best model goes for other programs to load."""
+        """File of a task's best model, for other programs."""
         return self.run_dir / "checkpoints" / f"{self.settings.name}_{task}_best.pt"
 
 
 @contextmanager
 def only_driver(run_dir: Path) -> Iterator[None]:
-    """Be the only process that trains or judges in this directory. Raises UserError while another one is at it."""
+    """Hold this machine's lock on training in `run_dir`. Raises UserError when another process has it."""
     run_dir.mkdir(parents=True, exist_ok=True)
     with open(run_dir / ".driver.lock", "a+") as lock:
         try:
@@ -102,12 +104,11 @@ def open_run(
     like: tuple[str, dict[str, Any]] | None = None,
     uri: str = "",
 ) -> tuple[Run, list[str]]:
-    """Create the run in `run_dir`, or take up the unfinished one there. Second, what has changed since, one line each.
+    """Create the run in `run_dir` or continue the one there. Also returns its changed settings, one line each.
 
-    Raises UserError when the manifest, the classes or a setting that decides the training is another, or when the run
-    is finished and `resume` does not ask to look at it again: nothing that exists is overwritten. `like` is the name
-    and the configuration of something else, a checkpoint, that the run must fit in the same way. With `uri` the run is
-    kept there, its manifest too, and `run_dir` is this node's copy.
+    Raises UserError when the manifest, the classes or a setting that affects training differs, or when the run is
+    finished and `resume` is not set: nothing is overwritten. `like` is the name and the configuration of a checkpoint
+    that the run must match likewise. With `uri`, run and manifest are kept there and `run_dir` is this node's copy.
     """
     where = uri or str(run_dir)
     named = str(manifest_path) if is_uri(manifest_path) else str(Path(manifest_path).absolute())
@@ -126,15 +127,15 @@ def open_run(
         path = run_dir / CONFIG_FILE
         notes = _compare(*like, config) if like else []
         if resume and not path.exists():
-            raise UserError(f"{where} holds no run that --resume could take up: name one with --run.")
+            raise UserError(f"{where} holds no run that --resume could continue: name one with --run.")
         if path.exists():
             before = _read_config(run_dir, where)
             notes = _compare(where, before, config)
             config["run_id"] = before["run_id"]
             if (run_dir / "metrics.json").exists() and not resume and not notes:
                 raise UserError(
-                    f"{where} holds a finished run: judge it with `pillsnap evaluate --run {where}`, "
-                    "continue what is left with --resume, or train into another directory with --run."
+                    f"{where} holds a finished run: evaluate it with `pillsnap evaluate --run {where}`, "
+                    "continue it with --resume, or train into another directory with --run."
                 )
             notes.insert(0, f"continuing the run {before['run_id']} in {where}")
         if uri:
@@ -146,7 +147,7 @@ def open_run(
 def load_run(
     run_dir: Path, *, manifest_path: str | Path | None = None, data_root: str | Path | None = None, uri: str = ""
 ) -> Run:
-    """An existing run as it was trained; it may be judged on another manifest or data root. With `uri` the run is kept
+    """Load an existing run, optionally with another manifest or data root for evaluation. With `uri` the run is kept
     there and `run_dir` is this node's copy.
     """
     config = _read_config(run_dir, uri or str(run_dir))
@@ -163,7 +164,7 @@ def load_run(
 
 
 def _copy_manifest(path: Path, run_dir: Path) -> None:
-    """The manifest and what belongs to it, so that the run can be judged and gone on with from anywhere."""
+    """Copy the manifest and its companions, so that the run can be evaluated and continued from any machine."""
     folder = path if path.is_dir() else path.parent
     parquet = folder / PARQUET_NAME if path.is_dir() else path
     others = (CLASSES_NAME, *CSV_NAMES.values())
@@ -201,7 +202,9 @@ def _read_config(run_dir: Path, where: str) -> dict[str, Any]:
 
 
 def _compare(name: str, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What changed from `before`, which `name` was trained with, one line each. Raises UserError when it must not."""
+    """Changed settings since `before`, the configuration of `name`, one line each. Raises UserError when one must not
+    change.
+    """
     if before["manifest_hash"] != now["manifest_hash"]:
         where = f"{before['manifest']}, " if "manifest" in before else ""
         raise UserError(
@@ -210,10 +213,10 @@ def _compare(name: str, before: dict[str, Any], now: dict[str, Any]) -> list[str
             "give that one, or train into another directory with --run."
         )
     if _codes(before) != _codes(now):
-        lacking = sorted({*_codes(before)} ^ {*_codes(now)})[:5]
+        different = sorted({*_codes(before)} ^ {*_codes(now)})[:5]
         raise UserError(
-            f"{name} knows {len(before['classes'])} classes that are not the {len(now['classes'])} of "
-            f"{now['manifest']} (only one of them has {', '.join(lacking) or 'this order'}): use another --run."
+            f"{name} has {len(before['classes'])} classes, which differ from the {len(now['classes'])} of "
+            f"{now['manifest']} (only one of them has {', '.join(different) or 'this order'}): use another --run."
         )
     old, new = _flat(before["settings"]), _flat(now["settings"])
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
@@ -229,6 +232,3 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
-
-
-MEMORY_FILE = "memory.json"

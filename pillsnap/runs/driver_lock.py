@@ -1,8 +1,8 @@
-"""One driver a run, over all machines that reach its storage: an object that the driver renews while it lives.
+"""Lock of a remote run: one driver per run, over all machines that reach its storage.
 
-Plain object stores have no lock. A driver writes its mark, waits a moment, and goes on only when the mark is still its
-own; then it renews it every few seconds. A mark that has not changed for some time is that of a dead driver, and one of
-this machine is dead when its process is. The time is measured here: clocks of other machines do not matter.
+Object stores have no locks. A driver writes a lock file, waits, and continues when the file is still its own; then it
+renews the file every few seconds. A lock file is stale when it has not changed for DEAD_AFTER_S by this machine's
+clock, or when its process on this machine has ended.
 """
 
 from __future__ import annotations
@@ -37,36 +37,36 @@ _log = logging.getLogger(__name__)
 class DriverLock:
     """Holds a run's storage for this process from `acquire` to `release`.
 
-    `on_lost` is called, from a thread, when another driver has taken the lock, as one may after this machine slept.
+    `on_lost` is called from a thread when another driver has taken the lock, for example after this machine slept.
     """
 
     def __init__(self, uri: str, say: Callable[[str], None], on_lost: Callable[[], None]) -> None:
         self._storage, self._say, self._on_lost = Storage(uri), say, on_lost
-        self._mark: dict[str, Any] = {"id": uuid.uuid4().hex, "host": socket.gethostname(), **_this_process()}
+        self._owner: dict[str, Any] = {"id": uuid.uuid4().hex, "host": socket.gethostname(), **_this_process()}
         self._renewals = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="driver-lock", daemon=True)
         self.lost = False
 
     def acquire(self) -> None:
-        """Raises UserError while another driver lives, StorageError when the storage cannot be read and written."""
-        self._wait_for_the_dead()
+        """Raises UserError when another driver is alive, StorageError when the storage cannot be read and written."""
+        self._wait_until_stale()
         self._write()
         time.sleep(SETTLE_S)
         other = self._read()
-        if other is not None and other["id"] != self._mark["id"]:
+        if other is not None and other["id"] != self._owner["id"]:
             raise self._held(other)
         self._thread.start()
 
     def release(self) -> None:
-        """Let another driver have it at once."""
+        """Remove the lock file."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
         if not self.lost:
             self._storage.remove(LOCK_FILE)
 
-    def _wait_for_the_dead(self) -> None:
+    def _wait_until_stale(self) -> None:
         first = self._read()
         if first is None:
             return
@@ -87,38 +87,38 @@ class DriverLock:
             if now != first:
                 raise self._held(now)
 
-    def _held(self, mark: dict[str, Any]) -> UserError:
+    def _held(self, owner: dict[str, Any]) -> UserError:
         return UserError(
-            f"Process {mark['pid']} on {mark['host']} is training in {self._storage.uri}: wait for it, end it, or use "
-            "another --run."
+            f"Process {owner['pid']} on {owner['host']} is training in {self._storage.uri}: wait for it, end it, or "
+            "use another --run."
         )
 
     def _read(self) -> dict[str, Any] | None:
         try:
-            mark = json.loads(self._storage.read(LOCK_FILE) or b"null")
+            owner = json.loads(self._storage.read(LOCK_FILE) or b"null")
         except ValueError:
             return None
-        return mark if isinstance(mark, dict) and {"id", "pid", "host"} <= set(mark) else None
+        return owner if isinstance(owner, dict) and {"id", "pid", "host"} <= set(owner) else None
 
     def _write(self) -> None:
-        self._storage.write(LOCK_FILE, json.dumps(self._mark | {"renewals": self._renewals}).encode())
+        self._storage.write(LOCK_FILE, json.dumps(self._owner | {"renewals": self._renewals}).encode())
 
     def _renew(self) -> None:
-        told = False
+        warned = False
         while not self._stop.wait(RENEW_EVERY_S):
             try:
                 other = self._read()
-                if other is not None and other["id"] != self._mark["id"]:
+                if other is not None and other["id"] != self._owner["id"]:
                     self.lost = True
                     self._on_lost()
                     return
                 self._renewals += 1
                 self._write()
-                told = False
-            except StorageError as error:  # a checkpoint that cannot be published ends the run, this need not
-                if not told:
+                warned = False
+            except StorageError as error:  # retried; the next unpublished checkpoint ends the run
+                if not warned:
                     _log.warning("the run's lock could not be renewed: %s", error)
-                told = True
+                warned = True
 
 
 def _this_process() -> dict[str, Any]:
@@ -127,12 +127,12 @@ def _this_process() -> dict[str, Any]:
 
 
 def _machine() -> str:
-    """The same for all processes that see each other's numbers: one kernel, one name space of processes."""
+    """Identifies the PID namespace: the kernel's boot and the namespace's inode."""
     return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}-{os.stat('/proc/self/ns/pid').st_ino}"
 
 
 def _start_of(pid: int) -> str | None:
-    """When a process of this machine started, in the kernel's ticks; None when it has ended."""
+    """Start time of a process of this machine in kernel ticks; None when it has ended."""
     try:
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -142,10 +142,10 @@ def _start_of(pid: int) -> str | None:
 
 @contextmanager
 def driving(where: str, say: Callable[[str], None]) -> Iterator[Path]:
-    """The folder to train or judge a run in. Of a remote run it is this node's copy, fetched at the start and published
-    at the end, and nobody else drives the run meanwhile.
+    """The folder to train or evaluate a run in. For a remote run it is this node's copy, fetched at the start and
+    published at the end, with the run's lock held.
 
-    Raises UserError while another driver is at it, StorageError when the storage cannot be read and written.
+    Raises UserError when another driver is alive, StorageError when the storage cannot be read and written.
     """
     if not is_uri(where):
         yield Path(where)
@@ -181,6 +181,6 @@ def driving(where: str, say: Callable[[str], None]) -> Iterator[Path]:
 
 
 def check_not_lost(run_dir: Path) -> None:
-    """Raise UserError when another driver has taken the run whose copy this is."""
+    """Raise UserError when another driver has taken over the run of this copy."""
     if (run_dir / _LOST_FILE).exists():
         raise UserError(f"Another driver has taken over the run {run_dir.name}: this one publishes nothing more.")

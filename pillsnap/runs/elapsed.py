@@ -12,13 +12,15 @@ from pillsnap.files import write_json
 _WRITE_EVERY_S = 5.0
 
 
-class TaskClock:
-    """Counts from its making on. What earlier drivers took is in `elapsed.json` of the task's checkpoints, a few
-    seconds behind where they were killed; the time between two drivers does not count.
+class ElapsedTime:
+    """Measures elapsed time from construction, and adds that of earlier drivers.
+
+    Theirs is read from `elapsed.json` beside the task's checkpoints, which lags a killed driver by a few seconds. Time
+    between two drivers does not count.
     """
 
     def __init__(self, folder: Path, at_least_s: float = 0.0) -> None:
-        """`at_least_s` is what the last checkpoint says."""
+        """`at_least_s` is the elapsed time of the last checkpoint."""
         self._path = folder / "elapsed.json"
         self.started_at_s = time.time()
         self.before_s = max(at_least_s, _read(self._path))
@@ -30,10 +32,10 @@ class TaskClock:
         return self.before_s + time.monotonic() - self._start_s
 
     def tick(self) -> None:
-        """Remember the time, when that was a while ago."""
+        """Write the elapsed time every few seconds."""
         if time.monotonic() - self._written_s >= _WRITE_EVERY_S:
             self._written_s = time.monotonic()
-            with contextlib.suppress(OSError):  # a full disk stops the run at its checkpoint, not here
+            with contextlib.suppress(OSError):  # on a full disk, the next checkpoint ends the run
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(self._path, {"elapsed_s": round(self.elapsed_s, 3)})
 
@@ -42,4 +44,4 @@ def _read(path: Path) -> float:
     try:
         return float(json.loads(path.read_text(encoding="utf-8"))["elapsed_s"])
     except (OSError, ValueError, KeyError, TypeError):
-        return 0.0  # the last checkpoint says how long it was at least
+        return 0.0  # the last checkpoint gives a lower bound

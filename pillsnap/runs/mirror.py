@@ -1,7 +1,7 @@
-"""A run that is kept in remote storage, and this node's copy of it: fetched, worked on, published.
+"""Synchronises this node's copy of a remote run: fetches and publishes its files.
 
-What is published counts; a copy is a cache. Checkpoints have rules of their own (published.py). The decode-once store
-lies in the storage itself, and what Ray and Weights & Biases write stays on this node.
+The published files are authoritative, a copy is a cache. Checkpoints are published separately (remote_checkpoints.py);
+the decode-once store is read in place; files of Ray and Weights & Biases stay on this node.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ _STAYS = re.compile(
 _GROWING = ("events.jsonl", "train.log")
 PUBLISH_EVERY_S = 5.0
 MAX_BYTES_PER_S = 1e6
-"""Files are published whole: a log of 10 MB then goes out every 10 s instead of every 5."""
+"""Files are published as a whole: a log of 10 MB is uploaded every 10 s instead of every 5 s."""
 
 
 class RunMirror:
-    """The files of a run beneath a URI and in a folder of this node. Errors are StorageError."""
+    """The files of a run under a URI and in a folder of this node. Raises StorageError."""
 
     def __init__(self, uri: str, local: Path) -> None:
         self.storage, self.local = Storage(uri), local
         self._next_s = 0.0
 
     def fetch(self) -> None:
-        """Make the folder what is published, but for what stays here. A log that only goes on from the published one
-        (its driver was killed before it published the end) is kept.
+        """Make the folder equal to the published files, except for those that stay on this node. A log that continues
+        the published one is kept: its driver was killed before it published the end.
         """
         self.local.mkdir(parents=True, exist_ok=True)
-        there = {name: stamp for name, stamp in self.storage.files().items() if not _STAYS.fullmatch(name)}
+        published = {name: stamp for name, stamp in self.storage.files().items() if not _STAYS.fullmatch(name)}
         index = self._read_index()
         with only_one(self.local / ".fetch.lock"):
-            for name, stamp in there.items():
+            for name, stamp in published.items():
                 path = self.local / name
                 if path.exists() and index.get(name) == [*_stamp(path), *stamp]:
                     continue
@@ -55,9 +55,9 @@ class RunMirror:
                 if self.storage.download(name, path):
                     index[name] = [*_stamp(path), *stamp]
             for name in self._names():
-                if name not in there:
+                if name not in published:
                     (self.local / name).unlink()
-            write_json(self.local / _INDEX, {name: index[name] for name in there if name in index})
+            write_json(self.local / _INDEX, {name: index[name] for name in published if name in index})
 
     def publish(self) -> None:
         """Upload every file that changed since it was fetched or published."""
@@ -65,7 +65,7 @@ class RunMirror:
         changed = False
         for name in self._names():
             path = self.local / name
-            with contextlib.suppress(FileNotFoundError):  # replaced or rotated this moment
+            with contextlib.suppress(FileNotFoundError):  # replaced or rotated concurrently
                 before = _stamp(path)
                 if index.get(name, [])[:2] == [*before]:
                     continue
@@ -76,7 +76,7 @@ class RunMirror:
             write_json(self.local / _INDEX, index)
 
     def publish_if_due(self) -> None:
-        """As `publish`, but only every few seconds, and less often the longer the logs are."""
+        """As `publish`, at most every few seconds, and less often the longer the logs are."""
         if time.monotonic() < self._next_s:
             return
         sizes = [os.path.getsize(self.local / name) for name in _GROWING if (self.local / name).exists()]
@@ -99,7 +99,7 @@ class RunMirror:
 
 
 def local_run(where: str) -> Path:
-    """A run's folder that can be read on this node: itself, or a copy of what is published, fetched now."""
+    """A run's folder on this node: itself, or a copy of the published files, fetched now."""
     if not is_uri(where):
         return Path(where).absolute()
     drop_old_copies("reader")
@@ -109,7 +109,7 @@ def local_run(where: str) -> Path:
 
 
 def publish_files(uri: str, local: Path, folder: Path) -> None:
-    """Upload a folder of a run's copy, whatever else the run is doing."""
+    """Upload a folder of a run's copy, without the run's lock."""
     storage = Storage(uri)
     for path in sorted(folder.iterdir()):
         storage.upload(path, path.relative_to(local).as_posix())
@@ -122,7 +122,7 @@ def _stamp(path: Path) -> Stamp:
 
 @contextmanager
 def only_one(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`: processes of this node take turns."""
+    """Hold the lock file `path` against other processes of this node."""
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

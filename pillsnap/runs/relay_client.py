@@ -1,4 +1,4 @@
-"""A train worker's side of a run that is kept in remote storage."""
+"""RunBackend of a train worker whose run is kept in remote storage."""
 
 from __future__ import annotations
 
@@ -9,104 +9,103 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pillsnap.observe.events import encode_event
+from pillsnap.observe.events import EventSink, encode_event
 from pillsnap.observe.logs import log_event
+from pillsnap.runs.checkpoint import Checkpoint, only_writer
 from pillsnap.runs.directory import MEMORY_FILE
 from pillsnap.runs.remote_checkpoints import PublishedCheckpoints
 from pillsnap.storage import StorageError, drop_old_copies, scratch
 
-_ANSWER_S = 60.0
-_ASK_EVERY_S = 1.0
+_REPLY_TIMEOUT_S = 60.0
+_POLL_STOP_EVERY_S = 1.0
 
 
-class DeskLog:
-    """The run's event log as rank 0 sees it: `write` hands in and never waits, `flush` waits until it is published."""
+class RelayEventLog:
+    """Event log of rank 0: `write` sends and never blocks, `flush` blocks until everything is published."""
 
-    def __init__(self, desk: Any) -> None:
-        """From now on the desk hears this start of the workers alone."""
+    def __init__(self, relay: Any) -> None:
+        """Register as the only sender; the relay drops events of earlier ones."""
         import ray
 
-        self._desk, self._holder = desk, uuid.uuid4().hex
-        ray.get(desk.open.remote(self._holder), timeout=_ANSWER_S)
+        self._relay, self._sender = relay, uuid.uuid4().hex
+        ray.get(relay.open.remote(self._sender), timeout=_REPLY_TIMEOUT_S)
 
     def write(self, kind: str, **fields: Any) -> None:
         """Append one event; as `EventLog.write`."""
-        self._desk.append.remote(self._holder, encode_event(kind, time.time(), fields))
+        self._relay.append.remote(self._sender, encode_event(kind, time.time(), fields))
         log_event(kind, fields)
 
     def flush(self) -> None:
-        """Wait until all that was handed in is published. Raises what `Desk.flush` does."""
+        """Block until everything that was sent is published. Raises as `Relay.flush`."""
         import ray
 
         try:
-            ray.get(self._desk.flush.remote(self._holder), timeout=_ANSWER_S)
+            ray.get(self._relay.flush.remote(self._sender), timeout=_REPLY_TIMEOUT_S)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
         except ray.exceptions.GetTimeoutError:
             raise StorageError(
-                f"The driver's node did not publish the run's events within {_ANSWER_S:.0f} s: look at its network."
+                f"The driver's node did not publish the run's events within {_REPLY_TIMEOUT_S:.0f} s: "
+                "check its network."
             ) from None
 
 
-class RemoteRun:
-    """This node's copy of the run in `run_dir`, what a worker hands in, and the checkpoints it publishes."""
+class RelayBackend:
+    """This node's copy of the run in `run_dir`; events, log lines and files go to the relay, checkpoints to storage."""
 
-    def __init__(self, uri: str, task: str, desk: Any) -> None:
+    def __init__(self, uri: str, task: str, relay: Any, rank: int) -> None:
         import ray
 
         drop_old_copies("worker")
         self.run_dir = scratch(uri, "worker")
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self._checkpoints = PublishedCheckpoints(uri, task, "worker")
-        self._desk = desk
-        self._log: DeskLog | None = None
-        remembered = ray.get(desk.read.remote(MEMORY_FILE), timeout=_ANSWER_S)
+        self._relay, self._rank = relay, rank
+        self._log: RelayEventLog | None = None
+        self._stop_reply: Any = None
+        self._stop_polled_s, self._stop = float("-inf"), False
+        sizes = ray.get(relay.read.remote(MEMORY_FILE), timeout=_REPLY_TIMEOUT_S)
         (self.run_dir / MEMORY_FILE).unlink(missing_ok=True)
-        if remembered is not None:
-            (self.run_dir / MEMORY_FILE).write_bytes(remembered)
+        if sizes is not None:
+            (self.run_dir / MEMORY_FILE).write_bytes(sizes)
+
+    def last_checkpoint(self) -> tuple[Checkpoint | None, list[str]]:
+        return self._checkpoints.find()
 
     @contextmanager
-    def take_over(self) -> Iterator[DeskLog]:
-        """Be the one worker that writes; no earlier one can publish any more. Needs the node's writer lock."""
-        self._log = DeskLog(self._desk)
-        self._checkpoints.take_over()
-        yield self._log
+    def become_writer(self) -> Iterator[EventSink]:
+        with only_writer(self._checkpoints.folder):
+            self._log = RelayEventLog(self._relay)
+            self._checkpoints.take_over()
+            yield self._log
 
     def publish(self, path: Path, *, best: bool, keep: int, announce: Callable[[], None]) -> None:
-        """Upload a checkpoint. `announce` writes its event, which is published with all before it, then it counts."""
+        """Upload a checkpoint. Its event, with all events before it, is published before the pointers move."""
         log = self._log
         assert log is not None
 
-        def consent() -> None:
+        def before_pointers() -> None:
             announce()
             log.flush()
 
-        self._checkpoints.publish(path, best=best, keep=keep, consent=consent)
+        self._checkpoints.publish(path, best=best, keep=keep, before_pointers=before_pointers)
 
     def share(self, path: Path) -> None:
-        """Hand in a file that was written to `run_dir`."""
-        self._desk.keep.remote(path.relative_to(self.run_dir).as_posix(), path.read_bytes())
+        self._relay.write_file.remote(path.relative_to(self.run_dir).as_posix(), path.read_bytes())
 
     def send_log(self, line: str) -> None:
-        """Hand in a line of train.log."""
-        self._desk.log.remote(line)
+        """Send a line of train.log."""
+        self._relay.log.remote(line)
 
-    def stop_requested(self, asks: bool) -> Callable[[], bool]:
-        """Whether the run was asked to end, as it was known a second ago; never waits. Workers that do not ask say no,
-        as one that says yes is enough.
-        """
+    def stop_requested(self) -> bool:
+        """As the relay knew it about a second ago. Only rank 0 polls: one worker's request stops all."""
         import ray
 
-        asked: list[Any] = []
-        last_s, answer = float("-inf"), False
-
-        def stop_requested() -> bool:
-            nonlocal last_s, answer
-            if asked and ray.wait(asked, timeout=0)[0]:
-                answer = ray.get(asked.pop())
-            if not asked and time.monotonic() - last_s > _ASK_EVERY_S:
-                last_s = time.monotonic()
-                asked.append(self._desk.stop_requested.remote())
-            return answer
-
-        return stop_requested if asks else lambda: False
+        if self._rank != 0:
+            return False
+        if self._stop_reply is not None and ray.wait([self._stop_reply], timeout=0)[0]:
+            self._stop, self._stop_reply = ray.get(self._stop_reply), None
+        if self._stop_reply is None and time.monotonic() - self._stop_polled_s > _POLL_STOP_EVERY_S:
+            self._stop_polled_s = time.monotonic()
+            self._stop_reply = self._relay.stop_requested.remote()
+        return self._stop

@@ -1,8 +1,8 @@
-"""Checkpoints of a run that is kept in remote storage.
+"""Publishes and fetches the checkpoints of a remote run.
 
-The published pointers decide on every node. A checkpoint is written on the node of rank 0 first (checkpoint.py), then
-uploaded, `meta.json` after the other files and the pointers last: whatever dies when, a pointer names something whole.
-What a node committed but did not publish is dropped: the log may have no events of it, and no other node can see it.
+A checkpoint is committed on the node of rank 0 (checkpoint.py), then uploaded: `meta.json` after the other files, the
+pointers last, so that a published pointer always names a complete checkpoint. The published pointers are authoritative;
+a checkpoint that was committed but not published is dropped.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from pillsnap.runs.checkpoint import (
 from pillsnap.storage import Storage, is_uri, join, scratch
 
 ROLES = ("driver", "worker", "reader")
-"""Who keeps copies on a node: the driver, the train workers, everybody else."""
+"""Processes that keep separate copies on a node: the driver, the train workers, all others."""
 _NAME = re.compile(r"step-\d+(-epoch-\d+)?")
 
 
 def find_run_checkpoint(
     where: str | Path, task: str, pointer: str = "last", role: str = "reader"
 ) -> tuple[Checkpoint | None, list[str]]:
-    """As `find_checkpoint`, of a run in a folder or beneath a URI; a remote one is copied to this node first.
+    """As `find_checkpoint`, for a run in a folder or under a URI; a remote checkpoint is copied to this node first.
 
-    `role` names the node's copy (see storage.scratch). Raises StorageError when the storage cannot be reached.
+    `role` selects the copy (storage.scratch). Raises StorageError when the storage cannot be reached.
     """
     if not is_uri(where):
         return find_checkpoint(Path(where) / "checkpoints" / task, pointer)
@@ -58,7 +58,7 @@ class PublishedCheckpoints:
         self._storage = Storage(self.uri)
 
     def find(self, pointer: str = "last") -> tuple[Checkpoint | None, list[str]]:
-        """The checkpoint that the published pointer names, or else the newest sound one, and what was damaged."""
+        """The checkpoint that the published pointer names, else the newest sound one; one message per damaged file."""
         pointed = self._storage.read(f"{pointer}.json")
         names = self._complete()
         found, damaged = newest_sound(
@@ -73,7 +73,7 @@ class PublishedCheckpoints:
         return found, damaged
 
     def take_over(self) -> None:
-        """Make this node's folder what is published, before it is written to. Only for whom holds its lock."""
+        """Make this node's folder equal to the published state. The caller must hold its writer lock."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._drop_all_but(self._complete())
         for pointer in ("last", "best"):
@@ -82,15 +82,15 @@ class PublishedCheckpoints:
             if content is not None:
                 (self.folder / f"{pointer}.json").write_bytes(content)
 
-    def publish(self, path: Path, *, best: bool, keep: int, consent: Callable[[], None]) -> None:
+    def publish(self, path: Path, *, best: bool, keep: int, before_pointers: Callable[[], None]) -> None:
         """Upload a committed checkpoint, move the pointers to it, and delete all but the last `keep` and the best.
 
-        `consent` is called between the bulk of it and what makes it count; it may raise. Raises StorageError, which
-        leaves the one before in place.
+        `before_pointers` is called before the checkpoint becomes complete; when it raises, the previous checkpoint
+        stays in place. Raises StorageError likewise.
         """
         for name in CHECKPOINT_FILES:
             self._storage.upload(path / name, f"{path.name}/{name}")
-        consent()
+        before_pointers()
         self._storage.upload(path / META_FILE, f"{path.name}/{META_FILE}")
         pointer = json.dumps({"checkpoint": path.name}).encode()
         if best:
@@ -99,7 +99,7 @@ class PublishedCheckpoints:
         self._prune(keep)
 
     def _drop_all_but(self, names: list[str]) -> None:
-        """This node's copies of what is not published: pruned since, or never published."""
+        """Delete this node's copies of checkpoints that are not among `names`."""
         for path in self.folder.glob("step-*"):
             if path.name not in names:
                 shutil.rmtree(path)
@@ -109,11 +109,13 @@ class PublishedCheckpoints:
         named = {json.loads(self._storage.read(name) or b"{}").get("checkpoint") for name in ("last.json", "best.json")}
         kept = named | set(self._complete(files)[:keep])
         gone = [name for name in files if "/" in name and name.partition("/")[0] not in kept]
-        for name in sorted(gone, key=lambda name: not name.endswith(META_FILE)):  # what lacks it is no candidate
+        for name in sorted(
+            gone, key=lambda name: not name.endswith(META_FILE)
+        ):  # first, so that the rest is incomplete
             self._storage.remove(name)
 
     def _complete(self, files: dict | None = None) -> list[str]:
-        """Names of the checkpoints whose upload was finished, newest first."""
+        """Names of completely uploaded checkpoints, newest first."""
         names = self._storage.files() if files is None else files
         found = {name.partition("/")[0] for name in names if name.endswith(f"/{META_FILE}")}
         return sorted(filter(_NAME.fullmatch, found), key=age, reverse=True)
@@ -126,7 +128,7 @@ class PublishedCheckpoints:
         with self._fetching():
             shutil.rmtree(partial, ignore_errors=True)
             meta = self._storage.read(f"{name}/{META_FILE}")
-            for folder in (self.folder, *self._others):  # a damaged copy gives way: the published one may be sound
+            for folder in (self.folder, *self._others):  # a damaged copy is fetched again
                 with contextlib.suppress(OSError, CheckpointError):
                     if (folder / name / META_FILE).read_bytes() == meta:
                         checkpoint = load_checkpoint(folder / name)
@@ -151,7 +153,7 @@ class PublishedCheckpoints:
 
     @contextmanager
     def _fetching(self) -> Iterator[None]:
-        """Several processes of a node may want the same copy."""
+        """Exclude other processes of this node that fetch to the same folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".fetch.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

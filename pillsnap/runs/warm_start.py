@@ -1,4 +1,4 @@
-"""Start a run from a checkpoint that the user names."""
+"""Starts a run from another run's checkpoint (--checkpoint)."""
 
 from __future__ import annotations
 
@@ -15,26 +15,24 @@ from pillsnap.storage import folder_of, is_uri, last_name
 
 
 def named_checkpoint(where: str | Path) -> Checkpoint:
-    """The checkpoint that a user names by its folder, or its URI, or a file in it. Raises UserError when it is none or
-    damaged.
-    """
+    """The checkpoint given by its folder, its URI, or a file in it. Raises UserError when it is missing or damaged."""
     if is_uri(where):
         return _remote_checkpoint(str(where).removesuffix(f"/{META_FILE}").rstrip("/"))
     path = Path(where)
     folder = path.parent if path.is_file() else path
     if not (folder / "meta.json").is_file():
         raise UserError(
-            f"--checkpoint {path} is no checkpoint: name a folder such as RUN/checkpoints/detection/step-00000120."
+            f"--checkpoint {path} is not a checkpoint: name a folder such as RUN/checkpoints/detection/step-00000120."
         )
     return load_checkpoint(folder.absolute())
 
 
 def _remote_checkpoint(uri: str) -> Checkpoint:
-    """This node's copy of it, with the run's best one beside it."""
+    """This node's copy of a published checkpoint, and of the run's best one."""
     folder = folder_of(uri)
     if last_name(folder_of(folder)) != "checkpoints":
         raise UserError(
-            f"--checkpoint {uri} is no checkpoint: name one such as RUN/checkpoints/detection/step-00000120."
+            f"--checkpoint {uri} is not a checkpoint: name one such as RUN/checkpoints/detection/step-00000120."
         )
     store = PublishedCheckpoints(folder_of(folder_of(folder)), last_name(folder), "reader")
     store.find("best")
@@ -42,7 +40,7 @@ def _remote_checkpoint(uri: str) -> Checkpoint:
 
 
 def as_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What it was trained on and with, in the form that a run directory keeps."""
+    """Manifest hash, classes and settings of a checkpoint, in the form of a run's config.json."""
     meta = checkpoint.meta
     return {
         "manifest_hash": meta["manifest_hash"],
@@ -52,20 +50,20 @@ def as_config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def adopt_checkpoint(run: Run, checkpoint: Checkpoint) -> str:
-    """Make it the last checkpoint of a run that has none of its task yet, with the best one beside it. Returns what was
-    done, in one line. Raises UserError when the run has one already, or does not train that task.
+    """Copy a checkpoint and its run's best one into a run without checkpoints of that task. Returns a message. Raises
+    UserError when the run has another checkpoint or does not train that task.
     """
     task = str(checkpoint.meta["task"])
     if task not in run.settings.tasks:
-        raise UserError(f"{checkpoint.path} is a checkpoint of {task}, which --task leaves out.")
+        raise UserError(f"{checkpoint.path} is a checkpoint of {task}, which --task excludes.")
     folder = run.checkpoint_dir(task)
     last, _ = find_run_checkpoint(run.where, task, role="driver")
-    place = f"{task} goes on from {checkpoint.path}, step {checkpoint.position.global_step}"
+    message = f"{task} continues from {checkpoint.path}, step {checkpoint.position.global_step}"
     if last is not None:
         if last.path.resolve() == checkpoint.path.resolve():
-            return place
+            return message
         raise UserError(
-            f"{run.where} already holds {last.path.name} of {task}, and nothing that exists is overwritten: "
+            f"{run.where} already holds {last.path.name} of {task}, which is not overwritten: "
             f"continue there with --resume, or start from {checkpoint.path.name} in another --run."
         )
     best = checkpoint
@@ -80,9 +78,9 @@ def adopt_checkpoint(run: Run, checkpoint: Checkpoint) -> str:
     if run.uri:
         published = PublishedCheckpoints(run.uri, task, "driver")
         keep = run.settings.train.keep_checkpoints
-        for source in dict.fromkeys((best.path, checkpoint.path)):  # the one that comes last is the last
-            published.publish(folder / source.name, best=source == best.path, keep=keep, consent=lambda: None)
-    return place
+        for source in dict.fromkeys((best.path, checkpoint.path)):  # `last` names the one published last
+            published.publish(folder / source.name, best=source == best.path, keep=keep, before_pointers=lambda: None)
+    return message
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""All that differs between detection and classification: samples, recipe, model, loss, validation, export."""
+"""The Task protocol: everything the stream, the loop and the evaluation need to know about a task."""
 
 from __future__ import annotations
 
@@ -16,31 +16,43 @@ from pillsnap.data.samples import TaskSamples
 
 
 class Task(Protocol):
-    """What the training loop needs to know of a task. Losses are sums over a worker's valid samples."""
+    """Contract of a task; registry.py lists the implementations."""
 
     @property
     def name(self) -> str: ...
 
     @property
-    def best_metric(self) -> str: ...
+    def best_metric(self) -> str:
+        """Key of the `score` that selects the best checkpoint; higher is better."""
+        ...
 
     @property
     def settings(self) -> DetectionSettings | ClassificationSettings: ...
 
-    def samples(self, manifest: pa.Table, found_boxes: dict[str, list] | None) -> TaskSamples: ...
-
-    def recipe(self, samples: TaskSamples) -> Recipe: ...
-
-    def build(self) -> nn.Module: ...
-
-    def losses(self, model: nn.Module, batch: DeviceBatch) -> dict[str, torch.Tensor]: ...
-
-    def validate(self, model: nn.Module, batch: DeviceBatch) -> list[Any]:
-        """Host-side facts, one a valid sample, from which `score` makes the figures."""
+    def samples(self, manifest: pa.Table, found_boxes: dict[str, list] | None) -> TaskSamples:
+        """Training and validation samples. `found_boxes` are detector boxes of unlabelled pills by sample id."""
         ...
 
-    def score(self, facts: list[Any]) -> dict[str, float]: ...
+    def recipe(self, samples: TaskSamples) -> Recipe:
+        """How a sample becomes an image and its targets."""
+        ...
+
+    def build(self) -> nn.Module:
+        """A new model with its initial weights."""
+        ...
+
+    def losses(self, model: nn.Module, batch: DeviceBatch) -> dict[str, torch.Tensor]:
+        """Losses by name, each a sum over the batch's valid samples; () tensors."""
+        ...
+
+    def validate(self, model: nn.Module, batch: DeviceBatch) -> list[Any]:
+        """Validation facts, one per valid sample, on the host."""
+        ...
+
+    def score(self, facts: list[Any]) -> dict[str, float]:
+        """Metrics from the facts of all validation samples."""
+        ...
 
     def export(self, model: nn.Module, path: Path, metrics: dict[str, float]) -> None:
-        """Write the model for its own framework; `metrics` are what `score` gave for it."""
+        """Write the model for its own framework; `metrics` are its `score`."""
         ...

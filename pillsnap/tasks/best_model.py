@@ -1,4 +1,4 @@
-"""The best model of a trained task, read back from its checkpoint."""
+"""Loads the best model of a trained task from its checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pillsnap.tasks.registry import make_task
 
 @dataclass(frozen=True)
 class Best:
-    """A task, its best model (the moving average, in eval mode, on the CPU), and that model's validation figures."""
+    """A task, its best model (moving average, eval mode, on the CPU), and the model's validation metrics."""
 
     task: Task
     model: nn.Module
@@ -23,14 +23,14 @@ class Best:
 
 
 def load_best(where: str | Path, name: str, settings: Settings, codes: list[str], role: str = "reader") -> Best | None:
-    """What a task's best checkpoint holds, of a run in a folder or beneath a URI; None when there is no complete one.
+    """Load the best checkpoint of task `name` of a run in a folder or under a URI; None when there is none.
 
-    `role` names this node's copy of a remote run.
+    `role` selects this node's copy of a remote run.
     """
     checkpoint, _ = find_run_checkpoint(where, name, "best", role)
     if checkpoint is None:
         return None
-    # The checkpoint brings the weights: building the model must not look for others.
+    # Do not load pretrained weights: those of the checkpoint replace them.
     unweighted = getattr(settings, name).model_copy(update={"weights": "random"})
     task = make_task(name, settings.model_copy(update={name: unweighted}), codes)
     model = task.build()

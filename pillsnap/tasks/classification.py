@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""The classification task: a timm model that names crops of pills."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pillsnap.data.augment import CropJitter
 from pillsnap.data.loader import DeviceBatch
 from pillsnap.data.recipes import CropRecipe
 from pillsnap.data.samples import TaskSamples, balance_classes, classification_samples
-from pillsnap.tasks.tensors import _valid_rows
+from pillsnap.tasks.tensors import valid_rows
 
 
 @dataclass(frozen=True)
 class ClassificationTask:
-    """timm on crops."""
+    """Implements base.Task on models/classifier.py."""
 
     settings: ClassificationSettings
     codes: tuple[str, ...]
@@ -34,7 +34,13 @@ class ClassificationTask:
     def recipe(self, samples: TaskSamples) -> CropRecipe:
         s = self.settings
         jitter = CropJitter(
-            s.jitter_center, s.jitter_scale, s.rotation_deg, s.hue, s.saturation, s.brightness, s.erasing
+            center=s.jitter_center,
+            scale=s.jitter_scale,
+            rotation_deg=s.rotation_deg,
+            hue=s.hue,
+            saturation=s.saturation,
+            brightness=s.brightness,
+            erase=s.erasing,
         )
         return CropRecipe(s.image_size_px, s.crop_margin, jitter, whole_frame=s.input == "frame")
 
@@ -60,13 +66,13 @@ class ClassificationTask:
         return {"cross_entropy": own + other}
 
     def validate(self, model: nn.Module, batch: DeviceBatch) -> list[tuple[int, float, np.ndarray]]:
-        """Per crop: rank of the right class, from 0; its negative log-likelihood; the same at every temperature."""
+        """Per crop: rank of the label, from 0; its negative log-likelihood; the same at each temperature."""
         from pillsnap.metrics.calibration import losses_by_temperature
 
-        logits, labels = _valid_rows(batch, self._logits(model, batch.images).float(), batch.targets["label"])
+        logits, labels = valid_rows(batch, self._logits(model, batch.images).float(), batch.targets["label"])
         ranks = (logits > logits.gather(1, labels[:, None])).sum(1, keepdim=True)
         losses = -logits.log_softmax(1).gather(1, labels[:, None])
-        # In one piece: each copy to the host waits for the device.
+        # One copy, because each copy to the host is a sync.
         rows = torch.cat([ranks, losses, losses_by_temperature(logits, labels)], 1).cpu().numpy()
         return [(int(row[0]), float(row[1]), row[2:]) for row in rows]
 

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""The detection task: a YOLO detector with the single class `pill`, on whole frames."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pillsnap.data.augment import FrameJitter
 from pillsnap.data.loader import DeviceBatch
 from pillsnap.data.recipes import FrameRecipe
 from pillsnap.data.samples import TaskSamples, detection_samples
-from pillsnap.tasks.tensors import _unit_range, _valid_rows
+from pillsnap.tasks.tensors import unit_range, valid_rows
 
 
 @dataclass(frozen=True)
 class DetectionTask:
-    """YOLO with one class: pill."""
+    """Implements base.Task on models/detector.py."""
 
     settings: DetectionSettings
     nms_iou: float
@@ -33,21 +33,21 @@ class DetectionTask:
     def recipe(self, samples: TaskSamples) -> FrameRecipe:
         s = self.settings
         jitter = FrameJitter(
-            s.mosaic,
-            s.scale,
-            s.translate,
-            s.rotation_deg,
-            s.flip_horizontal,
-            s.flip_vertical,
-            s.hue,
-            s.saturation,
-            s.brightness,
+            mosaic=s.mosaic,
+            scale=s.scale,
+            translate=s.translate,
+            rotation_deg=s.rotation_deg,
+            flip_horizontal=s.flip_horizontal,
+            flip_vertical=s.flip_vertical,
+            hue=s.hue,
+            saturation=s.saturation,
+            brightness=s.brightness,
         )
-        most = max(
+        max_boxes = max(
             (len(boxes) for table in (samples.train, samples.val) for boxes in table["boxes"].to_pylist()), default=1
         )
         return FrameRecipe(
-            s.image_size_px, jitter, s.mosaic_group, s.epochs - s.mosaic_off_epochs, max(most, 1),
+            s.image_size_px, jitter, s.mosaic_group, s.epochs - s.mosaic_off_epochs, max(max_boxes, 1),
             mark_incomplete=s.incomplete_labels == "mask",
         )  # fmt: skip
 
@@ -62,27 +62,27 @@ class DetectionTask:
     def losses(self, model: nn.Module, batch: DeviceBatch) -> dict[str, torch.Tensor]:
         from pillsnap.models.detector import detection_loss
 
-        if batch.num_valid == 0:  # the end of an epoch left this worker nothing: take part with no weight
-            idle = detection_loss(
-                model, _unit_range(batch.images[:1]), batch.targets["boxes"][:1], batch.targets["num_boxes"][:1], 0,
+        if batch.num_valid == 0:  # at the end of an epoch: all workers must run the same backward pass
+            losses = detection_loss(
+                model, unit_range(batch.images[:1]), batch.targets["boxes"][:1], batch.targets["num_boxes"][:1], 0,
                 batch.targets["unsure"][:1] if "unsure" in batch.targets else None,
             )  # fmt: skip
-            return {name: loss * 0.0 for name, loss in idle.items()}
-        marked = [batch.targets["unsure"]] if "unsure" in batch.targets else []
-        images, boxes, num_boxes, *unsure = _valid_rows(
-            batch, batch.images, batch.targets["boxes"], batch.targets["num_boxes"], *marked
+            return {name: loss * 0.0 for name, loss in losses.items()}
+        masks = [batch.targets["unsure"]] if "unsure" in batch.targets else []
+        images, boxes, num_boxes, *unsure = valid_rows(
+            batch, batch.images, batch.targets["boxes"], batch.targets["num_boxes"], *masks
         )
-        means = detection_loss(model, _unit_range(images), boxes, num_boxes, batch.epoch, *unsure)
+        means = detection_loss(model, unit_range(images), boxes, num_boxes, batch.epoch, *unsure)
         return {name: mean * batch.num_valid for name, mean in means.items()}
 
     def validate(self, model: nn.Module, batch: DeviceBatch) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Per photo: (found boxes (k, 5) x, y, w, h, score; label boxes (n, 4)) in pixels of the letterboxed frame."""
+        """Per photo: detections (k, 5) as x, y, w, h, score, and label boxes (n, 4), in letterboxed pixels."""
         from pillsnap.models.detector import detect
 
         if batch.num_valid == 0:
             return []
-        images, boxes, num_boxes = _valid_rows(batch, batch.images, batch.targets["boxes"], batch.targets["num_boxes"])
-        found = detect(model, _unit_range(images), nms_iou=self.nms_iou)
+        images, boxes, num_boxes = valid_rows(batch, batch.images, batch.targets["boxes"], batch.targets["num_boxes"])
+        found = detect(model, unit_range(images), nms_iou=self.nms_iou)
         labels, counts = boxes.cpu().numpy(), num_boxes.tolist()
         return [(rows, labels[i, : counts[i]]) for i, rows in enumerate(found)]
 
@@ -90,8 +90,8 @@ class DetectionTask:
         from pillsnap.metrics.detection import average_precision, match_detections
 
         hits = [match_detections(labels, found[:, :4]) for found, labels in facts]
-        figures = average_precision(hits, [found[:, 4] for found, _ in facts], sum(len(labels) for _, labels in facts))
-        return {name: figures[name] or 0.0 for name in ("map50", "map50_95", "precision", "recall")}
+        metrics = average_precision(hits, [found[:, 4] for found, _ in facts], sum(len(labels) for _, labels in facts))
+        return {name: metrics[name] or 0.0 for name in ("map50", "map50_95", "precision", "recall")}
 
     def export(self, model: nn.Module, path: Path, metrics: dict[str, float]) -> None:
         from pillsnap.models.detector import export_for_ultralytics

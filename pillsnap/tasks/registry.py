@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Names of tasks (config.TASKS) -> tasks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pillsnap.tasks.detection import DetectionTask
 
 
 def make_task(name: str, settings: Settings, codes: list[str]) -> Task:
-    """The task of that name under these settings."""
+    """The task `name` with these settings and class codes."""
     if name == "detection":
         return DetectionTask(settings.detection, settings.evaluation.nms_iou)
     assert name == "classification", name

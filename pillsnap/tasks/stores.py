@@ -1,4 +1,4 @@
-"""The decode-once stores that the tasks of a run read."""
+"""Lists the decode-once stores of a run's tasks."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from pillsnap.tasks.registry import make_task
 def run_stores(
     settings: Settings, run_dir: Path, manifest_path: Path, folder: str
 ) -> list[tuple[str, SplitStore, pa.Table]]:
-    """(name, store, samples) of every split of the tasks to train. Settings must have a store.
+    """(name, store, samples) for every split of every task to train. data.store must not be off.
 
-    Pills whose box the detector has still to find are not in them: training adds those in passing.
+    Pills that the detector still has to box are missing; training adds them.
     """
     assert settings.data.store != "off"
     manifest = read_manifest(manifest_path)

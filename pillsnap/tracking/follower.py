@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from pillsnap.observe.events import TASKS
+from pillsnap.config import TASKS
 from pillsnap.observe.priority import give_way
 from pillsnap.tracking.results import EVALUATION, log_results
 from pillsnap.tracking.task_run import MIRRORED_KINDS, Cursor, Target, TaskRun, alert_failure, numbered_events, wandb_id

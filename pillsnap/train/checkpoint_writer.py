@@ -1,4 +1,4 @@
-"""When a checkpoint is due, and its writing: copied on the training thread, written by a thread beside it."""
+"""Decides when a checkpoint is due, copies the state on the training thread, and writes it on another thread."""
 
 from __future__ import annotations
 
@@ -7,93 +7,86 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from pillsnap.errors import UserError
+from pillsnap.runs.backend import RunBackend
 from pillsnap.runs.checkpoint import Position, copy_state, copy_weights, save_checkpoint
 from pillsnap.storage import StorageError
-from pillsnap.train.job import Publish
+from pillsnap.train.collectives import WorkerGroup
+from pillsnap.train.job import Job
+from pillsnap.train.task_log import TaskLog
+from pillsnap.train.training_state import TrainingState
 
-if TYPE_CHECKING:
-    from pillsnap.train.collectives import Peers
-    from pillsnap.train.job import Job
-    from pillsnap.train.state import TrainingState
-    from pillsnap.train.task_log import TaskLog
-
-_ASK_RAY_EVERY_S = 5.0
-_LOOK_EVERY_S = 0.2
+_CHECK_PREEMPTION_EVERY_S = 5.0
+_POLL_S = 0.2
 
 
-class Wishes(NamedTuple):
-    """What any worker wants after a step; the same on every worker."""
+class SaveDecision(NamedTuple):
+    """What to do after a step; the same on every worker."""
 
-    stop: bool
-    """Somebody asked the run to end."""
     save: bool
-    """The last checkpoint is too long ago, or a node is about to go away."""
-
-    @property
-    def any(self) -> bool:
-        """Whether a checkpoint of this moment is wanted."""
-        return self.stop or self.save
+    """A stop is requested, the last checkpoint is too old, or a node is about to be preempted."""
+    stop: bool
 
 
-class Saver:
-    """Writes a task's checkpoints. All its methods are to be called by every worker alike; only rank 0 writes."""
+class CheckpointWriter:
+    """Writes a task's checkpoints. Every worker makes the same calls; only rank 0 writes."""
 
-    def __init__(self, job: Job, peers: Peers, state: TrainingState, log: TaskLog) -> None:
-        self._job, self._peers, self._state, self._log = job, peers, state, log
-        self._started_s = self._last_save_s = self._last_question_s = time.monotonic()
+    def __init__(self, job: Job, group: WorkerGroup, state: TrainingState, log: TaskLog) -> None:
+        self._job, self._group, self._state, self._log = job, group, state, log
+        self._started_s = self._last_save_s = self._last_check_s = time.monotonic()
         self._preempted = False
-        self._asked: deque[Callable[[], list[float]]] = deque()
-        """What the workers were asked at the last steps and has not been acted on."""
-        self._writer: _Writer | None = None
+        self._pending_sums: deque[Callable[[], list[float]]] = deque()
+        """The workers' flags of the last steps, each being summed."""
+        self._write: _Write | None = None
         self._unreported: dict[str, float] | None = None
 
-    def wishes(self) -> Wishes:
-        """Agree on what is to be done now. Raises UserError when the checkpoint being written cannot be."""
+    def decide(self) -> SaveDecision:
+        """Agree with all workers on what to do after this step. Raises UserError when the checkpoint being written
+        failed.
+        """
         now_s = time.monotonic()
-        written = self._writer is not None and self._writer.ended
         flags = [
-            self._job.stop_requested(),
+            self._job.backend.stop_requested(),
             now_s - self._last_save_s > 60 * self._job.train.checkpoint_minutes,
-            now_s - self._last_question_s > _ASK_RAY_EVERY_S,
-            written,
+            now_s - self._last_check_s > _CHECK_PREEMPTION_EVERY_S,
+            self._write is not None and self._write.wait(timeout_s=0),
         ]
-        self._asked.append(self._peers.sum_later(torch.tensor(flags, dtype=torch.float64)))
-        if len(self._asked) <= self._peers.lag_steps:
-            return Wishes(False, False)
-        stop, due, ask, written = (total > 0 for total in self._asked.popleft()())
+        self._pending_sums.append(self._group.sum_later(torch.tensor(flags, dtype=torch.float64)))
+        if len(self._pending_sums) <= self._group.lag_steps:
+            return SaveDecision(save=False, stop=False)
+        stop, due, check_preemption, written = (total > 0 for total in self._pending_sums.popleft()())
         if written:
             self.fence()
-        if ask:
-            self._last_question_s = now_s
-            notice = self._job.preempted()
-            due = due or (notice and not self._preempted)
-            if notice and not self._preempted:
+        if check_preemption:
+            self._last_check_s = now_s
+            preempted = self._job.preempted()
+            if preempted and not self._preempted:
+                due = True
                 self._log.warn(
-                    f"A node is about to be taken away: {self._job.task.name} writes a checkpoint and goes on "
-                    "with the workers that are left."
+                    f"A node is about to be preempted: {self._job.task.name} writes a checkpoint and continues with "
+                    "the remaining workers."
                 )
-            self._preempted = notice
-        return Wishes(stop, due)
+            self._preempted = preempted
+        return SaveDecision(save=stop or due, stop=stop)
 
     def save(
         self, position: Position, progress: dict[str, Any], *, best: bool, metrics: dict[str, float] | None = None
     ) -> None:
-        """Start to write a checkpoint of this moment, once the one before is on disk. `progress` is what the loop
-        remembers beside the state. With `metrics` it ends an epoch and is reported when it is on disk.
+        """Copy the state and start to write it, once the previous checkpoint is published. `progress` is what the loop
+        restores besides the state. `metrics` are given at the end of an epoch and reported after publishing.
         """
         self.fence()
-        if self._peers.rank == 0:
+        if self._group.rank == 0:
             elapsed_s = self._job.elapsed_before_s + time.monotonic() - self._started_s
-            self._writer = _Writer(
-                self._job.run_dir / "checkpoints" / self._job.task.name,
+            self._write = _Write(
+                self._job.backend,
+                self._job.backend.run_dir / "checkpoints" / self._job.task.name,
                 position,
-                self._commit,
-                self._job.publish,
+                self._announce,
                 model=copy_weights(self._state.model.state_dict()),
                 ema=copy_weights(self._state.ema.module.state_dict()),
                 trainer=copy_state(self._state.trainer_state() | {"progress": progress}),
@@ -105,94 +98,87 @@ class Saver:
         self._last_save_s = time.monotonic()
 
     def fence(self) -> None:
-        """Wait until the checkpoint that was started is on disk, and where the run is kept, and report it. Raises
-        UserError when it cannot be.
-        """
-        self._asked.clear()  # they speak of a time before this checkpoint
-        if self._job.publish is not None:  # an upload may take longer than workers wait for each other
-            while self._peers.any(self._is_writing):
-                time.sleep(_LOOK_EVERY_S)
-        failure = self._writer.wait() if self._writer else ""
-        self._writer = None
-        failures = [text for text in self._peers.gather([failure]) if text]
+        """Wait until the checkpoint being written is published, and report it. Raises UserError when it failed."""
+        self._pending_sums.clear()  # their flags are older than this checkpoint
+        # Polls: an upload may take longer than the timeout of a collective.
+        while self._group.any(self._write is not None and not self._write.wait(_POLL_S)):
+            pass
+        failure = self._write.failure() if self._write else ""
+        self._write = None
+        failures = [text for text in self._group.gather([failure]) if text]
         if failures:
             raise UserError(failures[0])
         if self._unreported is not None:
             self._job.report(self._unreported)
             self._unreported = None
 
-    @property
-    def _is_writing(self) -> bool:
-        return self._writer is not None and not self._writer.ended
-
     def close(self) -> None:
-        """End the writing thread, whatever happened; nobody waits for the other workers."""
-        if self._writer is not None:
-            self._writer.wait()
+        """Wait for the writing thread, without the other workers."""
+        if self._write is not None:
+            self._write.wait()
 
-    def _commit(self, position: Position, path: Path, best: bool) -> None:
+    def _announce(self, position: Position, path: Path, best: bool) -> None:
         self._log.write(
             "checkpoint",
             epoch=position.epoch,
             step=position.global_step,
-            path=str(path.relative_to(self._job.run_dir)),
+            path=str(path.relative_to(self._job.backend.run_dir)),
             best=best,
         )
 
 
-class _Writer:
-    """One checkpoint on its way to the disk."""
+class _Write:
+    """The thread that commits and publishes one checkpoint."""
 
     def __init__(
         self,
+        backend: RunBackend,
         folder: Path,
         position: Position,
-        commit: Callable[[Position, Path, bool], None],
-        publish: Publish | None,
+        announce: Callable[[Position, Path, bool], None],
+        *,
+        best: bool,
+        keep: int,
         **contents: Any,
     ) -> None:
-        self._failure: Exception | None = None
+        self._error: Exception | None = None
         self._step, self._folder = position.global_step, folder
 
         def write() -> None:
             try:
-                path = save_checkpoint(folder, position, **contents)
-                best = contents["best"]
-                if publish is None:
-                    commit(position, path, best)
-                else:
-                    publish(path, best=best, keep=contents["keep"], announce=lambda: commit(position, path, best))
-            except Exception as error:  # whatever it is, it belongs to the training thread
-                self._failure = error
+                path = save_checkpoint(folder, position, best=best, keep=keep, **contents)
+                backend.publish(path, best=best, keep=keep, announce=lambda: announce(position, path, best))
+            except Exception as error:  # raised on the training thread by `failure`
+                self._error = error
 
         self._thread = threading.Thread(target=write, name="checkpoint")
         self._thread.start()
 
-    @property
-    def ended(self) -> bool:
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait for the thread; whether it has ended."""
+        self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def wait(self) -> str:
-        """Until it is on disk, and published; why it is not, where that is the storage's fault, else empty."""
-        self._thread.join()
-        if self._failure is None:
+    def failure(self) -> str:
+        """Why the checkpoint could not be stored, else empty. Raises every other error. Call after `wait`."""
+        if self._error is None:
             return ""
-        if isinstance(self._failure, StorageError):
+        if isinstance(self._error, StorageError):
             return (
                 f"The checkpoint at step {self._step} could not be published; the one before is intact. "
-                f"{self._failure} Then give the same command again."
+                f"{self._error} Then give the same command again."
             )
-        if not is_storage_error(self._failure):
-            raise self._failure
+        if not is_storage_error(self._error):
+            raise self._error
         return (
             f"The checkpoint at step {self._step} could not be written to {self._folder} "
-            f"({' '.join(str(self._failure).split())}); the one before is intact. "
+            f"({' '.join(str(self._error).split())}); the one before is intact. "
             "Free disk space and give the same command again."
         )
 
 
 def is_storage_error(error: Exception) -> bool:
-    """Whether a file could not be written; torch and safetensors have names of their own for that."""
+    """Whether a file could not be written; torch and safetensors raise their own types for that."""
     from safetensors import SafetensorError
 
     if isinstance(error, OSError | SafetensorError):

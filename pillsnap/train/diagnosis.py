@@ -1,4 +1,4 @@
-"""An exception -> what happened, the likely cause, and what to do."""
+"""Explains an exception: what happened, the likely cause, and what to do."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Diagnosis:
 
 @dataclass(frozen=True)
 class _Known:
-    """A fault that can be told from the text or the type of an exception."""
+    """A fault recognised by the text or the type of an exception."""
 
     pattern: str
     what: str
@@ -37,14 +37,14 @@ class _Known:
         return re.search(self.pattern, text, re.IGNORECASE) is not None
 
 
-# The first that fits is taken: the more certain ones are above those that also follow from others.
+# The first match is taken: specific faults are above those that other faults also cause.
 _KNOWN = (
     _Known(
         r"CUDA driver version is insufficient|driver on your system is too old|forward compatibility was attempted|"
         r"no kernel image is available|CUDA_ERROR_SYSTEM_DRIVER_MISMATCH|Driver/library version mismatch",
         "The GPU cannot run this build of torch",
-        "The NVIDIA driver is older than torch's CUDA, was updated without a restart, or the GPU is of a kind that "
-        "this build was not made for.",
+        "The NVIDIA driver is older than torch's CUDA, was updated without a restart, or this build does "
+        "not support the GPU.",
         "Compare `nvidia-smi` with `python -c 'import torch; print(torch.version.cuda)'`; update the driver and "
         "restart, or install the torch build that fits.",
     ),
@@ -53,14 +53,14 @@ _KNOWN = (
         r"invalid device ordinal|no CUDA-capable device|CUDA is not available|NVML.*not (found|initialized)",
         "No GPU can be used",
         "CUDA_VISIBLE_DEVICES hides it, another process holds it exclusively, or the machine or container has none.",
-        "Look at `nvidia-smi` and CUDA_VISIBLE_DEVICES, give a container --gpus all, then run `pillsnap preflight`.",
+        "Check `nvidia-smi` and CUDA_VISIBLE_DEVICES, start containers with --gpus all, then run `pillsnap preflight`.",
     ),
     _Known(
         r"CUDA out of memory|OutOfMemoryError: CUDA|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED|"
         r"CUDA error: out of memory",
         "The GPU ran out of memory outside a training step's batch, which would have been split",
-        "Another process uses the GPU, or the model and its optimizer alone do not fit.",
-        "End what `nvidia-smi` lists besides this run, or choose a smaller model or image_size_px.",
+        "Another process uses the GPU, or the model and its optimizer do not fit.",
+        "End the other processes that `nvidia-smi` lists, or choose a smaller model or image_size_px.",
     ),
     _Known(
         r"No space left on device|Disk quota exceeded|Errno 28|Errno 122|OutOfDiskError|local disk is full",
@@ -72,8 +72,8 @@ _KNOWN = (
     _Known(
         r"ObjectStoreFullError|object store.*(is full|out of memory)",
         "Ray's object store is full",
-        "Batches wait there faster than they are used, or /dev/shm is small (Docker gives 64 MB).",
-        "Give a container --shm-size=8g, or lower the batch size or data.batches_per_read.",
+        "Batches are produced faster than they are used, or /dev/shm is small (Docker gives 64 MB).",
+        "Start a container with --shm-size=8g, or lower the batch size or data.batches_per_read.",
     ),
     _Known(
         r"running low on memory|memory monitor|ray\.exceptions\.OutOfMemoryError|exceeds the memory usage threshold|"
@@ -87,56 +87,56 @@ _KNOWN = (
         r"owner.*node.*has failed|ObjectLostError|OwnerDiedError",
         "A machine of the cluster was lost",
         "It was preempted, restarted, or its network failed.",
-        "Look at `ray status`; give the same command again, or let the number of workers follow what is there with "
+        "Check `ray status`; give the same command again, or let the number of workers follow the free resources with "
         "--num-workers MIN:MAX.",
     ),
     _Known(
         r"node timed out during startup|raylet failed to startup|Failed to (connect to|get address).*(GCS|Ray)|"
         r"Could not (find|connect to) any running Ray|ConnectionError: ray",
         "Ray did not start, or its cluster cannot be reached",
-        "The machine is overloaded, or RAY_ADDRESS names a cluster that is gone.",
-        "Look at the load of the machine, `ray status` and RAY_ADDRESS, then give the same command again.",
+        "The machine is overloaded, or RAY_ADDRESS names a cluster that has ended.",
+        "Check the load of the machine, `ray status` and RAY_ADDRESS, then give the same command again.",
     ),
     _Known(
         r"Timed out waiting|timed out after|Watchdog caught collective|collective operation timeout|"
         r"WorkerHealthCheckTimeout|health.?check.*(timeout|hanging|timed out)|NCCLHang",
-        "A worker did not answer in train.hang_timeout_s",
+        "A worker did not answer within train.hang_timeout_s",
         "It hangs in a read of slow storage, is paused or starved of CPU, or its GPU or network hangs.",
-        "Look at `nvidia-smi`, `dmesg` and the storage; give the same command again, or raise train.hang_timeout_s "
+        "Check `nvidia-smi`, `dmesg` and the storage; give the same command again, or raise train.hang_timeout_s "
         "where long waits are normal.",
     ),
     _Known(
         r"FileNotFoundError|No such file or directory|NotADirectoryError|NoSuchBucket|NoSuchKey|Path does not exist",
         "A file is missing",
         "The data or the run directory was moved, or is not mounted on every machine.",
-        "Look at the named path, --data-root and --run, and run `pillsnap preflight`.",
+        "Check the named path, --data-root and --run, and run `pillsnap preflight`.",
     ),
     _Known(
         r"PermissionError|Permission denied|AccessDenied|Read-only file system",
         "A file cannot be read or written",
         "It belongs to another user, or its disk is mounted read-only.",
-        "Look at the owner of the named path, or name another --run.",
+        "Check the owner of the named path, or name another --run.",
     ),
     _Known(
         r"WorkerGroupStartupTimeout|InsufficientClusterResources|placement group.*(timed out|infeasible)|"
         r"startup.*timed? ?out",
         "The workers could not be started",
-        "The cluster has fewer free CPUs or GPUs than they ask for.",
-        "Look at `ray status`; lower --num-workers or train.cpus_per_worker, or end what else runs there.",
+        "The cluster has fewer free CPUs or GPUs than they request.",
+        "Check `ray status`; lower --num-workers or train.cpus_per_worker, or end other programs on the cluster.",
     ),
     _Known(
         r"ActorDiedError|ActorUnavailableError|WorkerCrashedError|worker (process )?(died|crashed)|"
         r"Connection closed by peer|connection error code|Connection reset by peer|SIGKILL|exit code",
-        "A worker process died again and again",
-        "It was killed from outside, most often by the kernel for using too much memory, or it crashed.",
-        "Look at `dmesg` for 'Out of memory' and at train.log, then give the same command again: it continues from the "
+        "A worker process died repeatedly",
+        "It was killed, most often by the kernel for using too much memory, or it crashed.",
+        "Check `dmesg` for 'Out of memory' and train.log, then give the same command again: it continues from the "
         "last checkpoint.",
     ),
 )  # fmt: skip
 
 
 def diagnose(error: BaseException) -> Diagnosis:
-    """What an exception of Ray, torch or the operating system means for the person who started the run."""
+    """Explain an exception of Ray, torch or the operating system to the user who started the run."""
     chain = list(_chain(error))
     for link in chain:
         if isinstance(link, UserError):
@@ -152,13 +152,13 @@ def diagnose(error: BaseException) -> Diagnosis:
             )
     return Diagnosis(
         f"Training failed: {detail[:_SHOWN_CHARACTERS]}",
-        "This is not one of the faults that are known.",
-        "The whole trace is in train.log; give the same command again to continue from the last checkpoint.",
+        "The fault is not a known one.",
+        "The full trace is in train.log; give the same command again to continue from the last checkpoint.",
     )
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The exception and what it was raised from; Ray keeps the workers' exceptions in fields of its own."""
+    """The exception and its causes; Ray keeps the workers' exceptions in its own fields."""
     seen: set[int] = set()
     waiting: list[BaseException] = [error]
     while waiting:

@@ -1,4 +1,4 @@
-"""The driver of a run: detection -> boxes for unlabelled pills -> classification -> evaluation."""
+"""The driver of a run: trains detection, boxes unlabelled pills, trains classification, evaluates."""
 
 from __future__ import annotations
 
@@ -22,65 +22,67 @@ from pillsnap.observe.nodes import NodeWatch
 from pillsnap.observe.progress import ProgressView
 from pillsnap.observe.versions import versions
 from pillsnap.runs.directory import FOUND_BOXES_FILE, STOP_FILE, Run, only_driver
-from pillsnap.runs.elapsed import TaskClock
-from pillsnap.runs.relay import open_desk
+from pillsnap.runs.elapsed import ElapsedTime
+from pillsnap.runs.relay import flush_relay, start_relay
+from pillsnap.runs.remote_checkpoints import find_run_checkpoint
 from pillsnap.storage import join
+from pillsnap.tasks.best_model import load_best
+from pillsnap.tasks.registry import make_task
 from pillsnap.tracking.mirror import WandbMirror
 from pillsnap.train.diagnosis import diagnose
-from pillsnap.train.pseudo_labels import find_boxes, photos_without_boxes
+from pillsnap.train.pseudo_labels import photos_without_boxes, predict_boxes
 from pillsnap.train.trainer import fit, make_stream, make_trainer
 
 _log = logging.getLogger(__name__)
 
 
 class RunStopped(Exception):
-    """The run was asked to stop and left a checkpoint; the message says where."""
+    """The run stopped on request and left a checkpoint; the message says where."""
 
 
-def train_and_judge(run: Run, console: Console) -> dict[str, Any]:
-    """Train what is not trained yet, judge it, and return the metrics.
+def train_and_evaluate(run: Run, console: Console) -> dict[str, Any]:
+    """Train the tasks that are not trained yet, evaluate, and return the metrics.
 
-    Raises RunStopped when a stop was asked for, and UserError, which says why, when the run failed; both leave the last
-    checkpoint.
+    Raises RunStopped after a requested stop and UserError with the reason after a failure; the last checkpoint stays.
     """
     with only_driver(run.run_dir):
         try:
-            return _train_and_judge(run, console)
+            return _train_and_evaluate(run, console)
         except (RunStopped, UserError):
             raise
-        except Exception as error:  # Ray did not start, or did not end
+        except Exception as error:  # Ray did not start, or did not shut down
             raise _explained(run, error) from error
 
 
-def _train_and_judge(run: Run, console: Console) -> dict[str, Any]:
+def _train_and_evaluate(run: Run, console: Console) -> dict[str, Any]:
     wandb = run.settings.wandb
 
-    def say(line: str) -> None:
+    def print_line(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    with ray_session(), open_desk(run.uri, run.run_dir) as desk, EventLog(run.run_dir) as events:
+    with ray_session(), start_relay(run.uri, run.run_dir) as relay, EventLog(run.run_dir) as events:
         mirror = WandbMirror(
             run.run_dir,
             wandb.project,
             run.run_id,
             wandb.mode,
             on_warning=lambda message: events.write("warning", message=message),
-            say=say,
+            say=print_line,
         )
         with mirror:
             try:
                 with ProgressView(run.run_dir, console), NodeWatch(events, run.run_dir):
-                    train_run(run, desk)
-                say("judging: both models over the validation photos")
+                    train_run(run, relay)
+                print_line("evaluating: both models over the validation photos")
                 return evaluate_run(run)
             except RunStopped:
                 raise
-            except Exception as error:  # the last place where it can be told what it means
+            except Exception as error:
                 raise _explained(run, error) from error
 
 
 def _explained(run: Run, error: Exception) -> UserError:
-    """What happened, the likely cause and what to do; the event log says so too, unless a worker has told it."""
+    """What happened, the likely cause and what to do; written to the event log unless a worker has reported it."""
     diagnosis = diagnose(error)
     latest = next((e for e in reversed(read_events(run.run_dir)) if e["kind"] in ("failure", "run", "task")), None)
     if latest is None or latest["kind"] != "failure":
@@ -91,11 +93,11 @@ def _explained(run: Run, error: Exception) -> UserError:
     return UserError(str(diagnosis))
 
 
-def train_run(run: Run, desk: Any = None) -> None:
-    """Train what is not trained yet. Ray must be up. `desk` is that of a remote run. Raises RunStopped when a stop was
-    asked for, UserError when it failed.
+def train_run(run: Run, relay: Any = None) -> None:
+    """Train the tasks that are not trained yet. Ray must be up; `relay` is that of a remote run. Raises RunStopped
+    after a requested stop, UserError after a failure.
     """
-    assert bool(desk) == bool(run.uri)
+    assert bool(relay) == bool(run.uri)
     (run.run_dir / STOP_FILE).unlink(missing_ok=True)
     workers = count_workers(run.settings)
     require_alike(node_checks(run.settings, run.where, run.data_root, run.manifest))
@@ -114,32 +116,28 @@ def train_run(run: Run, desk: Any = None) -> None:
             if check.ok is False:
                 events.write("warning", message=f"{check.name}: {check.found}: {check.advice}")
         for name in run.settings.tasks:
-            _train_task(run, name, workers, events, desk)
+            _train_task(run, name, workers, events, relay)
 
 
-def _train_task(run: Run, name: str, workers: Workers, events: EventLog, desk: Any) -> None:
-    from pillsnap.runs.remote_checkpoints import find_run_checkpoint
-    from pillsnap.tasks.best_model import load_best
-    from pillsnap.tasks.registry import make_task
-
+def _train_task(run: Run, name: str, workers: Workers, events: EventLog, relay: Any) -> None:
     task = make_task(name, run.settings, run.codes)
     folder = run.checkpoint_dir(name)
     last, _ = find_run_checkpoint(run.where, name, role="driver")
-    clock = TaskClock(folder, last.meta["elapsed_s"] if last else 0.0)
+    elapsed = ElapsedTime(folder, last.meta["elapsed_s"] if last else 0.0)
     if last is None or last.position.epoch < task.settings.epochs:
         found_boxes = _boxes_for_unlabelled(run, events) if name == "classification" else None
         samples = task.samples(run.manifest, found_boxes)
         _check_samples(name, samples, events)
         stream = make_stream(run, name, samples, task.recipe(samples))
-        del samples  # from here on they are in the object store, where all processes read them
+        del samples  # the stream holds them in the object store
         return_freed_memory()
         try:
-            fit(make_trainer(run, name, stream, workers, clock, desk), run.run_dir, clock)
+            fit(make_trainer(run, name, stream, workers, elapsed, relay), run.run_dir, elapsed)
         except Exception as error:  # Ray raises whatever its parts raise
             raise _explained(run, error) from error
         last, _ = find_run_checkpoint(run.where, name, role="driver")
         if last is None or last.position.epoch < task.settings.epochs:
-            raise _why_unfinished(run, name, last.position.epoch if last else 0, clock.started_at_s)
+            raise _why_unfinished(run, name, last.position.epoch if last else 0, elapsed.started_at_s)
     elif run.export_path(name).exists() and _is_finished(run, name):
         events.write("task", task=name, status="skipped")
         return
@@ -147,8 +145,8 @@ def _train_task(run: Run, name: str, workers: Workers, events: EventLog, desk: A
     best = load_best(run.where, name, run.settings, run.codes, "driver")
     assert best is not None
     best.task.export(best.model, run.export_path(name), best.metrics)
-    if desk:
-        _publish_now(desk)
+    if relay:
+        flush_relay(relay)
     events.write(
         "task",
         task=name,
@@ -159,18 +157,8 @@ def _train_task(run: Run, name: str, workers: Workers, events: EventLog, desk: A
     )
 
 
-def _publish_now(desk: Any) -> None:
-    """Raises StorageError when what the run has written cannot be published."""
-    import ray
-
-    try:
-        ray.get(desk.flush.remote())
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from None
-
-
 def _is_finished(run: Run, name: str) -> bool:
-    """Whether the log says so, and how long it took: a driver may have died between the export and that."""
+    """Whether the log has the task's end: a driver may have died between the export and that event."""
     return any(
         e["kind"] == "task" and e["task"] == name and e["status"] == "finished" for e in read_events(run.run_dir)
     )
@@ -182,17 +170,17 @@ def _check_samples(name: str, samples: TaskSamples, events: EventLog) -> None:
             events.write("warning", message=f"{name} leaves out {count} {reason}.")
     if not len(samples.train):
         raise UserError(
-            f"The manifest has no photo that {name} can be trained on; look at it with `pillsnap manifest validate`."
+            f"The manifest has no photo that {name} can be trained on; check it with `pillsnap manifest validate`."
         )
     if not len(samples.val):
         events.write(
             "warning",
-            message=f"{name} has no validation sample: its best checkpoint is the first, and its figures are 0.",
+            message=f"{name} has no validation sample: its best checkpoint is the first, and its metrics are 0.",
         )
 
 
 def _boxes_for_unlabelled(run: Run, events: EventLog) -> dict[str, list]:
-    """Detector boxes for pills without one, remembered beside the run so that a resumed run sees the same crops."""
+    """Detector boxes for unlabelled pills, kept in the run directory so that a resumed run has the same crops."""
     photos = photos_without_boxes(run.manifest)
     if not len(photos):
         return {}
@@ -200,16 +188,14 @@ def _boxes_for_unlabelled(run: Run, events: EventLog) -> dict[str, list]:
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
     if run.uri:
-        from pillsnap.runs.remote_checkpoints import find_run_checkpoint
-
-        find_run_checkpoint(run.where, "detection", "best", "driver")  # brings the pointer here
+        find_run_checkpoint(run.where, "detection", "best", "driver")  # fetches the pointer
     if not (run.checkpoint_dir("detection") / "best.json").exists():
         events.write(
             "warning",
-            message=f"{len(photos)} photos have unlabelled pills, left out as there is no detector to box them.",
+            message=f"{len(photos)} photos have unlabelled pills, left out because there is no detector to box them.",
         )
         return {}
-    found = find_boxes(photos, run.where, run.settings, run.data_root)
+    found = predict_boxes(photos, run.where, run.settings, run.data_root)
     write_json(path, found)
     boxed = sum(box is not None for boxes in found.values() for box in boxes)
     events.write("warning", message=f"The detector boxed {boxed} pills in {len(photos)} photos with unlabelled pills.")
@@ -219,13 +205,13 @@ def _boxes_for_unlabelled(run: Run, events: EventLog) -> dict[str, list]:
 def _why_unfinished(run: Run, name: str, epoch: int, started_at_s: float) -> Exception:
     if (run.run_dir / STOP_FILE).exists():
         (run.run_dir / STOP_FILE).unlink()
-        place = join(run.where, f"checkpoints/{name}")
-        return RunStopped(f"{name} stopped in epoch {epoch + 1}; its last checkpoint is in {place}.")
+        folder = join(run.where, f"checkpoints/{name}")
+        return RunStopped(f"{name} stopped in epoch {epoch + 1}; its last checkpoint is in {folder}.")
     failures = [
         event for event in read_events(run.run_dir) if event["kind"] == "failure" and event["time"] >= started_at_s
     ]
     return UserError(
         failures[-1]["message"]
         if failures
-        else f"{name} ended after epoch {epoch}, before its last one, without saying why."
+        else f"{name} ended after epoch {epoch}, before its last one, without a reported reason."
     )

@@ -1,4 +1,4 @@
-"""A panel of example predictions from a validation batch."""
+"""Draws a panel of example predictions from a validation batch."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _SHOWN_SCORE = 0.25
 
 
 def draw_examples(task: Task, batch: DeviceBatch, facts: list[Any], run_dir: Path, epoch: int) -> Path:
-    """Write `examples/<task>-epoch-NNNN.png`: labels in green and detections in blue, or crops framed by right and
-    wrong.
+    """Write `examples/<task>-epoch-NNNN.png`: labels in green and detections in blue, or crops with a green frame when
+    right and a red one when wrong.
     """
     images = batch.images[batch.targets["valid"]][:_MAX_IMAGES].cpu().numpy()
     tiles = [_draw(task.name, image.copy(), fact) for image, fact in zip(images, facts, strict=False)]

@@ -1,4 +1,4 @@
-"""Rates and running means of a training loop."""
+"""Running mean of the loss, and throughput, of the training loop."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pillsnap.data.loader import DeviceBatch
 
 
 class RunningMean:
-    """The mean of an epoch's losses so far, which a checkpoint within the epoch takes along."""
+    """Mean of an epoch's losses so far; kept in checkpoints."""
 
-    def __init__(self, remembered: Mapping[str, float] | None = None) -> None:
-        remembered = remembered or {}
-        self._sum, self._count = remembered.get("loss_sum", 0.0), remembered.get("loss_count", 0)
+    def __init__(self, progress: Mapping[str, Any]) -> None:
+        """`progress` is that of the checkpoint."""
+        self._sum, self._count = progress.get("loss_sum", 0.0), progress.get("loss_count", 0)
 
     def clear(self) -> None:
-        """Begin another epoch."""
+        """Start the next epoch."""
         self._sum, self._count = 0.0, 0
 
     def add(self, value: float) -> None:
-        """Count one value; what is not finite is left out."""
+        """Count one value; non-finite values are left out."""
         if math.isfinite(value):
             self._sum, self._count = self._sum + value, self._count + 1
 
@@ -32,13 +32,13 @@ class RunningMean:
         return self._sum / max(self._count, 1)
 
     @property
-    def remembered(self) -> dict[str, float]:
-        """From which another continues."""
+    def progress(self) -> dict[str, float]:
+        """Kept in checkpoints."""
         return {"loss_sum": self._sum, "loss_count": self._count}
 
 
 class Throughput:
-    """Images a second, the share of time spent waiting for data, and the time left."""
+    """Images per second, fraction of time spent waiting for data, and time left."""
 
     def __init__(self, images_left: int) -> None:
         self._images_left = images_left
@@ -46,36 +46,32 @@ class Throughput:
         self._recent = _Window()
 
     def step(self, images: int, batch: DeviceBatch) -> None:
-        """Count one step's images over all workers, and how long this worker's share took to come."""
+        """Count one step: images of all workers, and the loading times of this worker's batch."""
         self._images_left -= images
         self._epoch.add(images, batch)
         self._recent.add(images, batch)
 
-    def skip(self) -> None:
-        """Leave out the time since the last step: it was spent on something else than training."""
-        self._recent = _Window()
-
-    def figures(self) -> dict[str, float]:
+    def recent(self) -> dict[str, float]:
         """Since the last call: `images_per_s`, `data_wait_fraction`, and `eta_s` for the training steps left."""
         rate, wait = self._recent.rate(), self._recent.wait_fraction()
         self._recent = _Window()
         return {"images_per_s": rate, "data_wait_fraction": wait, "eta_s": self._images_left / max(rate, 1e-9)}
 
-    def epoch_figures(self) -> dict[str, Any]:
-        """Since the epoch's start: `images_per_s`, `data_wait_fraction`, `duration_s`, and `loader_ms`, the time in
-        milliseconds that an image took in each stage of the loader. Starts the next epoch.
+    def epoch(self) -> dict[str, Any]:
+        """Since the epoch's start: `images_per_s`, `data_wait_fraction`, `duration_s`, and `loader_ms`, the
+        milliseconds per image in each stage of the loader. Starts the next epoch.
         """
-        figures = {
+        rates = {
             "images_per_s": self._epoch.rate(),
             "data_wait_fraction": self._epoch.wait_fraction(),
             "duration_s": self._epoch.elapsed_s(),
             "loader_ms": self._epoch.loader_ms(),
         }
         self.start_epoch()
-        return figures
+        return rates
 
     def start_epoch(self) -> None:
-        """Begin to count an epoch now."""
+        """Start to count an epoch now."""
         self._epoch, self._recent = _Window(), _Window()
 
 

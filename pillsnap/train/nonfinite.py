@@ -1,6 +1,7 @@
-"""A step that went wrong changes nothing. That is decided on the device, so that the host never waits for it.
+"""Skips non-finite steps on the device, without a host sync: weights, optimizer, average and buffers stay unchanged.
 
-`good` is a tensor () float32, 1 for a step whose gradient is finite and 0 for one whose gradient is not.
+`good` is a tensor () float32: 1 for a step with a finite gradient, else 0. clipped_step skips the update of weights and
+optimizer, Buffers restores running statistics, MovingAverage skips its update.
 """
 
 from __future__ import annotations
@@ -11,24 +12,24 @@ import torch
 from torch import nn
 
 from pillsnap.models.quiet_timm import timm
-from pillsnap.train.collectives import by_dtype, copy_from_first
+from pillsnap.train.collectives import broadcast_from_first, by_dtype
 
 _FIRST_SCALE, _GROW_AFTER = 2.0**16, 2000
 
 
 class MovingAverage(timm.utils.ModelEmaV3):
-    """timm's moving average over weights and buffers, which a bad step leaves as it was."""
+    """timm's moving average of weights and buffers, updated only after good steps."""
 
     def follow(self, model: nn.Module) -> None:
-        """Take weights and buffers from `model`, whose tensors stay the same ones from now on."""
+        """Average the weights and buffers of `model`, which must keep its tensor objects."""
         pairs = list(zip(self.module.state_dict().values(), model.state_dict().values(), strict=True))
-        self._averages, self._sources = _columns([pair for pair in pairs if pair[0].is_floating_point()])
-        self._counts, self._counted = _columns([pair for pair in pairs if not pair[0].is_floating_point()])
+        self._averages, self._sources = _unzip([pair for pair in pairs if pair[0].is_floating_point()])
+        self._counts, self._counted = _unzip([pair for pair in pairs if not pair[0].is_floating_point()])
 
     @torch.no_grad()
     def update_if(self, good: torch.Tensor, step: int) -> None:
         """average += (1 - decay) * (model - average) after a good `step`, counted from 1."""
-        # A weight that lies on the device, where foreach_lerp would want one on the host.
+        # foreach_lerp needs its weight on the host; this one is on the device.
         change = torch._foreach_sub(self._sources, self._averages)
         torch._foreach_mul_(change, good * (1 - self.get_decay(step)))
         torch._foreach_add_(self._averages, change)
@@ -37,46 +38,46 @@ class MovingAverage(timm.utils.ModelEmaV3):
 
 
 class Buffers:
-    """A model's running statistics, and what they were before the step."""
+    """A model's buffers (running statistics), and a copy from before the step."""
 
     def __init__(self, model: nn.Module) -> None:
         self._live = by_dtype([buffer for buffer in model.buffers() if buffer.numel()])
-        # In one piece each, so that choosing between the two is one operation and not one a layer.
+        # Flat, so that choosing between the two is one operation per dtype instead of one per layer.
         self._kept = [_flat(same) for same in self._live]
-        self._seen = [_flat(same) for same in self._live]
+        self._after = [_flat(same) for same in self._live]
         self._kept_parts = [_parts(flat, same) for flat, same in zip(self._kept, self._live, strict=True)]
-        self._seen_parts = [_parts(flat, same) for flat, same in zip(self._seen, self._live, strict=True)]
+        self._after_parts = [_parts(flat, same) for flat, same in zip(self._after, self._live, strict=True)]
 
     @torch.no_grad()
     def keep(self) -> None:
-        """Remember them as they are now."""
+        """Copy the current values."""
         for kept, live in zip(self._kept_parts, self._live, strict=True):
             torch._foreach_copy_(kept, live)
 
     @torch.no_grad()
-    def put_back(self) -> None:
-        """What they were."""
+    def restore(self) -> None:
+        """Restore the copy."""
         for kept, live in zip(self._kept_parts, self._live, strict=True):
             torch._foreach_copy_(live, kept)
 
     @torch.no_grad()
-    def put_back_unless(self, good: torch.Tensor) -> None:
-        """What they were, after a bad step: they have seen what the weights must not."""
-        chosen = good.bool()
-        for kept, seen, parts, live in zip(self._kept, self._seen, self._seen_parts, self._live, strict=True):
+    def restore_unless(self, good: torch.Tensor) -> None:
+        """Restore the copy after a bad step: its forward pass has changed the running statistics."""
+        is_good = good.bool()
+        for kept, after, parts, live in zip(self._kept, self._after, self._after_parts, self._live, strict=True):
             torch._foreach_copy_(parts, live)
-            torch.where(chosen, seen, kept, out=seen)
+            torch.where(is_good, after, kept, out=after)
             torch._foreach_copy_(live, parts)
 
-    def copy_from_first(self) -> None:
-        """Give every worker those of rank 0."""
+    def broadcast_from_first(self) -> None:
+        """Copy rank 0's values to all workers."""
         for live in self._live:
-            copy_from_first(live)
+            broadcast_from_first(live)
 
 
 class LossScale:
     """Factor on the loss that keeps float16 gradients in range: halved after an overflow, doubled after 2,000 steps
-    without one. The rule of `torch.amp.GradScaler`, whose own step would wait for the device.
+    without one. The rule of `torch.amp.GradScaler`, without its host sync.
 
     Micikevicius et al., "Mixed Precision Training", 2018.
     """
@@ -95,7 +96,7 @@ class LossScale:
 
     @property
     def exhausted(self) -> torch.Tensor:
-        """Whether a smaller factor would not help any more; bool ()."""
+        """Whether the factor is too small to be halved again; bool ()."""
         return self.factor <= 1
 
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -113,11 +114,10 @@ def clipped_step(
     max_norm: float,
     factor: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One step of a fused `optimizer` with gradients clipped to `max_norm` in all, and none when they are not finite.
-    Returns their norm before clipping and `good`.
+    """One step of a fused `optimizer`, its gradients clipped to a total norm of `max_norm`; none when they are not
+    finite. Returns the norm before clipping, and `good`.
 
-    `factor` is what the loss was multiplied by. The optimizer divides by it and by the clipping as it reads the
-    gradients, which saves passes over them.
+    `factor` is the loss scale. The fused kernel divides by it and by the clipping factor while it reads the gradients.
     """
     norm = nn.utils.get_total_norm(gradients)
     if factor is not None:
@@ -125,7 +125,7 @@ def clipped_step(
     good = torch.isfinite(norm).float()
     divisor = ((norm + 1e-6) / max_norm).clamp_(min=1)
     scaled: Any = optimizer
-    # What torch.amp.GradScaler gives to an optimizer that can skip a step by itself; its step count stays, too.
+    # The attributes that torch.amp.GradScaler sets: a fused optimizer then skips the step and its step count.
     scaled.grad_scale = divisor if factor is None else divisor * factor
     scaled.found_inf = 1 - good
     try:
@@ -135,7 +135,7 @@ def clipped_step(
     return norm, good
 
 
-def _columns(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def _unzip(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     return [first for first, _ in pairs], [second for _, second in pairs]
 
 

@@ -1,4 +1,4 @@
-"""Boxes from the trained detector for pills that the labels give none."""
+"""Boxes unlabelled pills with the trained detector, so that they can be cropped for classification."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from pillsnap.config import Settings
+from pillsnap.evaluate.inference import infer
 from pillsnap.metrics.boxes import iou_xywh
 
 _SAME_PILL_IOU = 0.5
@@ -15,17 +16,13 @@ Box = list[float]
 
 
 def photos_without_boxes(manifest: pa.Table) -> pa.Table:
-    """Rows with at least one pill that has no box."""
-    lacking = [any(box is None for box in boxes) for boxes in manifest["boxes"].to_pylist()]
-    return manifest.filter(pa.array(lacking, pa.bool_()))
+    """Rows with at least one pill without a box."""
+    unboxed = [any(box is None for box in boxes) for boxes in manifest["boxes"].to_pylist()]
+    return manifest.filter(pa.array(unboxed, pa.bool_()))
 
 
-def find_boxes(photos: pa.Table, run: str | Path, settings: Settings, data_root: str) -> dict[str, list[Box | None]]:
-    """For each photo the detector's boxes for its unlabelled pills, in the order of its codes; None where that is not
-    certain.
-    """
-    from pillsnap.evaluate.inference import infer
-
+def predict_boxes(photos: pa.Table, run: str | Path, settings: Settings, data_root: str) -> dict[str, list[Box | None]]:
+    """Per photo the detector's boxes for its unlabelled pills, in the order of its codes; None where ambiguous."""
     known = {row["sample_id"]: row["boxes"] for row in photos.select(["sample_id", "boxes"]).to_pylist()}
     found: dict[str, list[Box | None]] = {}
     for row in infer(photos, run, settings, [], data_root, classify=False, min_score=settings.evaluation.confidence):
@@ -42,7 +39,7 @@ def find_boxes(photos: pa.Table, run: str | Path, settings: Settings, data_root:
 def assign_boxes(labelled: list[Box | None], found: list[Box]) -> list[Box | None]:
     """Boxes for the unlabelled pills of one photo, from `found` (best first).
 
-    A single unlabelled pill gets the best box that lies on no labelled one. With more, nothing says which is which:
+    A single unlabelled pill gets the best box that overlaps no labelled one. With several, the assignment is ambiguous:
     None.
     """
     if sum(box is None for box in labelled) != 1:

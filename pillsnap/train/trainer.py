@@ -1,4 +1,4 @@
-"""One task as a Ray Train run: the stream, the workers, and the signals that end them in order."""
+"""Trains one task with Ray Train: its stream, its TorchTrainer, and the signals that stop it."""
 
 from __future__ import annotations
 
@@ -21,32 +21,29 @@ from pillsnap.data.stream import Stream, share_samples, warm_up_reading
 from pillsnap.observe.logs import current_level
 from pillsnap.observe.versions import versions
 from pillsnap.photos.reader import PhotoReader
-from pillsnap.ray_compat.minimal_cluster import leave_out_train_actors
 from pillsnap.runs.directory import STOP_FILE, Run
 from pillsnap.runs.elapsed import ElapsedTime
 from pillsnap.storage import is_uri
 from pillsnap.tracking.task_run import wandb_id
 from pillsnap.train.worker import STREAM, WorkerConfig, run_worker
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # Ray reads its environment at import: session.py sets it first
     from ray.train.torch import TorchTrainer
-
 
 _FEW_CPUS = 4
 
 
 def make_trainer(
-    run: Run, name: str, stream: Stream, workers: Workers, clock: ElapsedTime, desk: Any = None
+    run: Run, name: str, stream: Stream, workers: Workers, elapsed: ElapsedTime, relay: Any = None
 ) -> TorchTrainer:
-    """Ray Train's trainer for one task; `desk` is that of a remote run."""
+    """Ray Train's trainer for task `name`; `relay` is that of a remote run."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from pillsnap.train.data_config import StreamFromCheckpoint, placeholder
 
-    leave_out_train_actors()
     train = run.settings.train
-    # Ray Train takes this from the driver's environment alone.
+    # Ray Train reads this from the driver's environment only.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(train.hang_timeout_s)
     meta = {
         "task": name,
@@ -58,17 +55,17 @@ def make_trainer(
         "versions": versions(),
     }
     worker = WorkerConfig(
-        name,
-        run.settings,
-        run.codes,
-        str(run.run_dir),
-        meta,
-        stream,
-        clock.started_at_s,
-        clock.before_s,
-        current_level(),
-        run.uri,
-        desk,
+        task=name,
+        settings=run.settings,
+        codes=run.codes,
+        run_dir=str(run.run_dir),
+        meta=meta,
+        stream=stream,
+        started_at_s=elapsed.started_at_s,
+        elapsed_before_s=elapsed.before_s,
+        log_level=current_level(),
+        uri=run.uri,
+        relay=relay,
     )
     resources = {"CPU": train.cpus_per_worker} | ({"GPU": 1} if workers.use_gpu else {})
     fixed = workers.least == workers.most
@@ -82,8 +79,7 @@ def make_trainer(
             resources_per_worker=resources,
         ),
         run_config=RunConfig(
-            # Ray Train takes up an earlier run of the same name; the checkpoints that count are ours, so each start
-            # has its own.
+            # A unique name: Ray Train would restore an earlier run of the same name, but the checkpoints are ours.
             name=f"{name}-{uuid.uuid4().hex[:8]}",
             storage_path=str(run.run_dir / "ray"),
             failure_config=FailureConfig(max_failures=train.max_failures),
@@ -94,8 +90,8 @@ def make_trainer(
 
 
 def make_stream(run: Run, name: str, samples: TaskSamples, recipe: Recipe) -> Stream:
-    """The stream of one task, its samples shared with every Ray Data task. Its plan is for one worker; each start of
-    the workers makes it one for their number.
+    """The stream of task `name`, with its samples in the object store. Its plan is for one worker; StreamFromCheckpoint
+    changes that at each start of the workers.
     """
     settings, data = getattr(run.settings, name), run.settings.data
     ship_bytes = _decodes_in_workers(data)
@@ -121,7 +117,7 @@ def make_stream(run: Run, name: str, samples: TaskSamples, recipe: Recipe) -> St
         train_store=stores.get("train"),
         val_store=stores.get("val"),
         ship_bytes=ship_bytes,
-        ship_stored=not _workers_read(folder),
+        ship_stored=not _all_workers_read(folder),
     )
 
 
@@ -134,16 +130,16 @@ def _decodes_in_workers(data: DataSettings) -> bool:
     return data.store != "off" and not resources.get("GPU") and resources.get("CPU", 0) <= _FEW_CPUS
 
 
-def _workers_read(folder: str) -> bool:
-    """Whether a store in that folder is there for every worker, wherever it runs."""
+def _all_workers_read(folder: str) -> bool:
+    """Whether every worker can read the store in that folder."""
     import ray
 
     return is_uri(folder) or sum(node["Alive"] for node in ray.nodes()) == 1
 
 
-def fit(trainer: TorchTrainer, run_dir: Path, clock: ElapsedTime) -> None:
-    """Train in a thread of its own, so that this one hears signals: the first asks for a checkpoint and an end, a
-    second insists.
+def fit(trainer: TorchTrainer, run_dir: Path, elapsed: ElapsedTime) -> None:
+    """Run the trainer in a thread, so that this one receives signals: the first SIGINT or SIGTERM requests a checkpoint
+    and a stop, a second one stops at once.
     """
     failure: list[BaseException] = []
 
@@ -155,17 +151,17 @@ def fit(trainer: TorchTrainer, run_dir: Path, clock: ElapsedTime) -> None:
 
     thread = threading.Thread(target=run_trainer, name="train", daemon=True)
 
-    def ask_to_stop(signum: int, _: FrameType | None) -> None:
+    def request_stop(signum: int, _: FrameType | None) -> None:
         if (run_dir / STOP_FILE).exists():
             raise KeyboardInterrupt
         (run_dir / STOP_FILE).write_text(signal.Signals(signum).name)
 
-    before = {signum: signal.signal(signum, ask_to_stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: signal.signal(signum, request_stop) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         thread.start()
         while thread.is_alive():
             thread.join(timeout=0.2)
-            clock.tick()
+            elapsed.tick()
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)

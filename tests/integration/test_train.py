@@ -16,7 +16,7 @@ from pillsnap.manifest.table import read_manifest
 from pillsnap.observe.events import read_events
 from pillsnap.runs.checkpoint import find_checkpoint
 from pillsnap.runs.directory import STOP_FILE, open_run
-from pillsnap.train.driver import RunStopped, train_and_judge, train_run
+from pillsnap.train.driver import RunStopped, train_and_evaluate, train_run
 
 TINY = {
     "detection.image_size_px": 64,
@@ -41,7 +41,7 @@ def tiny(**overrides: Any) -> Settings:
 def test_run_from_manifest_to_verdict(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
     run, notes = open_run(tmp_path / "run", tiny(), toy_manifest, toy_tree)
     assert notes == []
-    metrics = train_and_judge(run, Console(quiet=True))
+    metrics = train_and_evaluate(run, Console(quiet=True))
 
     manifest = read_manifest(toy_manifest)
     num_val = manifest["split"].to_pylist().count("val")

@@ -83,7 +83,7 @@ def test_a_whole_run_from_archives(zipped_tree: Path, tmp_path: Path) -> None:
     from pillsnap.cluster.preflight import preflight
     from pillsnap.observe.events import read_events
     from pillsnap.runs.directory import open_run
-    from pillsnap.train.driver import train_and_judge
+    from pillsnap.train.driver import train_and_evaluate
 
     settings = load_settings(
         "demo",
@@ -98,7 +98,7 @@ def test_a_whole_run_from_archives(zipped_tree: Path, tmp_path: Path) -> None:
     checks = {check.name: check for check in preflight(settings, tmp_path / "run", manifest, str(zipped_tree))}
     assert checks["photos"].ok, checks["photos"]
     run, _ = open_run(tmp_path / "run", settings, manifest, zipped_tree)
-    metrics = train_and_judge(run, Console(quiet=True))
+    metrics = train_and_evaluate(run, Console(quiet=True))
     table = read_manifest(manifest)
     num_val = table.filter(pc.equal(table["split"], "val")).num_rows
     assert metrics["detection"]["num_photos"] == num_val

@@ -1,6 +1,6 @@
-"""Kills a process at each call with which a save touches the disk: before it, after it, and in the middle of a file.
+"""Kills a process at each disk operation of a save: before it, after it, and with a file half written.
 
-python -m tests.reliability.die_saving FOLDER prints one JSON line a death.
+python -m tests.reliability.die_saving FOLDER prints one JSON line per kill.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def save(folder: Path, epoch: int, best: bool = True) -> None:
 
 
 def die_at(boundary: int) -> None:
-    """Send this process SIGKILL at the boundary with that number."""
+    """Send SIGKILL to this process at boundary number `boundary`."""
     import safetensors.torch
 
     passed = {"count": 0}
@@ -53,7 +53,7 @@ def die_at(boundary: int) -> None:
             result = function(*args, **kwargs)
             path = Path(args[path_at])
             whole = path.read_bytes()
-            path.write_bytes(whole[: len(whole) // 2])  # only half of it had been written
+            path.write_bytes(whole[: len(whole) // 2])  # as if only half were written
             boundary_passed()
             path.write_bytes(whole)
             return result
@@ -95,7 +95,7 @@ def main(folder: Path) -> None:
         print(json.dumps({"boundary": boundary, "died": died, "saving": epoch, "whole": all(whole), "found": found}))
         if not died:
             return
-        # The next process saves what the restarted run would: the epoch after the one that is there.
+        # The next process saves the next epoch, as a restarted run would.
         boundary, epoch = boundary + 1, (found[0] or 0) + 1
 
 

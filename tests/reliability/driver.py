@@ -1,7 +1,7 @@
-"""`pillsnap train` at toy size in a process of its own: python -m tests.reliability.driver RUN MANIFEST ROOT JSON [N]
+"""`pillsnap train` at toy size in a separate process: python -m tests.reliability.driver RUN MANIFEST ROOT JSON [N]
 
 JSON overrides settings. Exit codes are the command's: 0, 2 with the error, 130 when stopped. With N, it trains and
-judges N runs in RUN/0, RUN/1, … one after the other, and prints what is left after each.
+evaluates N runs in RUN/0, RUN/1, … in sequence, and prints the leftovers after each.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import tests.conftest  # noqa: F401  (the environment of the tests, before anything reads it)
+import tests.conftest  # noqa: F401  (sets the environment of the tests first)
 
 
 def main(run_dir: Path, manifest: Path, root: Path, overrides: dict) -> int:
@@ -23,14 +23,14 @@ def main(run_dir: Path, manifest: Path, root: Path, overrides: dict) -> int:
     from pillsnap.observe.logs import setup_logging
     from pillsnap.runs.directory import open_run
     from pillsnap.train import trainer
-    from pillsnap.train.driver import RunStopped, train_and_judge
+    from pillsnap.train.driver import RunStopped, train_and_evaluate
     from tests.reliability.harness import tiny, worker_with_faults
 
     trainer.run_worker = worker_with_faults
     try:
         run, _ = open_run(run_dir, tiny(**overrides), manifest, root)
         setup_logging(run_dir)
-        train_and_judge(run, Console(quiet=True))
+        train_and_evaluate(run, Console(quiet=True))
     except RunStopped:
         return 130
     except UserError as error:
@@ -40,7 +40,7 @@ def main(run_dir: Path, manifest: Path, root: Path, overrides: dict) -> int:
 
 
 def left_over() -> dict:
-    """Processes, shared memory and temporary folders that are there now, and this process's resident memory."""
+    """Remaining processes, shared memory and temporary folders, and this process's resident memory."""
     import gc
 
     import psutil

@@ -1,4 +1,4 @@
-"""What the reliability tests share: tiny runs, training without Ray, faults inside workers, the line of a result."""
+"""Shared by the reliability tests: tiny runs, training without Ray, injected faults, result lines."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from pillsnap.data.sources import Source
 from pillsnap.manifest.table import read_classes, read_manifest
 from pillsnap.observe.events import EventLog, read_events
 from pillsnap.photos.reader import PhotoReader
+from pillsnap.runs.backend import LocalBackend
 from pillsnap.runs.checkpoint import Checkpoint, Position, find_checkpoint
 from pillsnap.tasks.registry import make_task
 from pillsnap.train.job import Job
@@ -39,7 +40,7 @@ TINY = {
     "data.decoding_cpus": 0.5,
     "wandb.mode": "disabled",
 }
-# Without batch normalisation a step does not depend on how its batch is shared or split.
+# Without batch normalisation, a step does not depend on how its batch is split.
 NO_BATCH_NORM = {
     "classification.model": "vit_tiny_patch16_224",
     "classification.image_size_px": 224,
@@ -49,12 +50,12 @@ FAULTS_FILE = "faults.json"
 
 
 def tiny(**overrides: Any) -> Settings:
-    """Settings of the smallest run; `train__task="detection"` stands for train.task."""
+    """Settings of the smallest run; `train__task="detection"` sets train.task."""
     return load_settings("demo", TINY | {key.replace("__", "."): value for key, value in overrides.items()})
 
 
 def say(passed: int, of: int, what: str) -> None:
-    """The one line of a test, past pytest's capture."""
+    """Print and check a test's result line, bypassing pytest's capture."""
     line = f"PASS {passed}/{of} {what}" if passed == of else f"FAIL {passed}/{of} {what}"
     os.write(2, f"\n{line}\n".encode())
     path = os.environ.get("PILLSNAP_RELIABILITY_LINES")
@@ -64,10 +65,18 @@ def say(passed: int, of: int, what: str) -> None:
     assert passed == of, line
 
 
-class LoopRun:
-    """Training of one task by the real loop, state and checkpoints, its batches made in this process instead of by Ray.
+class StoppableBackend(LocalBackend):
+    """A run in a folder whose stop requests come from a function instead of a file."""
 
-    With `rank` and `num_workers` it is one worker of several, whose process group is up.
+    def __init__(self, run_dir: Path, task: str, stop_requested: Callable[[], bool]) -> None:
+        super().__init__(run_dir, task)
+        self.stop_requested = stop_requested  # type: ignore[method-assign]
+
+
+class LoopRun:
+    """Trains one task with the real loop, state and checkpoints; batches are made in this process instead of by Ray.
+
+    With `rank` and `num_workers` it is one of several workers, whose process group is initialised.
     """
 
     def __init__(
@@ -105,27 +114,27 @@ class LoopRun:
         return [event for event in read_events(self.run_dir) if event["kind"] == kind]
 
     def train(self, stop_at: Callable[[int], bool] | None = None) -> Position:
-        """Go on from the last checkpoint; `stop_at(steps done since)` asks for a stop."""
+        """Continue from the last checkpoint; `stop_at(steps since then)` requests a stop."""
         resume = self.last()
         position = resume.position if resume else Position()
         batches = self._batches(position)
-        asked = {"times": 0}
+        polled = {"times": 0}
 
         def stop_requested() -> bool:
-            asked["times"] += 1
-            return bool(stop_at and stop_at(asked["times"]))
+            polled["times"] += 1
+            return bool(stop_at and stop_at(polled["times"]))
 
         events = EventLog(self.run_dir) if self.rank == 0 else None
         if events is not None:
             events.write("task", task=self.name, status="started", epoch=position.epoch, step=position.global_step)
         job = Job(
             task=self.task, plan=self.plan, train=self.settings.train, data=self.settings.data,
-            device=torch.device("cpu"), run_dir=self.run_dir,
+            device=torch.device("cpu"), backend=StoppableBackend(self.run_dir, self.name, stop_requested),
             meta={"task": self.name, "config": self.settings.model_dump(mode="json"), "codes": self.codes,
                   "manifest_hash": "0" * 64},
             resume=resume, elapsed_before_s=0.0, events=events,
             sample_ids=lambda numbers: self.samples.train["sample_id"].take(numbers).to_pylist(),
-            stop_requested=stop_requested, preempted=lambda: False, report=lambda metrics: None,
+            preempted=lambda: False, report=lambda metrics: None,
         )  # fmt: skip
         try:
             return train(job, batches)
@@ -150,7 +159,7 @@ class LoopRun:
 
 
 def same_state(first: Checkpoint, second: Checkpoint) -> list[str]:
-    """What differs between two checkpoints, bit for bit: weights, moving average, optimizer, random state, progress."""
+    """Names of all bitwise differences between two checkpoints: weights, average, optimizer, random state, progress."""
     different = [] if first.position == second.position else ["position"]
     for which in ("model", "ema"):
         one, other = first.weights(which), second.weights(which)
@@ -175,18 +184,18 @@ def _differences(where: str, one: Any, other: Any) -> list[str]:
 
 
 def inject(faults: dict[str, Any], rank: int) -> None:
-    """Make this process fail as `faults` say.
+    """Make this process fail as `faults` describe.
 
     {"oom_above_rows": n, "oom_rank": r}, {"nan_steps": [first, last], "nan_rank": r}, {"hang_step": k, "hang_rank": r,
-    "hang_once": a file that says it has hung}, {"record_ids": a folder}, {"step_pause_s": longer steps},
-    {"threads": as many for torch, whatever the worker sets}.
+    "hang_once": file written before hanging}, {"record_ids": folder}, {"step_pause_s": seconds added to each step},
+    {"threads": torch threads, overriding the worker's}.
     """
-    from pillsnap.train import state
+    from pillsnap.train import training_state
 
     if "threads" in faults:
         torch.set_num_threads(faults["threads"])
         torch.set_num_threads = lambda number: None  # type: ignore[assignment]
-    losses, step = state._Losses.forward, state.TrainingState.step
+    losses, step = training_state._Losses.forward, training_state.TrainingState.step
     now = {"step": 0}
 
     def faulty_step(self: Any, batch: Any, lr: float, samples: int, global_step: int) -> Any:
@@ -208,7 +217,7 @@ def inject(faults: dict[str, Any], rank: int) -> None:
 
     def faulty_losses(self: Any, batch: DeviceBatch) -> dict[str, torch.Tensor]:
         if rank == faults.get("oom_rank", rank) and len(batch.images) > faults.get("oom_above_rows", 10**9):
-            torch.randn(3)  # an attempt that fails has used random numbers
+            torch.randn(3)  # the failed attempt consumes random numbers
             raise torch.OutOfMemoryError("CUDA out of memory (injected)")
         found = losses(self, batch)
         first, last = faults.get("nan_steps", (0, 0))
@@ -216,12 +225,12 @@ def inject(faults: dict[str, Any], rank: int) -> None:
             found = {name: loss * float("nan") for name, loss in found.items()}
         return found
 
-    state.TrainingState.step = faulty_step  # type: ignore[method-assign]
-    state._Losses.forward = faulty_losses  # type: ignore[method-assign]
+    training_state.TrainingState.step = faulty_step  # type: ignore[method-assign]
+    training_state._Losses.forward = faulty_losses  # type: ignore[method-assign]
 
 
 def worker_with_faults(config: Any) -> None:
-    """Stands for run_worker: fails as RUN/faults.json says, or the file that PILLSNAP_FAULTS names."""
+    """Replaces run_worker: fails as RUN/faults.json or the file in PILLSNAP_FAULTS describes."""
     from ray import train as ray_train
 
     from pillsnap.train.worker import run_worker
@@ -232,12 +241,12 @@ def worker_with_faults(config: Any) -> None:
 
 
 def train_workers() -> list[Any]:
-    """Ray's train workers among the processes below this one."""
+    """Ray's train workers among the descendants of this process."""
     return titled("TrainWorker")
 
 
 def raw_events(run_dir: Path, kind: str = "") -> list[dict[str, Any]]:
-    """The log's lines, with what a restart repeated."""
+    """All lines of the event log, including events that a restart repeated."""
     path = run_dir / "events.jsonl"
     lines = path.read_bytes().split(b"\n") if path.exists() else []
     events = [json.loads(line) for line in lines[:-1]]
@@ -245,7 +254,7 @@ def raw_events(run_dir: Path, kind: str = "") -> list[dict[str, Any]]:
 
 
 def wait_for(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
-    """Poll until `condition` holds; its value."""
+    """Poll until `condition` is true; returns its value."""
     give_up_s = time.monotonic() + timeout_s
     while time.monotonic() < give_up_s:
         value = condition()
@@ -258,7 +267,7 @@ def wait_for(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
 def group_of_two(
     rank: int, port: int, run_dir: str, name: str, settings: dict, manifest: str, root: str, faults: dict
 ) -> None:
-    """One of two training processes over gloo; writes how it ended to `run_dir`/end-<rank>.json."""
+    """One of two training processes over gloo; writes its outcome to `run_dir`/end-<rank>.json."""
     import torch.distributed as dist
 
     from pillsnap.config import settings_from_dict
@@ -280,7 +289,7 @@ def group_of_two(
 def train_two(
     run_dir: Path, name: str, settings: Settings, manifest: Path, root: Path, faults: dict[str, Any]
 ) -> list[dict]:
-    """Train with two processes; how each ended."""
+    """Train with two processes; returns the outcome of each."""
     from torch import multiprocessing
 
     run_dir.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A loss that is not finite makes no update and no checkpoint; three in a row end the run with step and samples."""
+"""A non-finite step makes no update and no checkpoint; three in a row end the run, naming steps and samples."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from pillsnap.errors import UserError
 from pillsnap.train import device_readback
-from pillsnap.train.state import TrainingState, _Losses
+from pillsnap.train.training_state import TrainingState, _Losses
 from tests.reliability.harness import LoopRun, inject, say, tiny, train_two
 
 
@@ -23,23 +23,23 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> dict:
 
 
 @pytest.mark.parametrize("lag", [0, 2])
-def test_one_bad_step_is_left_out(
+def test_bad_steps_are_skipped_and_not_checkpointed(
     lag: int, faults: dict, toy_manifest: Path, toy_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Read at once, as on a CPU, or two steps later, as on a GPU."""
+    """Results are read at once (CPU) or two steps later (GPU)."""
     monkeypatch.setattr(device_readback, "lag_steps", lambda device: lag)
 
     def run(where: str) -> LoopRun:
         return LoopRun(tmp_path / where, "classification", tiny(classification__epochs=1), toy_manifest, toy_tree)
 
     before, through = run("before"), run("through")
-    before.train(stop_at=lambda asked: asked == 2)
+    before.train(stop_at=lambda polls: polls == 2)
     faults["nan_steps"] = [3, 3]
-    position = through.train(stop_at=lambda asked: asked == 3)  # asked at the bad step: the stop waits for a good one
+    position = through.train(stop_at=lambda polls: polls == 3)  # at a bad step: the stop waits for a good one
     assert position.global_step != 3
     faults["nan_steps"] = [3, 4]
     at_end = run("at_end")
-    at_end.train(stop_at=lambda asked: asked == 2)
+    at_end.train(stop_at=lambda polls: polls == 2)
     start, kept = before.last(), at_end.last()
     assert start and kept
     assert all(torch.equal(value, kept.weights("model")[name]) for name, value in start.weights("model").items())
@@ -51,12 +51,12 @@ def test_one_bad_step_is_left_out(
 
 
 @pytest.mark.parametrize("lag", [0, 2])
-def test_three_bad_steps_name_step_and_samples(
+def test_three_bad_steps_end_the_run_with_their_samples(
     lag: int, faults: dict, toy_manifest: Path, toy_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device_readback, "lag_steps", lambda device: lag)
     run = LoopRun(tmp_path / "run", "classification", tiny(), toy_manifest, toy_tree)
-    run.train(stop_at=lambda asked: asked == 1)
+    run.train(stop_at=lambda polls: polls == 1)
     faults["nan_steps"] = [2, 99]
     with pytest.raises(UserError) as raised:
         run.train()
@@ -69,7 +69,7 @@ def test_three_bad_steps_name_step_and_samples(
     say(1, 1, "NaN from step 2 on: no update, no checkpoint, the error names step 2 and its samples")
 
 
-def test_a_bad_step_of_one_worker_names_the_samples_of_all(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
+def test_bad_step_of_one_worker_lists_the_samples_of_all(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
     settings = tiny(classification__epochs=1)
     ends = train_two(
         tmp_path / "run", "classification", settings, toy_manifest, toy_tree, {"nan_steps": [2, 99], "nan_rank": 1}

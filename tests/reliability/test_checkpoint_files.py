@@ -1,4 +1,4 @@
-"""Death inside a save, and damage afterwards: a complete checkpoint is always found, and what is damaged is named."""
+"""Kills during a save and damaged files: a complete checkpoint is always found, and damaged files are named."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.reliability.harness import say
 FILES = ("model.safetensors", "ema.safetensors", "trainer.pt", "meta.json")
 
 
-def test_death_at_every_boundary_of_a_save(tmp_path: Path) -> None:
+def test_kill_at_every_disk_operation_of_a_save(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.reliability.die_saving", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     deaths = [json.loads(line) for line in done.stdout.splitlines()]
@@ -26,7 +26,7 @@ def test_death_at_every_boundary_of_a_save(tmp_path: Path) -> None:
     say(whole, len(deaths) - 1, "SIGKILL at each boundary of a save: the last and the best checkpoint load complete")
 
 
-def test_every_damage_is_found_and_named(tmp_path: Path) -> None:
+def test_every_damaged_file_is_detected_and_named(tmp_path: Path) -> None:
     passed = tried = 0
     for name in FILES:
         for damage in ("first byte", "a byte within", "last byte", "cut", "cut by one", "empty", "gone"):

@@ -1,4 +1,4 @@
-"""A batch that does not fit is split, alike on all workers, remembered and said once."""
+"""A batch that does not fit into memory is split equally on all workers, with one warning per size."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 
 from pillsnap.errors import UserError
 from pillsnap.runs.directory import MEMORY_FILE
-from pillsnap.train.collectives import Peers
-from pillsnap.train.microbatch import MicroBatches, SplitAgain
-from pillsnap.train.state import TrainingState, _Losses
+from pillsnap.train.collectives import WorkerGroup
+from pillsnap.train.microbatch import MicrobatchRunner, SplitAgain
+from pillsnap.train.training_state import TrainingState, _Losses
 from tests.reliability.harness import NO_BATCH_NORM, LoopRun, inject, say, tiny, train_two
 
 
@@ -25,7 +25,7 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> dict:
     return faults
 
 
-def test_split_steps_equal_whole_ones(faults: dict, toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
+def test_split_steps_equal_unsplit_ones(faults: dict, toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
     settings = tiny(
         classification__epochs=1, train__amp="off", **{k.replace(".", "__"): v for k, v in NO_BATCH_NORM.items()}
     )
@@ -39,25 +39,25 @@ def test_split_steps_equal_whole_ones(faults: dict, toy_manifest: Path, toy_tree
         split.train()
         assert split.events("step")[0]["loss"] == pytest.approx(losses[0], abs=1e-5)
         assert [event["loss"] for event in split.events("step")] == pytest.approx(losses, abs=1e-3)
-        told = [event["message"] for event in split.events("warning")]
-        assert len(told) == {4: 1, 2: 2, 1: 3}[rows] <= 3
-        assert "does not fit into GPU memory" in told[-1] and f"parts of {rows} " in told[-1]
+        warnings = [event["message"] for event in split.events("warning")]
+        assert len(warnings) == {4: 1, 2: 2, 1: 3}[rows] <= 3
+        assert "does not fit into GPU memory" in warnings[-1] and f"parts of {rows} " in warnings[-1]
         assert json.loads((split.run_dir / MEMORY_FILE).read_text()) == {"classification": rows}
         passed += 1
     say(passed, 3, "out of memory above 4, 2 and 1 rows: at most 3 retries, loss of the unsplit step within 1e-5")
 
 
-def test_what_did_not_fit_is_not_tried_again(faults: dict, toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
+def test_restart_begins_with_the_last_size(faults: dict, toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
     faults["oom_above_rows"] = 2
     run = LoopRun(tmp_path / "run", "classification", tiny(classification__epochs=2), toy_manifest, toy_tree)
-    run.train(stop_at=lambda asked: asked == 2)
-    told = len(run.events("warning"))
+    run.train(stop_at=lambda polls: polls == 2)
+    before = len(run.events("warning"))
     run.train()
-    assert len(run.events("warning")) == told == 2
+    assert len(run.events("warning")) == before == 2
     assert [event["epoch"] for event in run.events("epoch")] == [1, 2]
 
 
-def test_one_row_too_many_is_one_clear_error(faults: dict, toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
+def test_single_row_too_large_is_an_error(faults: dict, toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
     faults["oom_above_rows"] = 0
     run = LoopRun(tmp_path / "run", "classification", tiny(), toy_manifest, toy_tree)
     with pytest.raises(UserError, match=r"a single image does not fit.*image_size_px"):
@@ -65,8 +65,8 @@ def test_one_row_too_many_is_one_clear_error(faults: dict, toy_manifest: Path, t
     assert run.last() is None
 
 
-def test_a_retry_leaves_no_trace(faults: dict, toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
-    """Running statistics and random numbers of the failed attempt are taken back: as if it had been split at once."""
+def test_retry_equals_splitting_at_once(faults: dict, toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
+    """Running statistics and random state of the failed attempt are restored."""
     settings = tiny(classification__epochs=1, classification__drop_rate=0.5)
     faults["oom_above_rows"] = 4
     retried = LoopRun(tmp_path / "retried", "classification", settings, toy_manifest, toy_tree)
@@ -82,7 +82,7 @@ def test_a_retry_leaves_no_trace(faults: dict, toy_manifest: Path, toy_tree: Pat
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_workers_agree_when_one_of_them_runs_out(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
+def test_all_workers_split_when_one_runs_out_of_memory(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
     ends = train_two(
         tmp_path / "run", "classification", tiny(classification__epochs=1), toy_manifest, toy_tree,
         {"oom_above_rows": 2, "oom_rank": 1},
@@ -100,10 +100,10 @@ def test_workers_agree_when_one_of_them_runs_out(toy_manifest: Path, toy_tree: P
     say(2, 2, "one of two workers out of memory: both split alike; at one row both end with the same error")
 
 
-def test_late_and_alone_the_workers_start_again(tmp_path: Path) -> None:
-    class Two(Peers):
+def test_worker_out_of_memory_after_the_trial_steps_restarts_all(tmp_path: Path) -> None:
+    class Two(WorkerGroup):
         def __init__(self) -> None:
-            self.rank, self.count = 1, 2
+            self.rank, self.size = 1, 2
 
         def any(self, flag: bool) -> bool:
             return flag
@@ -111,11 +111,11 @@ def test_late_and_alone_the_workers_start_again(tmp_path: Path) -> None:
     class Batch:
         images = torch.zeros(8, 1)
 
-    said: list[str] = []
-    memory = MicroBatches("detection", 8, Two(), tmp_path / MEMORY_FILE, said.append)
+    warnings: list[str] = []
+    memory = MicrobatchRunner("detection", 8, Two(), tmp_path / MEMORY_FILE, warnings.append)
     for _ in range(3):
         memory.run(Batch(), lambda part, last: {"loss": torch.ones(())}, lambda: None)  # type: ignore[arg-type]
-    assert not memory.careful
+    assert not memory.agrees
 
     def out_of_memory(part: object, last: bool) -> dict[str, torch.Tensor]:
         raise RuntimeError("CUDA error: out of memory")
@@ -123,4 +123,4 @@ def test_late_and_alone_the_workers_start_again(tmp_path: Path) -> None:
     with pytest.raises(SplitAgain, match="parts of 4"):
         memory.run(Batch(), out_of_memory, lambda: None)  # type: ignore[arg-type]
     assert json.loads((tmp_path / MEMORY_FILE).read_text()) == {"detection": 4}
-    assert len(said) == 1
+    assert len(warnings) == 1

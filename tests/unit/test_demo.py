@@ -22,7 +22,7 @@ def test_the_demo_begins_and_is_continued(tmp_path: Path, monkeypatch: pytest.Mo
         runs.append(run.run_id)
         return {"met": True}
 
-    monkeypatch.setattr("pillsnap.train.driver.train_and_judge", trained)
+    monkeypatch.setattr("pillsnap.train.driver.train_and_evaluate", trained)
     for name, value in {"_SINGLES": 48, "_COMBINATIONS": 18, "_FRAME": (122, 160)}.items():
         monkeypatch.setattr(demo, name, value)
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, whatever is torn, flipped or missing."""
+"""Checkpoints are complete or not found, with torn, changed or missing files."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def test_round_trip(tmp_path: Path) -> None:
     assert found.trainer_state() == {"optimizer": {"lr": 0.25}}
 
 
-def test_empty_folder_has_none(tmp_path: Path) -> None:
+def test_empty_folder_has_no_checkpoint(tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path) == (None, [])
 
 
-def test_old_ones_go_and_the_best_stays(tmp_path: Path) -> None:
+def test_pruning_keeps_the_last_and_the_best(tmp_path: Path) -> None:
     for epoch in range(1, 7):
         save(tmp_path, epoch, float(epoch), best=epoch == 2)
     kept = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
@@ -51,7 +51,7 @@ def test_old_ones_go_and_the_best_stays(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone"])
-def test_damage_is_found_named_and_the_one_before_is_used(tmp_path: Path, name: str, damage: str) -> None:
+def test_damaged_file_is_named_and_the_previous_checkpoint_used(tmp_path: Path, name: str, damage: str) -> None:
     save(tmp_path, 1, 1.0)
     path = save(tmp_path, 2, 2.0) / name
     data = bytearray(path.read_bytes())
@@ -73,7 +73,7 @@ def test_damage_is_found_named_and_the_one_before_is_used(tmp_path: Path, name: 
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"checkpoint": 7', b"[]"])
-def test_a_torn_pointer_falls_back_to_the_newest(tmp_path: Path, content: bytes) -> None:
+def test_torn_pointer_falls_back_to_the_newest_checkpoint(tmp_path: Path, content: bytes) -> None:
     save(tmp_path, 1, 1.0)
     save(tmp_path, 2, 2.0)
     (tmp_path / "last.json").write_bytes(content)
@@ -83,10 +83,10 @@ def test_a_torn_pointer_falls_back_to_the_newest(tmp_path: Path, content: bytes)
     assert "last.json" in damaged[0]
 
 
-def test_death_at_every_step_of_a_save_leaves_a_whole_checkpoint(
+def test_interruption_at_every_call_of_a_save_leaves_a_complete_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every call that touches the disk is made the last one in turn."""
+    """Each call that touches the disk is the last one in turn."""
 
     class Death(BaseException):
         pass

@@ -1,4 +1,4 @@
-"""One driver a run over all machines: the living refuse, the dead give way."""
+"""One driver per run over all machines: live locks are respected, stale ones taken over."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def no_lines(line: str) -> None:
     pytest.fail(line)
 
 
-def test_a_second_driver_of_this_machine_is_refused_at_once(run_uri: str) -> None:
+def test_second_driver_of_this_machine_is_refused_at_once(run_uri: str) -> None:
     with driving(run_uri, no_lines) as folder:
         (folder / "config.json").write_text("{}")
         with pytest.raises(UserError, match=f"Process {os.getpid()} on .* is training in {run_uri}"):
@@ -40,17 +40,15 @@ def test_a_second_driver_of_this_machine_is_refused_at_once(run_uri: str) -> Non
         assert (folder / "config.json").exists()
 
 
-def test_the_living_of_another_machine_refuse_and_the_dead_give_way(
-    run_uri: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lock_of_another_machine_is_taken_over_when_stale(run_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
     first = DriverLock(run_uri, no_lines, lambda: None)
-    first._mark["machine"] = "another"
+    first._owner["machine"] = "another"
     first.acquire()
     with pytest.raises(UserError, match="is training in"):
         DriverLock(run_uri, lines.append, lambda: None).acquire()
     assert len(lines) == 1 and "waiting up to 1 s" in lines[0]
-    first._stop.set()  # it dies without a word
+    first._stop.set()  # as if killed
     first._thread.join()
     started_s = time.monotonic()
     second = DriverLock(run_uri, lines.append, lambda: None)
@@ -60,14 +58,14 @@ def test_the_living_of_another_machine_refuse_and_the_dead_give_way(
     assert Storage(run_uri).read(LOCK_FILE) is None
 
 
-def test_a_killed_driver_of_this_machine_gives_way_at_once(run_uri: str) -> None:
+def test_lock_of_a_killed_process_is_taken_over_at_once(run_uri: str) -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     mark = {"id": "x", "host": "h", "pid": process.pid, "started": driver_lock._start_of(process.pid),
             "machine": driver_lock._machine()}  # fmt: skip
     Storage(run_uri).write(LOCK_FILE, json.dumps(mark).encode())
     with pytest.raises(UserError, match=f"Process {process.pid} on h"):
         DriverLock(run_uri, no_lines, lambda: None).acquire()
-    process.kill()  # not waited for: a zombie is dead
+    process.kill()  # a zombie counts as ended
     time.sleep(0.2)
     lock = DriverLock(run_uri, no_lines, lambda: None)
     lock.acquire()
@@ -75,7 +73,7 @@ def test_a_killed_driver_of_this_machine_gives_way_at_once(run_uri: str) -> None
     process.wait()
 
 
-def test_a_driver_that_lost_the_run_stops_and_publishes_nothing(run_uri: str) -> None:
+def test_driver_that_lost_the_run_stops_and_publishes_nothing(run_uri: str) -> None:
     lines: list[str] = []
     with pytest.raises(UserError, match="Another driver has taken over"), driving(run_uri, lines.append) as folder:
         (folder / "config.json").write_text("{}")
@@ -88,18 +86,18 @@ def test_a_driver_that_lost_the_run_stops_and_publishes_nothing(run_uri: str) ->
     assert list(Storage(run_uri).files()) == [LOCK_FILE]
 
 
-def test_no_storage_is_an_error_before_anything_else(s3_environment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_storage_is_an_error_before_the_start(s3_environment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StorageError, match="no-such-bucket"), driving("s3://no-such-bucket/one", no_lines):
         pytest.fail("went on")
 
 
-def test_a_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_local_folder_is_used_as_it_is(tmp_path: Path) -> None:
     with driving(str(tmp_path / "run"), no_lines) as folder:
         assert folder == tmp_path / "run"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_error_is_not_hidden_by_what_cannot_be_published(run_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_publishing_does_not_hide_the_first_error(run_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
 
     def fail(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints and files of a run in remote storage: what is published counts, on every node."""
+"""Checkpoints and files of a run in remote storage: the published state is authoritative on every node."""
 
 from __future__ import annotations
 
@@ -39,11 +39,13 @@ def save(store: PublishedCheckpoints, epoch: int, *, best: bool = False, keep: i
 def save_and_publish(uri: str, epoch: int, *, best: bool = False) -> Path:
     store = PublishedCheckpoints(uri, "detection", "worker")
     path = save(store, epoch, best=best)
-    store.publish(path, best=best, keep=2, consent=lambda: None)
+    store.publish(path, best=best, keep=2, before_pointers=lambda: None)
     return path
 
 
-def test_another_node_finds_what_was_published(run_uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_published_checkpoints_are_found_on_another_node(
+    run_uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     assert find_run_checkpoint(run_uri, "detection") == (None, [])
     for epoch in range(1, 6):
         save_and_publish(run_uri, epoch, best=epoch == 2)
@@ -59,31 +61,31 @@ def test_another_node_finds_what_was_published(run_uri: str, monkeypatch: pytest
         assert torch.equal(found.weights("model")["w"], torch.full((4, 3), float(epoch)))
 
 
-def test_what_was_committed_but_not_published_does_not_count(
+def test_committed_but_unpublished_checkpoint_is_dropped(
     run_uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Rank 0 dies between its commit and the pointer, wherever that is: all nodes go on from the one before."""
+    """Rank 0 is killed between commit and publishing: all nodes continue from the previous checkpoint."""
     save_and_publish(run_uri, 1)
     store = PublishedCheckpoints(run_uri, "detection", "worker")
     local = save(store, 2)
 
-    def refuse() -> None:
+    def fail() -> None:
         raise StorageError("no")
 
     with pytest.raises(StorageError):
-        store.publish(local, best=True, keep=2, consent=refuse)
+        store.publish(local, best=True, keep=2, before_pointers=fail)
     assert f"{local.name}/meta.json" not in Storage(f"{run_uri}/checkpoints/detection").files()
     for node in ("node1", "node0"):
         other_node(monkeypatch, tmp_path, node)
         found, damaged = find_run_checkpoint(run_uri, "detection", role="worker")
         assert found is not None and found.position.epoch == 1 and damaged == []
     assert not local.exists()
-    save_and_publish(run_uri, 3)  # the next one takes the leftovers away
+    save_and_publish(run_uri, 3)  # publishing removes the leftovers
     names = {name.partition("/")[0] for name in Storage(f"{run_uri}/checkpoints/detection").files()}
     assert local.name not in names
 
 
-def test_a_node_that_is_behind_takes_over_what_is_published(
+def test_outdated_node_takes_over_the_published_state(
     run_uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     save_and_publish(run_uri, 1, best=True)
@@ -99,7 +101,7 @@ def test_a_node_that_is_behind_takes_over_what_is_published(
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
-def test_a_damaged_published_file_gives_way_and_is_named(
+def test_damaged_published_file_is_named_and_the_previous_checkpoint_used(
     run_uri: str, name: str, damage: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     save_and_publish(run_uri, 1)
@@ -117,7 +119,7 @@ def test_a_damaged_published_file_gives_way_and_is_named(
     assert len(damaged) == 1 and f"{run_uri}/checkpoints/detection/{path.name}/{name}" in damaged[0]
 
 
-def test_a_damaged_copy_is_fetched_anew(run_uri: str) -> None:
+def test_damaged_copy_is_fetched_again(run_uri: str) -> None:
     save_and_publish(run_uri, 1)
     found, _ = find_run_checkpoint(run_uri, "detection")
     assert found is not None
@@ -135,7 +137,7 @@ def test_copies_of_one_node_are_shared(run_uri: str) -> None:
     assert (found.path / "ema.safetensors").samefile(path / "ema.safetensors")
 
 
-def test_a_pointer_out_of_the_run_is_refused(run_uri: str) -> None:
+def test_pointer_outside_the_run_is_refused(run_uri: str) -> None:
     save_and_publish(run_uri, 1)
     Storage(f"{run_uri}/checkpoints/detection").write("last.json", b'{"checkpoint": "../../../../etc"}')
     found, damaged = find_run_checkpoint(run_uri, "detection")
@@ -143,7 +145,9 @@ def test_a_pointer_out_of_the_run_is_refused(run_uri: str) -> None:
     assert "has no checkpoint" in damaged[0]
 
 
-def test_the_copy_becomes_what_is_published(run_uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_fetch_makes_the_copy_equal_to_the_published_files(
+    run_uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     mirror = RunMirror(run_uri, scratch(run_uri, "driver"))
     mirror.fetch()
     for name in ("config.json", "events.jsonl", "examples/a.png", "checkpoints/best.pt", "wandb/run/log",
@@ -167,7 +171,9 @@ def test_the_copy_becomes_what_is_published(run_uri: str, monkeypatch: pytest.Mo
     Storage(run_uri).remove("examples/a.png")
     second.publish()
 
-    with (mirror.local / "events.jsonl").open("a") as log:  # killed before it was published: a log that goes on
+    with (mirror.local / "events.jsonl").open(
+        "a"
+    ) as log:  # killed before publishing: the log continues the published one
         log.write("more\n")
     (mirror.local / "found_boxes.json").write_text("never published\n")
     mirror.fetch()
@@ -178,14 +184,14 @@ def test_the_copy_becomes_what_is_published(run_uri: str, monkeypatch: pytest.Mo
     assert not (mirror.local / "found_boxes.json").exists()
     assert (mirror.local / "wandb" / "run" / "log").exists()
 
-    with (second.local / "events.jsonl").open("a") as log:  # gone on elsewhere: this copy is of the past
+    with (second.local / "events.jsonl").open("a") as log:  # continued elsewhere: this copy is outdated
         log.write("another\n")
     second.publish()
     mirror.fetch()
     assert (mirror.local / "events.jsonl").read_text() == "events.jsonl 1\nanother\n"
 
 
-def test_unchanged_files_are_moved_once(run_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unchanged_files_are_transferred_once(run_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mirror = RunMirror(run_uri, scratch(run_uri, "driver"))
     mirror.fetch()
     (mirror.local / "config.json").write_text("1")
@@ -199,7 +205,7 @@ def test_unchanged_files_are_moved_once(run_uri: str, monkeypatch: pytest.Monkey
     assert uploads == []
 
 
-def test_a_run_that_was_deleted_is_gone_here_too(run_uri: str) -> None:
+def test_fetch_removes_files_of_a_deleted_run(run_uri: str) -> None:
     mirror = RunMirror(run_uri, scratch(run_uri, "driver"))
     mirror.fetch()
     (mirror.local / "config.json").write_text("1")
@@ -210,7 +216,7 @@ def test_a_run_that_was_deleted_is_gone_here_too(run_uri: str) -> None:
     shutil.rmtree(mirror.local)
 
 
-def test_adopting_a_checkpoint_publishes_it(run_uri: str, toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
+def test_adopted_checkpoint_is_published(run_uri: str, toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
     from pillsnap.config import load_settings
     from pillsnap.runs.directory import open_run
     from pillsnap.runs.warm_start import adopt_checkpoint, named_checkpoint
@@ -232,7 +238,7 @@ def test_adopting_a_checkpoint_publishes_it(run_uri: str, toy_manifest: Path, to
     assert other.position == Position(2, 0, 2) and other.path.is_relative_to(scratch(run_uri, "reader"))
     assert (other.path.parent / "best.json").exists()
     for wrong in (f"{run_uri}/checkpoints/detection/step-00000099", f"{run_uri}/checkpoints"):
-        with pytest.raises(UserError, match=r"is missing|is no checkpoint"):
+        with pytest.raises(UserError, match=r"is missing|is not a checkpoint"):
             named_checkpoint(wrong)
     with pytest.raises(UserError, match=f"{run_uri} already holds"):
         adopt_checkpoint(run, named_checkpoint(tmp_path / "from" / "step-00000001-epoch-0001"))

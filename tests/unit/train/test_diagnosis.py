@@ -1,4 +1,4 @@
-"""Every fault that is known is told apart, with its cause and what to do."""
+"""Every known fault is recognised, with its cause and advice."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from pillsnap.train.diagnosis import diagnose
         (KeyError("surprise"), "Training failed", "train.log"),
     ],
 )
-def test_what_happened_and_what_to_do(error: Exception, what: str, advice: str) -> None:
+def test_known_faults_have_message_cause_and_advice(error: Exception, what: str, advice: str) -> None:
     found = diagnose(error)
     assert what in found.message
     assert advice in found.advice
@@ -54,13 +54,13 @@ def test_what_happened_and_what_to_do(error: Exception, what: str, advice: str) 
     assert "\n" not in str(found)
 
 
-def test_a_workers_exception_is_found_inside_rays() -> None:
+def test_worker_exception_is_found_inside_rays() -> None:
     inner = RuntimeError("CUDA driver version is insufficient for CUDA runtime version")
     found = diagnose(WorkerGroupError("2 workers failed", {1: inner}))
     assert "cannot run this build" in found.message and "insufficient" in found.message
 
 
-def test_what_the_user_caused_is_told_as_it_is() -> None:
+def test_user_errors_are_kept_as_they_are() -> None:
     outer = RuntimeError("wrapped")
     outer.__cause__ = UserError("The data root /x is not a folder: give --data-root.")
     assert str(diagnose(outer)) == "The data root /x is not a folder: give --data-root."

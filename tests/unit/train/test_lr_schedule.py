@@ -1,4 +1,4 @@
-"""The learning rate over a run."""
+"""Learning rate over a run."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ def test_warm_up_then_half_a_cosine() -> None:
     assert rates[10:] == sorted(rates[10:], reverse=True)
 
 
-def test_steps_past_the_end_keep_the_last_rate() -> None:
+def test_steps_after_the_end_keep_the_last_rate() -> None:
     assert learning_rate(500, base=2.0, total_steps=100, warmup_steps=0, final_fraction=0.01) == pytest.approx(0.02)

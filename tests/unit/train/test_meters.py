@@ -1,4 +1,4 @@
-"""Rates of the training loop, and what an image costs in the loader."""
+"""Throughput, data wait and loader time per image; the mean of the epoch's losses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from pillsnap.data.loader import DeviceBatch
 from pillsnap.train import meters
-from pillsnap.train.meters import Throughput
+from pillsnap.train.meters import RunningMean, Throughput
 
 
 @pytest.fixture
@@ -23,25 +23,37 @@ def batch(num_valid: int, wait_s: float, **stage_s: float) -> DeviceBatch:
     return DeviceBatch(0, True, 0, empty, {}, empty, num_valid, wait_s=wait_s, stage_s=stage_s)
 
 
-def test_rates_waiting_and_loader_stages(clock: list[float]) -> None:
+def test_rates_data_wait_and_loader_times(clock: list[float]) -> None:
     meter = Throughput(images_left=1000)
     for _ in range(4):
         clock[0] += 0.5
         meter.step(20, batch(10, 0.1, read=0.01, decode=0.2, warp=0.05, hand_over=0.001))
-    assert meter.figures() == pytest.approx({"images_per_s": 40.0, "data_wait_fraction": 0.2, "eta_s": 23.0})
-    epoch = meter.epoch_figures()
-    # Two workers make a step of twenty; this one sees ten of them, and times those.
+    assert meter.recent() == pytest.approx({"images_per_s": 40.0, "data_wait_fraction": 0.2, "eta_s": 23.0})
+    epoch = meter.epoch()
+    # A step of two workers has 20 images; the loader times are those of this worker's 10.
     assert epoch.pop("loader_ms") == pytest.approx({"read": 1.0, "decode": 20.0, "warp": 5.0, "hand_over": 0.1})
     assert epoch == pytest.approx({"images_per_s": 40.0, "data_wait_fraction": 0.2, "duration_s": 2.0})
 
 
-def test_an_epoch_begins_anew(clock: list[float]) -> None:
+def test_epoch_rates_exclude_earlier_epochs(clock: list[float]) -> None:
     meter = Throughput(images_left=100)
     clock[0] += 1
     meter.step(10, batch(10, 1.0, read=1.0))
-    meter.epoch_figures()
+    meter.epoch()
     clock[0] += 2
     meter.step(10, batch(10, 0.0, read=0.02))
-    figures = meter.epoch_figures()
-    assert (figures["images_per_s"], figures["data_wait_fraction"]) == (5.0, 0.0)
-    assert figures["loader_ms"] == pytest.approx({"read": 2.0})
+    rates = meter.epoch()
+    assert (rates["images_per_s"], rates["data_wait_fraction"]) == (5.0, 0.0)
+    assert rates["loader_ms"] == pytest.approx({"read": 2.0})
+
+
+def test_running_mean_skips_non_finite_values_and_continues_from_a_checkpoint() -> None:
+    first = RunningMean({})
+    for value in (1.0, float("nan"), 3.0):
+        first.add(value)
+    assert first.mean == 2.0
+    second = RunningMean(first.progress)
+    second.add(8.0)
+    assert second.mean == 4.0
+    second.clear()
+    assert (second.mean, second.progress) == (0.0, {"loss_sum": 0.0, "loss_count": 0})

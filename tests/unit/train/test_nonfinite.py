@@ -1,4 +1,4 @@
-"""What a bad step leaves as it was, and that a good one does what torch's and timm's own parts do."""
+"""A bad step changes nothing; a good one equals torch's optimizer and gradient scaler, and timm's average."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def gradients_of(model: nn.Module, seed: int) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("factor", [None, 1024.0])
-def test_a_clipped_step_is_that_of_the_plain_optimizer(factor: float | None) -> None:
+def test_clipped_step_equals_the_plain_optimizer(factor: float | None) -> None:
     ours, theirs = new_model(), new_model()
     fused = torch.optim.AdamW(ours.parameters(), lr=1e-2, fused=True)
     plain = torch.optim.AdamW(theirs.parameters(), lr=1e-2, foreach=False)
@@ -49,7 +49,7 @@ def test_a_clipped_step_is_that_of_the_plain_optimizer(factor: float | None) -> 
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_gradient_that_is_not_finite_changes_neither_weights_nor_state(value: float) -> None:
+def test_non_finite_gradient_changes_neither_weights_nor_optimizer(value: float) -> None:
     model = new_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
     clipped_step(optimizer, gradients_of(model, 0), 0.5)
@@ -63,7 +63,7 @@ def test_a_gradient_that_is_not_finite_changes_neither_weights_nor_state(value: 
     assert optimizer.state_dict()["state"][0]["step"] == 1
 
 
-def test_the_moving_average_is_timm_s_and_stands_still_for_a_bad_step() -> None:
+def test_moving_average_equals_timm_s_and_skips_bad_steps() -> None:
     model = new_model()
     options = {"decay": 0.9, "use_warmup": True, "warmup_gamma": 1.0, "warmup_power": 0.75}
     ours, theirs = MovingAverage(model, **options), ModelEmaV3(model, **options)
@@ -83,25 +83,25 @@ def test_the_moving_average_is_timm_s_and_stands_still_for_a_bad_step() -> None:
     torch.testing.assert_close(ours.module.state_dict(), before, rtol=0, atol=0)
 
 
-def test_running_statistics_of_a_bad_step_are_taken_back() -> None:
+def test_running_statistics_of_a_bad_step_are_restored() -> None:
     model = new_model()
     buffers = Buffers(model)
     before = copy.deepcopy(model.state_dict())
     buffers.keep()
     model(torch.full((4, 3, 8, 8), float("nan")))
     assert torch.isnan(model[1].running_mean).all() and model[1].num_batches_tracked == 1
-    buffers.put_back_unless(BAD)
+    buffers.restore_unless(BAD)
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
     model(torch.randn(4, 3, 8, 8))
     moved = copy.deepcopy(model.state_dict())
-    buffers.put_back_unless(GOOD)
+    buffers.restore_unless(GOOD)
     torch.testing.assert_close(model.state_dict(), moved, rtol=0, atol=0)
     assert not torch.equal(moved["1.running_mean"], before["1.running_mean"])
-    buffers.put_back()
+    buffers.restore()
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
 
-def test_the_loss_scale_follows_torch_s_gradient_scaler(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_scale_equals_torch_s_gradient_scaler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pillsnap.train.nonfinite._GROW_AFTER", 3)
     scaler = torch.amp.GradScaler("cpu", growth_interval=3)
     ours = LossScale(torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""More than one photo in a hundred that cannot be read stops a run, once two hundred were seen; not before."""
+"""More than 1 % unreadable photos stop a run, once 200 samples were seen."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 
 from pillsnap.config import DataSettings
 from pillsnap.errors import UserError
-from pillsnap.train.collectives import Peers
+from pillsnap.train.collectives import WorkerGroup
 from pillsnap.train.task_log import TaskLog
 
 
 class Events:
-    """Keeps what is written."""
+    """Collects events."""
 
     def __init__(self) -> None:
         self.written: list[dict[str, Any]] = []
@@ -30,22 +30,22 @@ def log() -> TaskLog:
         task=SimpleNamespace(name="classification"), events=Events(), data=DataSettings(),
         plan=SimpleNamespace(num_train=900, num_val=100),
     )  # fmt: skip
-    return TaskLog(job, Peers(torch.device("cpu")), {})
+    return TaskLog(job, WorkerGroup(torch.device("cpu")), {})
 
 
 def see(log: TaskLog, num_samples: int, bad: list[str]) -> None:
-    """A batch of `num_samples`, of which `bad` could not be read, and a few empty rows."""
+    """Count a batch of `num_samples` with the unreadable photos `bad` and two empty rows."""
     index = torch.tensor([*range(num_samples), -1, -1])
     batch: Any = SimpleNamespace(index=index, quarantine=[(name, f"truncated: {name} is cut") for name in bad])
-    log.seen(batch)
+    log.count(batch)
     log.flush_quarantine()
 
 
-def test_few_samples_do_not_stop_a_run(log: TaskLog) -> None:
+def test_no_stop_before_200_samples(log: TaskLog) -> None:
     see(log, 199, ["a", "b", "c"])
 
 
-def test_one_in_a_hundred_is_allowed_and_more_is_not(log: TaskLog) -> None:
+def test_more_than_the_budget_stops_the_run_with_their_list(log: TaskLog) -> None:
     see(log, 200, ["a", "b"])
     see(log, 99, [])
     with pytest.raises(UserError) as error:
@@ -58,8 +58,8 @@ def test_one_in_a_hundred_is_allowed_and_more_is_not(log: TaskLog) -> None:
     assert "\n" not in text
 
 
-def test_a_photo_counts_once_and_is_written_once(log: TaskLog) -> None:
-    for _ in range(30):  # epochs of a run that is within its limit
+def test_each_photo_counts_once_over_all_epochs(log: TaskLog) -> None:
+    for _ in range(30):  # epochs within the budget
         see(log, 1000, [f"p{number}" for number in range(10)])
     written = log._job.events.written
     assert [entry["sample_id"] for entry in written] == [f"p{number}" for number in range(10)]
@@ -70,9 +70,9 @@ def test_a_photo_counts_once_and_is_written_once(log: TaskLog) -> None:
         see(log, 1000, ["another"])
 
 
-def test_a_resumed_run_remembers_what_it_saw(log: TaskLog) -> None:
+def test_resumed_run_keeps_its_counts(log: TaskLog) -> None:
     see(log, 200, ["a", "b"])
-    again = TaskLog(log._job, log._peers, log.remembered)
+    again = TaskLog(log._job, log._group, log.progress)
     see(again, 50, ["a"])  # 2 of 250
     with pytest.raises(UserError, match="3 of 260"):
         see(again, 10, ["c"])

@@ -1,9 +1,9 @@
-"""What a task learns and remembers: model, moving average, optimizer, random state."""
+"""TrainingState: model, moving average, optimizer, loss scale and random state of a task, and its optimizer step."""
 
 from __future__ import annotations
 
 import random
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,23 +17,23 @@ from pillsnap.models.precision import autocast, compile_problem, wants_compiling
 from pillsnap.models.quiet_timm import timm
 from pillsnap.runs.checkpoint import Checkpoint
 from pillsnap.tasks.base import Task
-from pillsnap.train.collectives import Peers, average_gradients
-from pillsnap.train.microbatch import MicroBatches
+from pillsnap.train.collectives import WorkerGroup, average_gradients
+from pillsnap.train.microbatch import MicrobatchRunner
 from pillsnap.train.nonfinite import Buffers, LossScale, MovingAverage, clipped_step
 
 _EMA_WARMUP_POWER = 0.75
 
 
 class Step(NamedTuple):
-    """What one step gave, all of it on the device."""
+    """Results of one step, all on the device."""
 
     losses: dict[str, torch.Tensor]
-    """This worker's share of the mean losses."""
+    """This worker's share of the mean losses, by name."""
     norm: torch.Tensor
-    """Of the gradient, before clipping."""
+    """Gradient norm before clipping."""
     bad: torch.Tensor
-    """Whether loss or gradient were not finite, bool (); the same on every worker. A float16 gradient that only a
-    smaller loss scale can mend is left out, too, but not called bad."""
+    """Whether loss or gradient is not finite, bool (); the same on every worker. A float16 overflow that a smaller loss
+    scale can avoid is skipped as well, but not bad."""
 
 
 class TrainingState:
@@ -44,12 +44,12 @@ class TrainingState:
         task: Task,
         train: TrainSettings,
         device: torch.device,
-        peers: Peers,
-        memory: MicroBatches,
+        group: WorkerGroup,
+        microbatches: MicrobatchRunner,
         resume: Checkpoint | None,
     ) -> None:
         _seed_everything(train.seed)
-        self._task, self._train, self._peers, self._memory = task, train, peers, memory
+        self._task, self._train, self._group, self._microbatches = task, train, group, microbatches
         model = task.build()
         if resume is not None:
             model.load_state_dict(resume.weights("model"))
@@ -66,18 +66,17 @@ class TrainingState:
         self.optimizer = torch.optim.AdamW(
             _parameter_groups(self.model, task.settings.weight_decay, getattr(task.settings, "layer_decay", 1.0)),
             lr=task.settings.lr,
-            fused=True,  # it alone can leave a step out without asking the host
+            fused=True,  # required by clipped_step
         )
         self.loss_scale = LossScale(device) if train.amp == "float16" else None
         self.best = float("-inf")
         self.notes: list[str] = []
-        """What a user should know of how training was set up."""
+        """Warnings about the set-up, for the user."""
         if wants_compiling(train, device):
             problem = compile_problem(device)
             if problem is None:
-                torch._dynamo.config.suppress_errors = (
-                    True  # a part that cannot be compiled runs as it is, with a log line
-                )
+                # A part that cannot be compiled runs eagerly, with a log line.
+                torch._dynamo.config.suppress_errors = True
                 self.model.compile(dynamic=False)
             else:
                 self.notes.append(f"{task.name}: the model is not compiled, steps take longer: {problem}.")
@@ -85,51 +84,51 @@ class TrainingState:
         self._losses = _Losses(task, self.model)
         self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self._synced: DistributedDataParallel | None = None
-        if peers.count > 1:
+        if group.size > 1:
             self._synced = DistributedDataParallel(self._losses, device_ids=[device] if device.type == "cuda" else None)
-        self._autocast = autocast(train.amp, device)
+        self.autocast = autocast(train.amp, device)
         if resume is not None:
             self._restore(resume)
 
     def step(self, batch: DeviceBatch, lr: float, samples_in_step: int, global_step: int) -> Step:
-        """One optimizer step. A loss or gradient that is not finite changes nothing; nothing here waits for the device
-        to know.
+        """One optimizer step, without a host sync. With a non-finite loss or gradient it changes nothing
+        (nonfinite.py).
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
-        # While it is open whether the batch fits, no worker may wait for another in the middle of a pass: gradients are
-        # then averaged after it instead of during it.
-        synced = None if self._memory.careful else self._synced
-        if self._peers.count > 1 and synced is None:
-            self._buffers.copy_from_first()
+        # A worker that runs out of memory must not leave the others in a collective: as long as the workers agree on
+        # whether the batch fitted, gradients are averaged after the backward pass instead of during it.
+        synced = None if self._microbatches.agrees else self._synced
+        if self._group.size > 1 and synced is None:
+            self._buffers.broadcast_from_first()
         self._buffers.keep()
         random_state = _random_state()
         scale = None if self.loss_scale is None else self.loss_scale.factor
 
         def compute(part: DeviceBatch, last: bool) -> dict[str, torch.Tensor]:
             with nullcontext() if synced is None or last else synced.no_sync():
-                with self._autocast():
+                with self.autocast():
                     losses = (synced or self._losses)(part)
                 shares = {name: loss / samples_in_step for name, loss in losses.items()}
                 total = torch.stack(list(shares.values())).sum()
                 # DistributedDataParallel averages over workers; times their number, the gradient is that of the mean
-                # over all samples. The second factor is 1, or NaN where the loss is not finite: so its gradient is
-                # not finite either, on every worker.
-                factor = self._peers.count * (1 + 0 * total.detach())
+                # over all samples. The second factor is 1, or NaN when the loss is not finite, so that the gradient is
+                # not finite on any worker.
+                factor = self._group.size * (1 + 0 * total.detach())
                 (total * (factor if scale is None else factor * scale)).backward()
             return {name: share.detach() for name, share in shares.items()}
 
         def undo() -> None:
             self.optimizer.zero_grad(set_to_none=True)
-            self._buffers.put_back()
+            self._buffers.restore()
             _set_random_state(random_state)
 
-        shares = self._memory.run(batch, compute, undo)
-        if self._peers.count > 1 and synced is None:
-            average_gradients(self._trained, self._peers.count)
+        shares = self._microbatches.run(batch, compute, undo)
+        if self._group.size > 1 and synced is None:
+            average_gradients(self._trained, self._group.size)
         gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
         norm, good = clipped_step(self.optimizer, gradients, self._train.grad_clip_norm, scale)
-        self._buffers.put_back_unless(good)
+        self._buffers.restore_unless(good)
         self.ema.update_if(good, global_step + 1)
         self.optimizer.zero_grad(set_to_none=True)
         return Step(shares, norm, self._is_bad(good, shares))
@@ -137,23 +136,19 @@ class TrainingState:
     def _is_bad(self, good: torch.Tensor, shares: dict[str, torch.Tensor]) -> torch.Tensor:
         if self.loss_scale is None:
             return ~good.bool()
-        # Gradients do not tell a loss that is not finite from a scale that is too large.
+        # A non-finite gradient is bad when the loss is not finite; else the loss scale may be too large.
         hopeless = ~torch.isfinite(torch.stack(list(shares.values()))).all() | self.loss_scale.exhausted
-        bad = self._peers.sum_on_device((hopeless & ~good.bool()).float()) > 0
+        bad = self._group.sum_on_device((hopeless & ~good.bool()).float()) > 0
         self.loss_scale.update(good)
         return bad
 
-    def evaluating(self) -> AbstractContextManager[Any]:
-        """The precision that validation runs in."""
-        return self._autocast()
-
     def trainer_state(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the weights; loads with weights_only=True."""
+        """State for a checkpoint besides the weights; loads with weights_only=True."""
         scale = {} if self.loss_scale is None else {"loss_scale": self.loss_scale.state_dict()}
         return {"optimizer": self.optimizer.state_dict(), "best": self.best} | scale | _random_state()
 
     def is_best(self, value: float) -> bool:
-        """Whether this is the best validation figure so far; remembers it."""
+        """Whether this is the best validation metric so far; keeps the best."""
         better = value > self.best
         self.best = max(self.best, value)
         return better
@@ -162,7 +157,7 @@ class TrainingState:
         self.ema.module.load_state_dict(resume.weights("ema"))
         state = resume.trainer_state()
         for group in state["optimizer"]["param_groups"]:
-            group |= {"fused": True, "foreach": None}  # whatever the optimizer of the checkpoint was
+            group |= {"fused": True, "foreach": None}  # older checkpoints have other values
         self.optimizer.load_state_dict(state["optimizer"])
         if self.loss_scale is not None and "loss_scale" in state:
             self.loss_scale.load_state_dict(state["loss_scale"])
@@ -171,7 +166,7 @@ class TrainingState:
 
 
 class _Losses(nn.Module):
-    """A task's losses as a forward pass, which is what DistributedDataParallel watches."""
+    """A task's losses as a forward pass, which DistributedDataParallel needs."""
 
     def __init__(self, task: Task, model: nn.Module) -> None:
         super().__init__()
@@ -182,13 +177,13 @@ class _Losses(nn.Module):
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
-    """Weights decay, biases and norms do not; with a layer decay below 1, timm's groups with an `lr_scale` each."""
+    """Weight decay for weights, none for biases and norms; with layer decay, timm's groups with an `lr_scale` each."""
     if layer_decay < 1:
         return timm.optim.param_groups_layer_decay(model, weight_decay=weight_decay, layer_decay=layer_decay)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},  # biases and norms
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
 
 

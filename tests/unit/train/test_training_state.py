@@ -1,4 +1,4 @@
-"""Options of the recipe as the optimizer and the compiler see them."""
+"""TrainingState: layer decay, compilation, a step, and its round trip through a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 from pillsnap.config import load_settings
 from pillsnap.planner.measure import mock_batch
 from pillsnap.tasks.registry import make_task
-from pillsnap.train import state as state_module
-from pillsnap.train.collectives import Peers
-from pillsnap.train.microbatch import MicroBatches
-from pillsnap.train.state import TrainingState
+from pillsnap.train import training_state
+from pillsnap.train.collectives import WorkerGroup
+from pillsnap.train.microbatch import MicrobatchRunner
+from pillsnap.train.training_state import TrainingState
 
 CPU = torch.device("cpu")
 
@@ -20,11 +20,11 @@ def new_state(**changes: object) -> TrainingState:
     small = {"classification.image_size_px": 32, "train.amp": "off"}
     settings = load_settings("demo", small | {name.replace("__", "."): value for name, value in changes.items()})
     task = make_task("classification", settings, ["K-1", "K-2"])
-    peers = Peers(CPU)
-    return TrainingState(task, settings.train, CPU, peers, MicroBatches(task.name, 4, peers, None, print), None)
+    group = WorkerGroup(CPU)
+    return TrainingState(task, settings.train, CPU, group, MicrobatchRunner(task.name, 4, group, None, print), None)
 
 
-def test_layer_decay_lowers_the_rate_of_early_layers() -> None:
+def test_layer_decay_lowers_the_learning_rate_of_early_layers() -> None:
     state = new_state(classification__layer_decay=0.5)
     task = state._task
     state.step(mock_batch(task, 4, CPU, 2), 0.1, 4, 0)
@@ -37,7 +37,7 @@ def test_layer_decay_lowers_the_rate_of_early_layers() -> None:
     assert decayed == {0.0, task.settings.weight_decay}
 
 
-def test_without_a_compiler_training_goes_on_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_training_runs_eagerly_with_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("Failed to find\n C compiler")
 
@@ -48,5 +48,5 @@ def test_without_a_compiler_training_goes_on_and_says_so(monkeypatch: pytest.Mon
     ]
     step = state.step(mock_batch(state._task, 4, CPU, 2), 0.1, 4, 0)
     assert torch.isfinite(step.norm) and not step.bad
-    assert state_module.compile_problem(CPU) is not None
+    assert training_state.compile_problem(CPU) is not None
     assert new_state(train__compile="off").notes == []
