@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-reliability lint format bench lock clean
+.PHONY: help install demo test test-reliability lint docs format bench lock clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -48,6 +48,10 @@ test: $(STAMP) ## all tests but the reliability ones; needs no network and no GP
 test-reliability: $(STAMP) ## kill, pause and starve processes, and check that nothing is lost
 	@$(PY) -m pytest -m reliability --timeout 1800 $(PYTEST_ARGS)
 
+docs: $(STAMP) ## build the site of docs/ in site/, with the reference made anew; a broken link is an error
+	@$(PY) -m docs.reference
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
 lint: $(STAMP) ## style, format, types, and the layers of the package
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
@@ -70,5 +74,5 @@ lock: ## resolve requirements.lock anew from pyproject.toml
 	@mv requirements.lock.new requirements.lock
 
 clean: ## remove what tools leave behind; keeps .venv and artifacts
-	@rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist *.egg-info
+	@rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist site *.egg-info
 	@find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
