@@ -89,7 +89,7 @@ def train(folder: Path, quick: bool) -> dict[str, Any]:
 def pillsnap(*arguments: str) -> None:
     # Ray gives its workers the lowest priority; on a machine that has other work they would wait for all of it.
     environment = {"RAY_worker_niceness": "0"} | os.environ
-    done = subprocess.run([sys.executable, "-m", "pillsnap.cli.main", *arguments], env=environment)
+    done = subprocess.run([sys.executable, "-m", "pillsnap.cli", *arguments], env=environment)
     if done.returncode > 1:  # 1 is a verdict, not a fault
         raise SystemExit(done.returncode)
 

@@ -70,7 +70,7 @@ def run_peer(data: Path, epochs: int, folder: Path) -> dict[str, Any]:
 
 def run_ours(data: Path, epochs: int, classification_epochs: int, run: Path) -> dict[str, Any]:
     """Import, train both models, judge: the commands that a user would give."""
-    pillsnap = [sys.executable, "-m", "pillsnap.cli.main"]
+    pillsnap = [sys.executable, "-m", "pillsnap.cli"]
     command = [*pillsnap, "manifest", "import", "--format", "yolo", str(data), "--names", NAMES, "--group-by", GROUP_BY]
     subprocess.run([*command, "--out", str(run)], check=True)
     settings = {

@@ -205,7 +205,7 @@ class Watchers:
         self.cpu_s = dict.fromkeys(("server", "terminal", "mirror", "clients"), 0.0)
         self.max_server_rss_bytes, self.mirror_starts_cpu_s = 0, list[float]()
         self.mirror = self._start_mirror()
-        monitor = ["-m", "pillsnap.cli.main", "monitor", "--run", str(run_dir)]
+        monitor = ["-m", "pillsnap.cli", "monitor", "--run", str(run_dir)]
         self.processes = {
             "server": subprocess.Popen(
                 [sys.executable, "-m", "pillsnap.monitor.daemon", str(run_dir), "127.0.0.1", str(self.port)],

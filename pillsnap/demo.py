@@ -17,7 +17,7 @@ _FRAME = (488, 640)
 
 
 def run_demo(run_dir: Path, console: Console) -> dict[str, Any]:
-    """Generate photos, train and evaluate; return the metrics. Continues an unfinished demo, evaluates a finished one."""
+    """Generate photos, train and evaluate; return the metrics. Continues an unfinished demo."""
     from pillsnap.runs.directory import CONFIG_FILE, open_run
     from pillsnap.train.driver import train_and_evaluate
 
@@ -25,13 +25,11 @@ def run_demo(run_dir: Path, console: Console) -> dict[str, Any]:
     photos = run_dir / "photos"
     if not (run_dir / "manifest.parquet").exists():
         total = _SINGLES + _COMBINATIONS
-        console.print(
-            f"generating {total} photos of {_CLASSES} kinds of pill: easy ones, which shape and colour tell apart"
-        )
+        console.print(f"generating {total} photos of {_CLASSES} classes that differ in shape and colour")
         generate(photos, num_classes=_CLASSES, num_singles=_SINGLES, num_combinations=_COMBINATIONS, frame=_FRAME)
         build_manifest(photos, run_dir, seed=settings.train.seed, **settings.sampling.model_dump())
-    begun = (run_dir / CONFIG_FILE).exists()
-    run, notes = open_run(run_dir, settings, run_dir, photos, resume=begun)
+    is_started = (run_dir / CONFIG_FILE).exists()
+    run, notes = open_run(run_dir, settings, run_dir, photos, resume=is_started)
     setup_logging(run_dir)
     for note in notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)

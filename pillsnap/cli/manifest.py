@@ -4,45 +4,51 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 from pillsnap.cli.options import (
     Assignments,
+    Config,
     DataRoot,
+    JsonFile,
     Preset,
-    Seed,
     Stage,
     checked_data_root,
     chosen_settings,
-    console,
     local_data_root,
-    progress_bar,
 )
+from pillsnap.cli.terminal import console, progress_bar, say
 from pillsnap.errors import UserError
 
-manifest_app = typer.Typer(no_args_is_help=True, help="Build, import and check manifests: the only truth about data.")
+manifest_app = typer.Typer(no_args_is_help=True, help="Build, import and check manifests.")
 
 
 @manifest_app.command("build")
 def manifest_build(
     stage: Stage = None,
     preset: Preset = None,
+    config: Config = None,
     data_root: DataRoot = None,
-    out: Annotated[Optional[Path], typer.Option(help="Folder for the manifest [default: artifacts/<preset>].")] = None,  # noqa: UP045
-    samples: Annotated[Optional[int], typer.Option(help="Photos to take.")] = None,  # noqa: UP045
-    classes: Annotated[Optional[int], typer.Option(help="Classes to take.")] = None,  # noqa: UP045
-    exclude: Annotated[Optional[Path], typer.Option(help="Earlier manifest whose validation photos stay out.")] = None,  # noqa: UP045
-    seed: Seed = 42,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the manifest.", show_default="artifacts/NAME of the settings")
+    ] = None,
+    samples: Annotated[int | None, typer.Option(help="Photos to take.", show_default="sampling.num_photos")] = None,
+    classes: Annotated[int | None, typer.Option(help="Classes to take.", show_default="sampling.num_classes")] = None,
+    exclude: Annotated[
+        Path | None,
+        typer.Option(help="Earlier manifest; its validation photos are not taken.", show_default="none"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sample and the split.")] = 42,
     assignments: Assignments = None,
 ) -> None:
-    """Sample an AI Hub tree into a manifest."""
+    """Sample an AI Hub tree, unpacked or in its ZIP archives, into a manifest."""
     from pillsnap.config import run_directory
     from pillsnap.manifest.build import build_manifest
 
     overrides = {"sampling.num_photos": samples, "sampling.num_classes": classes}
-    settings = chosen_settings(stage, preset, overrides, assignments)
+    settings = chosen_settings(stage, preset, config, overrides, assignments)
     with progress_bar("building the manifest") as progress:
         result = build_manifest(
             local_data_root(data_root),
@@ -52,9 +58,9 @@ def manifest_build(
             progress=progress,
             **settings.sampling.model_dump(),
         )
-    for note in result.report.get("notes", []):
-        console.print(note, markup=False, highlight=False)
-    console.print(f"manifest: {result.path}", highlight=False, soft_wrap=True)
+    for note in result.report["notes"]:
+        say(note)
+    say(f"manifest: {result.path}")
 
 
 @manifest_app.command("import")
@@ -66,21 +72,28 @@ def manifest_import(
     out: Annotated[Path, typer.Option(help="Folder for the manifest.")],
     source_format: Annotated[str, typer.Option("--format", help="yolo or csv.")] = "yolo",
     names: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="yolo: class names, as a data.yaml, a text file, or a comma-separated list."),
+        str | None,
+        typer.Option(
+            help="yolo: class names, as a data.yaml, a text file, or a comma-separated list.",
+            show_default="none: required for yolo",
+        ),
     ] = None,
     group_by: Annotated[
         str | None,
-        typer.Option(help="yolo: regular expression for the part of a file name that photos of a group share."),
+        typer.Option(
+            help="yolo: regular expression for the part of a file name that the photos of one group share.",
+            show_default="every photo is its own group",
+        ),
     ] = None,
     data_root: DataRoot = None,
 ) -> None:
-    """Turn a YOLO-format folder, or CSV manifests of other tools, into a manifest.
+    """Import a YOLO-format folder, or CSV manifests of other tools, into a manifest, and print what was found.
 
-    CSV paths may be absolute ones of another disk: they are taken from --data-root, which also has the boxes. Without
-    it, photos and boxes are not looked for.
+    Absolute paths in a CSV file are made relative to --data-root, where the labels are read, too; without --data-root
+    boxes and sizes stay unknown.
     """
     from pillsnap.manifest.import_csv import import_csv
+    from pillsnap.manifest.import_report import report_lines
     from pillsnap.manifest.import_yolo import import_yolo
 
     if source_format == "csv":
@@ -91,7 +104,6 @@ def manifest_import(
             path = import_csv(
                 sources[0] if len(sources) == 1 else sources, out.absolute(), data_root=root, progress=progress
             )
-        _print_import_problems(path.parent)
     elif source_format == "yolo":
         if len(sources) != 1:
             raise UserError(f"--format yolo takes one folder, not {len(sources)}.")
@@ -100,28 +112,19 @@ def manifest_import(
         path = import_yolo(sources[0], Path(names) if Path(names).is_file() else names, out.absolute(), group_by)
     else:
         raise UserError(f"--format {source_format!r} cannot be imported; the formats are yolo and csv.")
-    console.print(f"manifest: {path}", highlight=False, soft_wrap=True)
-
-
-def _print_import_problems(folder: Path) -> None:
-    from pillsnap.manifest.import_csv import REPORT_NAME
-
-    report = json.loads((folder / REPORT_NAME).read_text(encoding="utf-8"))
-    for kind, entry in report["problems"].items():
-        line = f"{kind}: {entry['count']}, the first {entry['listed'][0]} (all in {REPORT_NAME})"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for line in report_lines(path.parent):
+        say(line)
+    say(f"manifest: {path}")
 
 
 @manifest_app.command("validate")
 def manifest_validate(
     path: Annotated[str, typer.Argument(help="A manifest, or the folder that holds it: a path or a URI.")],
     data_root: DataRoot = None,
-    deep: Annotated[
-        bool, typer.Option(help="Decode every photo and look for near-duplicates across the split.")
-    ] = False,
-    json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the findings here.")] = None,  # noqa: UP045
+    deep: Annotated[bool, typer.Option(help="Decode every photo and find near-duplicates across the split.")] = False,
+    json_file: JsonFile = None,
 ) -> None:
-    """Check a manifest against its photos, read-only: exit code 1 when it is not fit to train on."""
+    """Check a manifest and its photos without changing them. Exit code 1 when it is not fit to train on."""
     from pillsnap.manifest.audit.audit import audit
     from pillsnap.storage import local_manifest
 

@@ -8,13 +8,23 @@ from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import ValidationError
 
+from pillsnap.config.reference import setting_fields
 from pillsnap.config.settings import Settings
 from pillsnap.errors import UserError
+
+
+class Entry(NamedTuple):
+    """One resolved setting."""
+
+    key: str
+    value: Any
+    source: str
+    description: str
 
 
 @dataclass(frozen=True)
@@ -24,6 +34,14 @@ class Resolved:
     settings: Settings
     sources: dict[str, str]
     """Dotted key -> file name, `option` or `--set`. Keys that are not in it have their default."""
+
+    def entries(self) -> list[Entry]:
+        """Every setting with its value (as in JSON), source and meaning."""
+        values = dict(_flat(self.settings.model_dump(mode="json")))
+        return [
+            Entry(field.key, values[field.key], self.sources.get(field.key, "default"), field.description)
+            for field in setting_fields()
+        ]
 
 
 class _Yaml(yaml.SafeLoader):
@@ -59,8 +77,8 @@ def resolve_settings(
     overrides: Mapping[str, Any] | None = None,
     assignments: tuple[str, ...] = (),
 ) -> Resolved:
-    """Settings of a preset or of the YAML file `config`, then `overrides` (dotted key -> value; None: not given), then
-    `key=value` assignments.
+    """Settings of a preset, of the YAML file `config` or by default, then `overrides` (dotted key -> value; None: not
+    given), then `key=value` assignments.
 
     Raises UserError, in one line, for an unknown preset or key, a wrong type, an impossible combination, a file that
     is not YAML or extends itself.
@@ -68,8 +86,10 @@ def resolve_settings(
     layers: list[tuple[str, dict[str, Any]]] = []
     if preset is not None:
         layers.append(_preset(preset))
-    if config is not None:
+    elif config is not None:
         layers += _files(Path(config))
+    else:
+        layers.append(("default", {"name": "unnamed"}))
     layers.append(("option", {key: value for key, value in (overrides or {}).items() if value is not None}))
     layers.append(("--set", dict(map(_assignment, assignments))))
     values: dict[str, Any] = {}

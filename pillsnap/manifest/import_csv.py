@@ -18,8 +18,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from pillsnap.errors import UserError
-from pillsnap.files import write_json  # fmt: skip
 from pillsnap.manifest.aihub import Progress, label_paths, parse_name, split_codes
+from pillsnap.manifest.import_report import Problems, write_report
 from pillsnap.manifest.label_reading import read_all_labels
 from pillsnap.manifest.rows import boxes_and_sizes
 from pillsnap.manifest.table import (
@@ -34,11 +34,9 @@ from pillsnap.manifest.table import (
 )
 from pillsnap.photos.files import check_relative
 
-REPORT_NAME = "import_report.json"
 _LAYOUT = re.compile(r"(?:^|/)((?:train|val)/images/(?:single|combination)/.+)", re.DOTALL)
 _FOREIGN = re.compile(r"/|[A-Za-z]:[/\\]")
 _SIDES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
-_LISTED = 1000
 
 
 def import_csv(
@@ -61,32 +59,22 @@ def import_csv(
     if data_root is not None and not Path(data_root).is_dir():
         raise UserError(f"{data_root}: the data root is not a folder; set --data-root or PILLSNAP_DATA_ROOT")
     rows: list[dict] = []
-    report: dict[str, list[str]] = {}
+    problems = Problems()
     reroot = _rerooter(data_root)
     for path in _files(source):
-        rows += _read_file(path, reroot, report)
+        rows += _read_file(path, reroot, problems)
     if not rows:
         raise UserError(f"{source}: no rows; the CSV files are empty")
     _check_spelling(rows)
     _name_samples(rows)
-    _add_labels(rows, data_root, num_workers, progress, report)
+    _add_labels(rows, data_root, num_workers, progress, problems)
     rows.sort(key=lambda row: row["sample_id"])
     for row in rows:
         del row["where"]
-    _list_leaks(rows, report)
+    _list_leaks(rows, problems)
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
     written = write_manifest(table, Path(out_dir), class_list(table))
-    splits = table["split"].to_pylist()
-    summary = {
-        "schema_version": 1,
-        "num_train": splits.count("train"),
-        "num_val": splits.count("val"),
-        "num_boxes": sum(box is not None for row in rows for box in row["boxes"]),
-        "problems": {
-            kind: {"count": len(items), "listed": items[:_LISTED]} for kind, items in sorted(report.items()) if items
-        },
-    }
-    write_json(Path(out_dir) / REPORT_NAME, summary)
+    write_report(Path(out_dir), table, problems)
     return written
 
 
@@ -114,7 +102,7 @@ def _files(source: Path | Sequence[Path]) -> list[Path]:
     return [Path(path) for path in source]
 
 
-def _read_file(path: Path, reroot: Callable[[str], str | None], report: dict[str, list[str]]) -> list[dict]:
+def _read_file(path: Path, reroot: Callable[[str], str | None], problems: Problems) -> list[dict]:
     try:
         text = decode_text(path.read_bytes(), str(path))
     except OSError as error:
@@ -134,7 +122,7 @@ def _read_file(path: Path, reroot: Callable[[str], str | None], report: dict[str
                 if len(cells) != len(header):
                     raise UserError(f"{where}: {len(cells)} cells, but the header has {len(header)}")
                 record = dict(zip(header, map(restore, cells), strict=True))
-                rows.append(_to_row(record, side, reroot, where, report))
+                rows.append(_to_row(record, side, reroot, where, problems))
     except csv.Error as error:
         raise UserError(f"{path}: row {number + 1}: not CSV ({error})") from error
     return rows
@@ -159,7 +147,7 @@ def _to_row(
     side: str | None,
     reroot: Callable[[str], str | None],
     where: str,
-    report: dict[str, list[str]],
+    problems: Problems,
 ) -> dict:
     given = record["image_path"]
     path = reroot(given)
@@ -185,7 +173,7 @@ def _to_row(
         prefix = stem.partition("_")[0]
         group = prefix if len(codes) > 1 else f"{prefix}_{name.direction}_{name.longitude:03d}"
         if record["mapping_code"] not in codes:
-            report.setdefault("mapping_code_not_in_file_name", []).append(where)
+            problems.add("mapping_code_not_in_file_name", where)
     else:
         codes = record.get("codes", "").split(CODE_SEPARATOR) if record.get("codes") else [record["mapping_code"]]
         group = record.get("group") or path.rpartition(".")[0]
@@ -258,13 +246,15 @@ def _name_samples(rows: list[dict]) -> None:
             raise UserError(f"{row['where']}: the same photo as {other}: {row['image_path']}")
 
 
-def _list_leaks(rows: list[dict], report: dict[str, list[str]]) -> None:
+def _list_leaks(rows: list[dict], problems: Problems) -> None:
     sides: dict[str, set[str]] = {}
     for row in rows:
         sides.setdefault(row["group"], set()).add(row["split"])
-    report["groups_on_both_sides"] = sorted(group for group, seen in sides.items() if len(seen) > 1)
+    for group in sorted(group for group, seen in sides.items() if len(seen) > 1):
+        problems.add("groups_on_both_sides", group)
     trained = {code for row in rows if row["split"] == "train" for code in row["codes"]}
-    report["classes_only_in_val"] = sorted({code for row in rows for code in row["codes"]} - trained)
+    for code in sorted({code for row in rows for code in row["codes"]} - trained):
+        problems.add("classes_only_in_val", code)
 
 
 def _add_labels(
@@ -272,12 +262,12 @@ def _add_labels(
     data_root: Path | None,
     num_workers: int | None,
     progress: Progress | None,
-    report: dict[str, list[str]],
+    problems: Problems,
 ) -> None:
     if data_root is None:
         return
     for row in rows:
-        row["image_path"] = _as_on_disk(Path(data_root), row["image_path"], report)
+        row["image_path"] = _as_on_disk(Path(data_root), row["image_path"], problems)
     labelled = [row for row in rows if _LAYOUT.match(row["image_path"].removeprefix("data/")) and "state" in row]
     jobs: list[tuple[str, str]] = []
     for row in labelled:
@@ -288,16 +278,16 @@ def _add_labels(
     labels = read_all_labels(data_root, jobs, num_workers, progress)
     for (path, _), label in zip(jobs, labels, strict=True):
         if label.problem:
-            report.setdefault(f"label_{label.problem}", []).append(path)
+            problems.add(f"label_{label.problem}", path)
     boxes, sizes = boxes_and_sizes([row["codes"] for row in labelled], labels)
     for row, row_boxes, (width, height) in zip(labelled, boxes, sizes, strict=True):
         row |= {"boxes": row_boxes, "width": width, "height": height}
 
 
-def _as_on_disk(data_root: Path, path: str, report: dict[str, list[str]]) -> str:
+def _as_on_disk(data_root: Path, path: str, problems: Problems) -> str:
     """The path in the Unicode form in which the file exists; listed as missing when it exists in none."""
     for form in (path, unicodedata.normalize("NFC", path), unicodedata.normalize("NFD", path)):
         if os.path.lexists(os.path.join(data_root, form)):
             return form
-    report.setdefault("missing_photo", []).append(path)
+    problems.add("missing_photo", path)
     return path

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,22 +12,12 @@ import pyarrow as pa
 import yaml
 
 from pillsnap.errors import UserError
-from pillsnap.files import write_json
+from pillsnap.manifest.import_report import Problems, write_report
 from pillsnap.manifest.table import SCHEMA, check_code, class_list, has_control_characters, write_manifest
 from pillsnap.photos.decode import BadImage, Header, read_header
 
-REPORT_NAME = "import_report.json"
 _EXTENSIONS = (".jpg", ".jpeg", ".png")
 _HEADER_BYTES = 256 << 10
-_LISTED = 1000
-
-
-@dataclass
-class _Report:
-    problems: dict[str, list[str]] = field(default_factory=dict)
-
-    def add(self, kind: str, what: str) -> None:
-        self.problems.setdefault(kind, []).append(what.encode("utf-8", "backslashreplace").decode())
 
 
 def import_yolo(
@@ -50,23 +39,23 @@ def import_yolo(
     classes = read_names(names)
     pattern = _compile(group_by)
     splits = _find_splits(folder)
-    report = _Report()
+    problems = Problems()
     rows = []
     for split, images, labels in splits:
         side = "val" if split in val_splits else "train"
-        for path in _list_photos(images, folder, report):
-            row = _read_photo(folder, path, labels, classes, report)
+        for path in _list_photos(images, folder, problems):
+            row = _read_photo(folder, path, labels, classes, problems)
             if row is not None:
                 row |= {"group": _group(pattern, path), "split": side, "source": f"yolo/{split}"}
                 rows.append(row)
     if not rows:
         raise UserError(f"{folder}: no readable photos (.jpg, .png) beneath {', '.join(str(s[1]) for s in splits)}")
-    rows = _drop_unlearnable(rows, report)
+    rows = _drop_unlearnable(rows, problems)
     _check_groups(rows, folder)
     rows.sort(key=lambda row: row["sample_id"])
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
     written = write_manifest(table, out_dir, class_list(table, {name: name for name in classes}))
-    write_json(Path(out_dir) / REPORT_NAME, _summary(table, report))
+    write_report(out_dir, table, problems)
     return written
 
 
@@ -143,34 +132,34 @@ def _find_splits(folder: Path) -> list[tuple[str, Path, Path]]:
     return found
 
 
-def _list_photos(images: Path, folder: Path, report: _Report) -> list[str]:
+def _list_photos(images: Path, folder: Path, problems: Problems) -> list[str]:
     base = images.relative_to(folder).as_posix()
     found = []
     with os.scandir(images) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             path = f"{base}/{entry.name}"
             if has_control_characters(entry.name):
-                report.add("unreadable_name", path)
+                problems.add("unreadable_name", path)
             elif not entry.name.lower().endswith(_EXTENSIONS):
-                report.add("other_file", path)
+                problems.add("other_file", path)
             elif not entry.is_file(follow_symlinks=False):
-                report.add("link_or_not_a_file", path)
+                problems.add("link_or_not_a_file", path)
             else:
                 found.append(path)
     return found
 
 
-def _read_photo(folder: Path, path: str, labels: Path, classes: list[str], report: _Report) -> dict | None:
+def _read_photo(folder: Path, path: str, labels: Path, classes: list[str], problems: Problems) -> dict | None:
     stem = path.rpartition("/")[2].rpartition(".")[0]
     try:
         header = _header(folder / path)
     except BadImage as error:
-        report.add(error.reason, path)
+        problems.add(error.reason, path)
         return None
     label_path = labels / f"{stem}.txt"
     if not label_path.is_file():
         # An empty label file says "no pill"; a missing one says nothing, and would teach that pills are background.
-        report.add("no_label_file", path)
+        problems.add("no_label_file", path)
         return None
     codes: list[str] = []
     boxes: list[list[float]] = []
@@ -238,7 +227,7 @@ def _to_pixels(box: tuple[float, float, float, float], header: Header) -> list[f
     return [(cx - w / 2) * header.width, (cy - h / 2) * header.height, w * header.width, h * header.height]
 
 
-def _drop_unlearnable(rows: list[dict], report: _Report) -> list[dict]:
+def _drop_unlearnable(rows: list[dict], problems: Problems) -> list[dict]:
     learnable = {code for row in rows if row["split"] == "train" for code in row["codes"]}
     if not learnable:
         raise UserError("no pill is labelled in a training split; name the training folder `train`")
@@ -247,7 +236,7 @@ def _drop_unlearnable(rows: list[dict], report: _Report) -> list[dict]:
         if learnable.issuperset(row["codes"]):
             kept.append(row)
         else:
-            report.add("class_only_in_validation", row["image_path"])
+            problems.add("class_only_in_validation", row["image_path"])
     return kept
 
 
@@ -261,18 +250,3 @@ def _check_groups(rows: list[dict], folder: Path) -> None:
             f"{folder}: {len(both)} groups are in train and in val ({', '.join(both[:5])}…); move their photos to one "
             "split or change --group-by"
         )
-
-
-def _summary(table: pa.Table, report: _Report) -> dict:
-    splits = table["split"].to_pylist()
-    return {
-        "schema_version": 1,
-        "num_train": splits.count("train"),
-        "num_val": splits.count("val"),
-        "num_groups": len(set(table["group"].to_pylist())),
-        "num_boxes": sum(map(len, table["codes"].to_pylist())),
-        "background_photos": sum(not codes for codes in table["codes"].to_pylist()),
-        "problems": {
-            kind: {"count": len(items), "listed": items[:_LISTED]} for kind, items in sorted(report.problems.items())
-        },
-    }

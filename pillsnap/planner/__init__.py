@@ -1,5 +1,5 @@
-"""How long a training will take on this machine, before it starts.
+"""Estimates how long a training takes on this machine, before it starts.
 
-In: settings and a manifest. Out: a plan with measured rates, minutes and what limits them.
+In: settings and, if there is one, a manifest. Out: measured rates, minutes per task, and what limits them.
 Read first: estimate.py.
 """

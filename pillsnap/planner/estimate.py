@@ -1,7 +1,8 @@
-"""How long a stage will take on this machine, what limits it, and what would fit its time budget."""
+"""Estimates how long a stage takes on this machine, what limits it, and which models fit its time budget."""
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,15 +17,15 @@ from pillsnap.errors import UserError
 from pillsnap.planner.measure import StepRates, measure_loader, measure_steps, this_device
 from pillsnap.runs.directory import Run
 
-# From fast to accurate; the settings' own model is measured in any case.
+# From fast to accurate. The model of the settings is always measured.
 ALTERNATIVES: dict[str, tuple[tuple[str, int], ...]] = {
     "detection": (("yolo11n", 416), ("yolo11n", 640), ("yolo11s", 640), ("yolo11m", 640)),
     "classification": (("resnet18", 160), ("tf_efficientnetv2_b0", 224), ("tf_efficientnetv2_s", 224),
                        ("tf_efficientnetv2_s", 300), ("tf_efficientnetv2_m", 300)),
 }  # fmt: skip
 START_S = 30.0
-"""Ray's workers, imports and the first batch of one task."""
-_PILLS_A_COMBINATION = 3
+"""Start of one task: Ray's workers, imports and the first batch, seconds."""
+_PILLS_PER_COMBINATION = 3
 _ALL_PHOTOS = 500_000
 _CPU_BATCH = 2
 _SAMPLE_PHOTOS, _SAMPLE_CLASSES = 48, 12
@@ -39,8 +40,8 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class TaskPlan:
-    """One task with one model: what was measured, and what follows from it."""
+class TaskEstimate:
+    """One task with one model: measured rates, and the times that follow from them."""
 
     task: str
     model: str
@@ -52,7 +53,7 @@ class TaskPlan:
 
     @property
     def epoch_s(self) -> float:
-        """Seconds of an epoch with its validation: each part goes as fast as the slower of model and loader."""
+        """Seconds per epoch with its validation: each takes the slower of the rates of model and loader."""
         train = self.counts.train / min(self.steps.train_images_per_s, self.loader_images_per_s)
         return train + self.counts.val / min(self.steps.val_images_per_s, self.loader_images_per_s)
 
@@ -63,11 +64,11 @@ class TaskPlan:
 
     @property
     def limit(self) -> str:
-        """What the training steps wait for."""
+        """What limits the training steps: `loader` or `model`."""
         return "loader" if self.loader_images_per_s < self.steps.train_images_per_s else "model"
 
-    def as_row(self) -> dict[str, Any]:
-        """The figures, for JSON."""
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
         return {
             "task": self.task,
             "model": self.model,
@@ -84,47 +85,41 @@ class TaskPlan:
         }
 
 
-def evaluation_s(detection: TaskPlan | None, classification: TaskPlan | None, num_photos: int) -> float:
-    """Seconds of the judgement: every validation photo decoded, searched, and about one crop in it named twice."""
-    rates = [plan.steps.val_images_per_s for plan in (detection, classification) if plan is not None]
-    loaders = [plan.loader_images_per_s for plan in (detection, classification) if plan is not None]
+def evaluation_s(detection: TaskEstimate | None, classification: TaskEstimate | None, num_photos: int) -> float:
+    """Seconds of the evaluation: each of `num_photos` passes the loader and each model once."""
+    rates = [task.steps.val_images_per_s for task in (detection, classification) if task is not None]
+    loaders = [task.loader_images_per_s for task in (detection, classification) if task is not None]
     return START_S + num_photos * max(sum(1 / rate for rate in rates), 1 / min(loaders))
 
 
-def epochs_within(plans: list[TaskPlan], budget_s: float, fixed_s: float) -> dict[str, int]:
-    """Epochs of each task that fit `budget_s` when all are lengthened or shortened alike; 0 when nothing fits."""
-    fixed_s += sum(START_S + plan.steps.first_step_s for plan in plans)
-    share = (budget_s - fixed_s) / sum(plan.epochs * plan.epoch_s for plan in plans)
-    return {plan.task: max(0, int(plan.epochs * share)) for plan in plans}
+def epochs_within(tasks: list[TaskEstimate], budget_s: float, fixed_s: float) -> dict[str, int]:
+    """Epochs per task that fit `budget_s` when all tasks are scaled by one factor; 0 when nothing fits."""
+    fixed_s += sum(START_S + task.steps.first_step_s for task in tasks)
+    factor = (budget_s - fixed_s) / sum(task.epochs * task.epoch_s for task in tasks)
+    return {task.task: max(0, int(task.epochs * factor)) for task in tasks}
 
 
-def best_within(
-    choices: dict[str, list[TaskPlan]], budget_s: float, judged_s: Callable[[list[TaskPlan]], float]
-) -> list[TaskPlan] | None:
-    """The last (most accurate) choice of each task that together keep the budget at their epochs; classification
-    decides before detection, whose figures suffer less from a small model. None when not even the first do.
+def largest_within(
+    choices: dict[str, list[TaskEstimate]], budget_s: float, evaluating_s: Callable[[list[TaskEstimate]], float]
+) -> list[TaskEstimate] | None:
+    """The last (most accurate) choice per task that fits `budget_s` together with the evaluation, or None.
+
+    Classification has priority over detection, which loses less with a small model.
     """
     names = [name for name in reversed(TASKS) if name in choices]
 
-    def search(place: int, taken: list[TaskPlan]) -> list[TaskPlan] | None:
-        if place == len(names):
-            total = sum(plan.seconds for plan in taken) + judged_s(taken)
-            return taken if total <= budget_s else None
-        for plan in reversed(choices[names[place]]):
-            found = search(place + 1, [*taken, plan])
-            if found:
-                return found
-        return None
-
-    found = search(0, [])
-    return None if found is None else sorted(found, key=lambda plan: TASKS.index(plan.task))
+    for combination in itertools.product(*(reversed(choices[name]) for name in names)):
+        tasks = sorted(combination, key=lambda task: TASKS.index(task.task))
+        if sum(task.seconds for task in tasks) + evaluating_s(tasks) <= budget_s:
+            return tasks
+    return None
 
 
 def expected_counts(settings: Settings) -> dict[str, Counts]:
-    """Samples of each task that a manifest of these settings will have, before there is one."""
+    """Samples per task of a manifest that is yet to be built from these settings."""
     sampling = settings.sampling
     photos = sampling.num_photos or _ALL_PHOTOS
-    crops = round(photos * (1 + (_PILLS_A_COMBINATION - 1) * sampling.combination_fraction))
+    crops = round(photos * (1 + (_PILLS_PER_COMBINATION - 1) * sampling.combination_fraction))
     counts = {}
     for name, number in (("detection", photos), ("classification", crops)):
         val = round(number * sampling.val_fraction)
@@ -133,7 +128,7 @@ def expected_counts(settings: Settings) -> dict[str, Counts]:
 
 
 def sample_run(settings: Settings, folder: Path) -> Run:
-    """A run over a few generated photos of AI Hub's size: stands for the data where there is no manifest yet."""
+    """A run over a few generated photos of AI Hub's size, to measure the loader without a manifest."""
     from pillsnap.manifest.build import build_manifest
     from pillsnap.manifest.table import read_classes, read_manifest
     from pillsnap.synthetic import generate
@@ -148,7 +143,7 @@ def sample_run(settings: Settings, folder: Path) -> Run:
 
 
 def read_run(settings: Settings, manifest: Path, data_root: str) -> Run:
-    """A run over a manifest that nothing is written of. Raises UserError when it cannot be read."""
+    """A run over an existing manifest; writes nothing. Raises UserError when the manifest cannot be read."""
     from pillsnap.manifest.table import read_classes, read_manifest
 
     classes = read_classes(manifest if manifest.is_dir() else manifest.parent)
@@ -156,14 +151,14 @@ def read_run(settings: Settings, manifest: Path, data_root: str) -> Run:
 
 
 def measure_task_loader(run: Run, name: str, seconds: float) -> float:
-    """Samples a second that this machine makes for a task, through the same stream as training. Ray must be up."""
+    """Samples per second of a task's stream, the same as in training. Ray must be initialised."""
     from pillsnap.tasks.registry import make_task
     from pillsnap.train.trainer import make_stream
 
     task = make_task(name, run.settings, run.codes)
     samples = task.samples(run.manifest, None)
     wanted = 64 * task.settings.batch_size
-    # Few photos are read over and over: more than enough batches for the measurement, whatever the manifest's size.
+    # Small manifests are repeated, so that the measurement does not run out of batches.
     copies = -(-wanted // max(len(samples.train), 1))
     many = pa.concat_tables([samples.train] * copies) if copies > 1 else samples.train
     stream = make_stream(run, name, type(samples)(many, samples.val, {}), task.recipe(samples))
@@ -173,7 +168,7 @@ def measure_task_loader(run: Run, name: str, seconds: float) -> float:
 def measure_choice(
     settings: Settings, codes: list[str], name: str, model: str, image_size_px: int, seconds: float
 ) -> StepRates:
-    """A task's rates with another model and input size, from random weights."""
+    """Rates of a task with another model and input size, from random weights."""
     from pillsnap.tasks.registry import make_task
 
     update = {"model": model, "image_size_px": image_size_px, "weights": "random"}
@@ -186,19 +181,19 @@ def measure_choice(
     )
 
 
-def make_plan(
+def estimate(
     settings: Settings, run: Run | None, *, seconds: float, alternatives: bool, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Measure and compute everything that `pillsnap plan` prints. Ray must be up.
+    """Measure and compute everything that `pillsnap plan` prints. Ray must be initialised.
 
-    `run` holds the manifest to plan for; without one, counts come from the settings and photos are generated. Each
-    measurement takes about `seconds`.
+    `run`: the manifest to plan for; None: counts come from the settings and photos are generated. Each measurement
+    takes about `seconds`.
     """
     budget_s = settings.targets.total_time_s
     with tempfile.TemporaryDirectory(prefix="pillsnap-plan-") as folder:
         measured = run
         if measured is None:
-            say("there is no manifest: photos are generated to measure on")
+            say("there is no manifest: measuring on generated photos")
             measured = sample_run(settings, Path(folder))
         counts = expected_counts(settings) if run is None else _counts(run)
         num_classes = (settings.sampling.num_classes or 4_500) if run is None else len(run.codes)
@@ -207,8 +202,8 @@ def make_plan(
             say(f"{name}: measuring the loader")
             loaders[name] = measure_task_loader(measured, name, seconds)
     codes = [f"K-{number:06}" for number in range(num_classes)]
-    choices: dict[str, list[TaskPlan]] = {}
-    chosen: list[TaskPlan] = []
+    choices: dict[str, list[TaskEstimate]] = {}
+    chosen: list[TaskEstimate] = []
     for name in settings.tasks:
         own = (getattr(settings, name).model, getattr(settings, name).image_size_px)
         models = [
@@ -222,32 +217,32 @@ def make_plan(
             except UserError as error:
                 say(f"{name}: {model} at {image_size_px} px cannot be measured: {error}")
                 continue
-            plan = TaskPlan(
+            task = TaskEstimate(
                 name, model, image_size_px, getattr(settings, name).epochs, counts[name], steps, loaders[name]
             )
-            choices.setdefault(name, []).append(plan)
+            choices.setdefault(name, []).append(task)
             if (model, image_size_px) == own:
-                chosen.append(plan)
+                chosen.append(task)
     num_val = counts["detection"].val
 
-    def judged_s(plans: list[TaskPlan]) -> float:
-        by_task = {plan.task: plan for plan in plans}
+    def evaluating_s(tasks: list[TaskEstimate]) -> float:
+        by_task = {task.task: task for task in tasks}
         return evaluation_s(by_task.get("detection"), by_task.get("classification"), num_val)
 
-    judgement_s = judged_s(chosen)
-    total_s = sum(plan.seconds for plan in chosen) + judgement_s
-    fitting = best_within(choices, budget_s, judged_s) if budget_s else None
+    after_training_s = evaluating_s(chosen)
+    total_s = sum(task.seconds for task in chosen) + after_training_s
+    fitting = largest_within(choices, budget_s, evaluating_s) if budget_s else None
     return {
         "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU",
         "from_manifest": run is not None,
-        "tasks": [plan.as_row() for plan in chosen],
-        "judgement_s": judgement_s,
+        "tasks": [task.to_dict() for task in chosen],
+        "judgement_s": after_training_s,
         "total_s": total_s,
         "budget_s": budget_s,
         "fits": None if budget_s is None else total_s <= budget_s,
-        "epochs_within_budget": epochs_within(chosen, budget_s, judgement_s) if budget_s else None,
-        "alternatives": [plan.as_row() for plans in choices.values() for plan in plans] if alternatives else [],
-        "largest_within_budget": [plan.as_row() for plan in fitting] if fitting else None,
+        "epochs_within_budget": epochs_within(chosen, budget_s, after_training_s) if budget_s else None,
+        "alternatives": [task.to_dict() for tasks in choices.values() for task in tasks] if alternatives else [],
+        "largest_within_budget": [task.to_dict() for task in fitting] if fitting else None,
     }
 
 

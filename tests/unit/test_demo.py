@@ -1,4 +1,4 @@
-"""The demo begins a run where there is none, and goes on with the one that is there."""
+"""The demo starts a run, or continues the existing one."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from pillsnap import demo
-from pillsnap.cli.main import STOPPED, app
+from pillsnap.cli import app
+from pillsnap.cli.terminal import STOPPED
 from pillsnap.runs.directory import Run
 from pillsnap.train.driver import RunStopped
 
 
-def test_the_demo_begins_and_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_starts_a_run_and_continues_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[str] = []
 
     def trained(run: Run, console: Console) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def test_the_demo_begins_and_is_continued(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(set(runs)) == 1
 
 
-def test_a_stopped_demo_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_demo_says_how_to_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(run_dir: Path, console: Console) -> dict[str, Any]:
         raise RunStopped("detection stopped in epoch 4.")
 

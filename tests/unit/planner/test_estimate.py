@@ -1,3 +1,5 @@
+"""Estimates of `pillsnap plan`: times, budgets, measured rates and the report."""
+
 from __future__ import annotations
 
 import pytest
@@ -7,62 +9,64 @@ from pillsnap.config import load_settings
 from pillsnap.planner.estimate import (
     START_S,
     Counts,
-    TaskPlan,
-    best_within,
+    TaskEstimate,
     epochs_within,
     evaluation_s,
     expected_counts,
+    largest_within,
 )
 from pillsnap.planner.measure import StepRates, measure_steps, mock_batch
-from pillsnap.planner.report import plan_lines
+from pillsnap.planner.report import report_lines
 from pillsnap.tasks.registry import make_task
 
 
-def task_plan(task: str = "detection", train: float = 100.0, loader: float = 50.0, epochs: int = 10) -> TaskPlan:
-    return TaskPlan(task, "model", 64, epochs, Counts(1000, 200), StepRates(train, 2 * train, None, 5.0), loader)
+def task_estimate(
+    task: str = "detection", train: float = 100.0, loader: float = 50.0, epochs: int = 10
+) -> TaskEstimate:
+    return TaskEstimate(task, "model", 64, epochs, Counts(1000, 200), StepRates(train, 2 * train, None, 5.0), loader)
 
 
-def test_an_epoch_goes_as_fast_as_the_slower_of_model_and_loader() -> None:
-    waiting, working = task_plan(loader=50), task_plan(loader=400)
+def test_epoch_time_follows_the_slower_of_model_and_loader() -> None:
+    waiting, working = task_estimate(loader=50), task_estimate(loader=400)
     assert (waiting.limit, working.limit) == ("loader", "model")
     assert waiting.epoch_s == pytest.approx(1000 / 50 + 200 / 50)
     assert working.epoch_s == pytest.approx(1000 / 100 + 200 / 200)
     assert working.seconds == pytest.approx(START_S + 5 + 10 * 11)
 
 
-def test_epochs_fill_the_budget() -> None:
-    plans = [task_plan(epochs=10, loader=400), task_plan("classification", epochs=20, loader=400)]
+def test_epochs_are_scaled_to_the_budget() -> None:
+    tasks = [task_estimate(epochs=10, loader=400), task_estimate("classification", epochs=20, loader=400)]
     fixed_s = 40.0
-    exact = fixed_s + sum(plan.seconds for plan in plans)
-    assert epochs_within(plans, exact, fixed_s) == {"detection": 10, "classification": 20}
+    exact = fixed_s + sum(task.seconds for task in tasks)
+    assert epochs_within(tasks, exact, fixed_s) == {"detection": 10, "classification": 20}
     half = fixed_s + 2 * (START_S + 5) + 0.5 * 30 * 11
-    assert epochs_within(plans, half, fixed_s) == {"detection": 5, "classification": 10}
-    assert epochs_within(plans, 10.0, fixed_s) == {"detection": 0, "classification": 0}
+    assert epochs_within(tasks, half, fixed_s) == {"detection": 5, "classification": 10}
+    assert epochs_within(tasks, 10.0, fixed_s) == {"detection": 0, "classification": 0}
 
 
-def test_the_largest_choice_within_the_budget_is_taken_classification_first() -> None:
+def test_largest_models_within_the_budget_classification_first() -> None:
     rates = (400.0, 200.0, 100.0)
-    choices = {name: [task_plan(name, rate, 1e9) for rate in rates] for name in ("detection", "classification")}
+    choices = {name: [task_estimate(name, rate, 1e9) for rate in rates] for name in ("detection", "classification")}
 
     def taken(budget_s: float) -> list[float] | None:
-        found = best_within(choices, budget_s, lambda _: 0.0)
-        return None if found is None else [plan.steps.train_images_per_s for plan in found]
+        found = largest_within(choices, budget_s, lambda _: 0.0)
+        return None if found is None else [task.steps.train_images_per_s for task in found]
 
-    seconds = {rate: plan.seconds for rate, plan in zip(rates, choices["detection"], strict=True)}
+    seconds = {rate: task.seconds for rate, task in zip(rates, choices["detection"], strict=True)}
     assert taken(1e9) == [100, 100]
     assert taken(seconds[200] + seconds[100]) == [200, 100]
     assert taken(seconds[400] * 2) == [400, 400]
     assert taken(seconds[400]) is None
 
 
-def test_counts_of_stage_3_before_there_is_a_manifest() -> None:
+def test_expected_counts_of_stage_3() -> None:
     counts = expected_counts(load_settings("stage3"))
     assert counts["detection"] == Counts(81_500, 18_500)
     assert counts["classification"] == Counts(89_650, 20_350)
 
 
-def test_the_judgement_costs_both_models_or_the_loader() -> None:
-    fast, slow = task_plan(loader=1e9), task_plan(loader=10)
+def test_evaluation_time_is_of_both_models_or_the_loader() -> None:
+    fast, slow = task_estimate(loader=1e9), task_estimate(loader=10)
     assert evaluation_s(fast, fast, 1000) == pytest.approx(START_S + 1000 * 2 / 200)
     assert evaluation_s(slow, None, 1000) == pytest.approx(START_S + 1000 / 10)
 
@@ -79,15 +83,15 @@ def test_steps_of_both_tasks_are_measured(name: str) -> None:
     assert rates.peak_memory_bytes is None
 
 
-def test_the_plan_as_text_says_what_limits_and_what_fits() -> None:
-    plan = task_plan(loader=50)
+def test_report_names_the_limit_and_what_fits() -> None:
+    task = task_estimate(loader=50)
     figures = {
-        "device": "CPU", "from_manifest": True, "tasks": [plan.as_row()], "judgement_s": 60.0,
-        "total_s": plan.seconds + 60, "budget_s": 100.0, "fits": False, "epochs_within_budget": {"detection": 1},
+        "device": "CPU", "from_manifest": True, "tasks": [task.to_dict()], "judgement_s": 60.0,
+        "total_s": task.seconds + 60, "budget_s": 100.0, "fits": False, "epochs_within_budget": {"detection": 1},
         "alternatives": [], "largest_within_budget": None,
     }  # fmt: skip
-    text = "\n".join(plan_lines(figures))
-    assert "detection waits for the loader: it makes 50% of what the model takes" in text
+    text = "\n".join(report_lines(figures))
+    assert "detection is limited by the loader, which reaches 50% of the model's rate" in text
     assert "budget 2 min: it does not fit" in text
-    assert "holds 1 epochs of detection" in text
+    assert "allows 1 epochs of detection" in text
     assert "none of the measured models fits" in text

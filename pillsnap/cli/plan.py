@@ -1,0 +1,72 @@
+"""`pillsnap plan`: how long a stage will take here."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from pillsnap.cli.options import (
+    Assignments,
+    Config,
+    DataRoot,
+    JsonFile,
+    Manifest,
+    Preset,
+    RunDir,
+    Stage,
+    chosen_settings,
+)
+from pillsnap.cli.terminal import console, say
+from pillsnap.errors import UserError
+from pillsnap.storage import local_manifest
+
+
+def plan(
+    stage: Stage = None,
+    preset: Preset = None,
+    config: Config = None,
+    data_root: DataRoot = None,
+    run_dir: RunDir = None,
+    manifest: Manifest = None,
+    budget_minutes: Annotated[
+        float | None,
+        typer.Option("--budget", min=0.1, help="Time budget in minutes.", show_default="targets.total_time_s"),
+    ] = None,
+    alternatives: Annotated[bool, typer.Option(help="Also measure other models and input sizes.")] = True,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Approximate time per measurement, seconds.")] = 5.0,
+    json_file: JsonFile = None,
+    assignments: Assignments = None,
+) -> None:
+    """Measure a few training steps and the loader, and estimate how long the stage takes and what limits it.
+
+    Without a manifest, the counts are those of the settings and the photos are generated. Exit code 1 when the stage
+    exceeds its time budget.
+    """
+    from pillsnap.config import run_location
+    from pillsnap.runs.mirror import local_run
+
+    budget = {"targets.total_time_s": budget_minutes * 60 if budget_minutes else None}
+    settings = chosen_settings(stage, preset, config, budget, assignments)
+    where = local_manifest(manifest) if manifest else local_run(run_location(settings, run_dir))
+    found = where.is_file() or (where / "manifest.parquet").is_file()
+    if manifest and not found:
+        raise UserError(f"There is no manifest {manifest}: build it, or leave --manifest out to plan without one.")
+    if found and not data_root:
+        raise UserError("The manifest's photos are read to measure the loader: give --data-root.")
+    from pillsnap.cluster.session import ray_session
+    from pillsnap.planner.estimate import estimate, read_run
+    from pillsnap.planner.report import report_lines
+
+    run = read_run(settings, where, str(data_root)) if found else None
+    with ray_session():
+        figures = estimate(
+            settings, run, seconds=seconds, alternatives=alternatives,
+            say=lambda line: console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True),
+        )  # fmt: skip
+    for line in report_lines(figures):
+        say(line)
+    if json_file:
+        json_file.write_text(json.dumps(figures, indent=2), encoding="utf-8")
+    raise typer.Exit(1 if figures["fits"] is False else 0)

@@ -1,0 +1,144 @@
+"""`pillsnap evaluate`, `predict`, `export` and `verify`: what is done with a trained run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pillsnap.cli.options import DATA_ROOT_ENV, JsonFile, NamedRun, named_run, opened_run, uri_of
+from pillsnap.cli.terminal import console, say
+from pillsnap.errors import UserError
+from pillsnap.storage import join
+
+
+def evaluate(
+    run_dir: NamedRun,
+    manifest: Annotated[
+        str | None, typer.Option(help="Another manifest to evaluate on.", show_default="the run's manifest")
+    ] = None,
+    data_root: Annotated[
+        str | None, typer.Option(envvar=DATA_ROOT_ENV, help="Folder or URI of the photos.", show_default="the run's")
+    ] = None,
+    json_file: JsonFile = None,
+    compare: Annotated[
+        str | None, typer.Option(help="Earlier run to compare with in the report.", show_default="none")
+    ] = None,
+) -> None:
+    """Evaluate a trained run on its validation photos. Exit code 0 when all targets are met, 1 when one is missed."""
+    from pillsnap.cluster.session import ray_session
+    from pillsnap.evaluate.evaluator import evaluate_run
+    from pillsnap.observe.logs import setup_logging
+    from pillsnap.runs.directory import load_run
+    from pillsnap.runs.driver_lock import driving
+
+    where = named_run(run_dir)
+    earlier = _read_metrics(compare) if compare else None
+    with driving(where, say) as directory:
+        run = load_run(directory, manifest_path=manifest, data_root=data_root, uri=uri_of(where))
+        setup_logging(run.run_dir)
+        with ray_session(), console.status("evaluating both models on the validation photos"):
+            metrics = evaluate_run(run, compare=earlier)
+    if json_file:
+        json_file.write_text(json.dumps(metrics, ensure_ascii=False, indent=2), encoding="utf-8")
+    show_result(where, metrics)
+    raise typer.Exit(0 if metrics["met"] else 1)
+
+
+def predict(
+    paths: Annotated[list[str], typer.Argument(help="Photos, folders of photos, or one manifest (.parquet).")],
+    run_dir: NamedRun,
+    mode: Annotated[
+        str, typer.Option(help="single: the best pill per photo; combination or auto: every pill.")
+    ] = "auto",
+    split: Annotated[
+        str | None, typer.Option(help="Split of the manifest, train or val.", show_default="all photos")
+    ] = None,
+    data_root: Annotated[
+        str | None, typer.Option(help="Folder that a manifest's paths are relative to.", show_default="the run's")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="File for the result.", show_default="the terminal")
+    ] = None,
+) -> None:
+    """Find and name the pills in photos: JSON with box, code, EDI codes, name, confidence and the five best codes.
+
+    Exit code 1 when a photo could not be read.
+    """
+    from pillsnap.cluster.session import ray_session
+    from pillsnap.evaluate.predict import list_photos, predict_manifest_photos, predict_photos
+
+    if mode not in ("auto", "single", "combination"):
+        raise UserError(f"--mode {mode!r} is none of auto, single, combination.")
+    single = mode == "single"
+    is_manifest = len(paths) == 1 and paths[0].endswith(".parquet")
+    photos = [] if is_manifest else list_photos([Path(path) for path in paths])
+    run = opened_run(named_run(run_dir))
+    with ray_session():
+        if is_manifest:
+            results = predict_manifest_photos(run, paths[0], data_root, split, single=single)
+        else:
+            results = predict_photos(run, photos, single=single)
+    text = json.dumps(results, ensure_ascii=False, indent=2)
+    if json_file:
+        json_file.write_text(text + "\n", encoding="utf-8")
+    else:
+        typer.echo(text)
+    raise typer.Exit(1 if any(result["error"] for result in results) else 0)
+
+
+def export(
+    run_dir: NamedRun,
+    file_format: Annotated[str, typer.Option("--format", help="Only onnx.")] = "onnx",
+    out: Annotated[Path | None, typer.Option(help="Folder for the files.", show_default="RUN/onnx")] = None,
+) -> None:
+    """Write both models as ONNX, checked against torch, with a pipeline.py that needs only onnxruntime and OpenCV."""
+    if file_format != "onnx":
+        raise UserError(f"--format {file_format!r} is unknown: the only format is onnx.")
+    from pillsnap.export.onnx import export_run
+    from pillsnap.runs.mirror import publish_files
+
+    run = opened_run(named_run(run_dir))
+    folder = out or run.run_dir / "onnx"
+    with console.status("exporting both models"):
+        differences = export_run(run, folder)
+    shown = str(folder)
+    if run.uri and out is None:
+        publish_files(run.uri, run.run_dir, folder)
+        shown = join(run.uri, "onnx")
+    for name, difference in differences.items():
+        say(f"{join(shown, name)}.onnx: differs from torch by at most {difference:.1e}")
+    say(f"To run them: python {join(shown, 'pipeline.py')} PHOTO")
+
+
+def verify(run_dir: NamedRun) -> None:
+    """Check a run's models, checkpoints and targets, and what the next stage needs. Exit code 1 when a check fails."""
+    from pillsnap.checklist import all_passed, print_checks
+
+    run = opened_run(named_run(run_dir))
+    from pillsnap.evaluate.verify import verify_run
+
+    checks = verify_run(run)
+    print_checks(checks, console)
+    raise typer.Exit(0 if all_passed(checks) else 1)
+
+
+def show_result(where: str, metrics: dict[str, Any]) -> None:
+    """Print the metrics of a run at `where` beside their targets, every miss, and where the report is."""
+    from pillsnap.evaluate.targets import results_table
+
+    console.print(results_table(metrics))
+    for miss in metrics["misses"]:
+        console.print(miss, style="red", markup=False, highlight=False, soft_wrap=True)
+    say(f"report: {join(where, 'report.html')}")
+
+
+def _read_metrics(run_dir: str) -> dict[str, Any]:
+    from pillsnap.runs.mirror import local_run
+
+    try:
+        return json.loads((local_run(named_run(run_dir)) / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run_dir} has no metrics to compare with ({error}): evaluate it first.") from None
