@@ -1,6 +1,9 @@
 """Training speed on this machine against the frameworks' own loops, end to end, and what it means for stage 3.
 
     python -m benchmarks.gpu [--quick] [--parts PART ...] [--rounds N] [--json FILE]
+    python -m benchmarks.gpu --lease [--quick] [--parts PART ...] [--json FILE] [--folder DIR]
+
+With `--lease` it runs other parts, which fit into nine minutes of a borrowed machine: see benchmarks/lease/schedule.py.
 
 Each part runs in a process of its own, has its control in the same process or says which part holds it, and prints its
 figures when it has them; one that fails or hangs is named, and the others go on.
@@ -45,10 +48,10 @@ from pillsnap.models.precision import prefer_speed
 from pillsnap.planner.measure import StepRates, measure_steps, mock_batch, this_device
 from pillsnap.tasks.base import Task
 from pillsnap.tasks.registry import make_task
-from pillsnap.train.collectives import Peers
-from pillsnap.train.device_readback import Readings
-from pillsnap.train.microbatch import MicroBatches
-from pillsnap.train.state import TrainingState
+from pillsnap.train.collectives import WorkerGroup
+from pillsnap.train.device_readback import DeviceReadback
+from pillsnap.train.microbatch import MicrobatchRunner
+from pillsnap.train.training_state import TrainingState
 
 TASKS = ("classification", "detection")
 PARTS = (*(f"{kind}-{task}" for task in TASKS for kind in ("waits", "step", "store", "photos")), "plan")
@@ -132,11 +135,11 @@ def waits_part(settings: Settings, name: str, size: Size) -> dict[str, Any]:
     """One step in which CUDA refuses to wait. Raises RuntimeError where one would."""
     prefer_speed()
     task, device = task_of(settings, name, size), this_device()
-    num_samples, peers, on_gpu = task.settings.batch_size, Peers(device), device.type == "cuda"
+    num_samples, group, on_gpu = task.settings.batch_size, WorkerGroup(device), device.type == "cuda"
     state = TrainingState(
-        task, settings.train, device, peers, MicroBatches(task.name, num_samples, peers, None, print), None
+        task, settings.train, device, group, MicrobatchRunner(task.name, num_samples, group, None, print), None
     )  # fmt: skip
-    batch, readings = mock_batch(task, num_samples, device, size.num_classes), Readings[int](device)
+    batch, readings = mock_batch(task, num_samples, device, size.num_classes), DeviceReadback[int](device)
     for number in range(4):  # the first ones compile, tune and allocate
         if on_gpu:
             torch.cuda.set_sync_debug_mode("error" if number == 3 else "default")
@@ -210,7 +213,7 @@ def write_run(root: Path, run: Path, num_rows: int, size: Size) -> None:
 
 
 def pillsnap(command: str, root: Path, run: Path, changed: dict[str, Any]) -> None:
-    line = [sys.executable, "-m", "pillsnap.cli.main", command, "--preset", "stage3", "--run", str(run)]
+    line = [sys.executable, "-m", "pillsnap.cli", command, "--preset", "stage3", "--run", str(run)]
     for key, value in changed.items():
         line += ["--set", f"{key}={value}"]
     started_s = time.perf_counter()
@@ -291,13 +294,20 @@ def in_own_process(part: str, options: argparse.Namespace, folder: Path) -> dict
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART")
+    parser.add_argument("--lease", action="store_true", help="the parts that fit into nine minutes")
+    parser.add_argument("--parts", nargs="+", metavar="PART", help="[default: all]")
     parser.add_argument("--rounds", type=int, default=3, help="of a step against its control")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--folder", type=Path, help="keep photos and runs here [default: a temporary folder]")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.environ.setdefault("YOLO_OFFLINE", "1")
+    if options.lease:
+        from benchmarks.lease.schedule import run_lease
+
+        run_lease(options)
+    if unknown := set(options.parts or ()) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     if options.part:
         figures = run_part(options.part, settings_for(options.quick), options.folder, options.quick, options.rounds)
         options.json.write_text(json.dumps(figures, indent=2), encoding="utf-8")
@@ -306,7 +316,7 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pillsnap-bench-")))
         folder.mkdir(parents=True, exist_ok=True)
-        for part in options.parts:
+        for part in options.parts or PARTS:
             results[part] = in_own_process(part, options, folder)
             if options.json:
                 options.json.write_text(json.dumps(results, indent=2), encoding="utf-8")

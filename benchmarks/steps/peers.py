@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,15 @@ from pillsnap.planner.measure import median_step, this_device
 
 
 def timm_step(settings: Settings, batch: DeviceBatch, num_classes: int, seconds: float) -> float:
-    """Images a second of timm's own task, optimizer, moving average and clipping, in the order of its script."""
+    """Images a second of `timm_stepper`."""
+    step = timm_stepper(settings, batch, num_classes)
+    for _ in range(2):
+        step()
+    return len(batch.images) / median_step(step, batch.images.device, seconds)
+
+
+def timm_stepper(settings: Settings, batch: DeviceBatch, num_classes: int) -> Callable[[], None]:
+    """A step of timm's own task, optimizer, moving average and clipping, in the order of its script."""
     import timm
     from timm.optim import create_optimizer_v2
     from timm.task import ClassificationTask
@@ -45,25 +54,28 @@ def timm_step(settings: Settings, batch: DeviceBatch, num_classes: int, seconds:
         optimizer.zero_grad()
         average.update(model, step=1)
 
-    for _ in range(2):
-        step()
-    return len(batch.images) / median_step(step, device, seconds)
+    return step
 
 
-def ultralytics_step(settings: Settings, folder: Path, steps: int) -> float:
-    """Images a second of `DetectionTrainer.train()` itself, its loader replaced by one batch."""
+def ultralytics_step(settings: Settings, folder: Path, steps: int, pause: Callable[[], None] | None = None) -> float:
+    """Images a second of `DetectionTrainer.train()` itself, its loader replaced by one batch.
+
+    `pause` is called once, when the first steps have compiled what is compiled.
+    """
     importlib.import_module("pillsnap.models.detector")  # keeps ultralytics from installing and reporting things
     from ultralytics.models.yolo.detect import DetectionTrainer
 
     chosen, device = settings.detection, this_device()
     data = _yolo_folder(folder, chosen.batch_size)
     marks: list[float] = []
-    warm = max(2, steps // 4)
+    warm = max(3, steps // 4)
 
     def mark(_: Any) -> None:
         if device.type == "cuda" and (len(marks) in (warm, steps - 1)):
             torch.cuda.synchronize(device)
         marks.append(time.perf_counter())
+        if pause is not None and len(marks) == 2:
+            pause()
 
     class Done(Exception):
         pass
@@ -81,7 +93,7 @@ def ultralytics_step(settings: Settings, folder: Path, steps: int) -> float:
         "nbs": chosen.batch_size, "epochs": 1, "pretrained": False, "workers": 0, "plots": False, "verbose": False,
         "device": "0" if device.type == "cuda" else "cpu", "optimizer": "AdamW", "warmup_epochs": 0,
         "amp": "bf16" if device.type == "cuda" else False, "compile": wants_compiling(settings.train, device),
-        "project": str(folder / "runs"), "val": True,
+        "project": str(folder / "runs"), "val": True, "deterministic": False,
     }  # fmt: skip
     trainer = Trainer(overrides=overrides)
     trainer.add_callback("on_train_batch_end", mark)
