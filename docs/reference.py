@@ -40,7 +40,7 @@ def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator
 
 def _text(text: str) -> str:
     """Plain text as one table cell. What is between backticks stays as it is."""
-    parts = re.split(r"(`[^`]*`)", " ".join(text.split()).replace(">= ", "≥ ").replace("<= ", "≤ "))
+    parts = re.split(r"(`[^`]*`)", " ".join(text.split()).replace(">= ", "≥\u00a0").replace("<= ", "≤\u00a0"))
     escape = str.maketrans({"<": "&lt;", ">": "&gt;", "*": r"\*", "[": r"\[", "]": r"\]"})
     return "".join(part if part.startswith("`") else part.translate(escape) for part in parts).replace("|", r"\|")
 
