@@ -39,6 +39,11 @@ def test_both_languages_link_to_the_same_files() -> None:
     assert korean - {"README.md"} == translated | others
 
 
+def test_every_log_is_listed() -> None:
+    listed = set(re.findall(r"\]\(log/(\w+\.md)\)", _text("benchmarks/README.md")))
+    assert listed == {path.name for path in (ROOT / "benchmarks" / "log").glob("*.md")}
+
+
 def test_the_picture_is_small() -> None:
     (picture,) = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", _text("README.md"))
     assert (ROOT / picture).stat().st_size <= 300_000
