@@ -138,9 +138,7 @@ def _store_bytes() -> int:
 
 
 def _spilled_bytes() -> float:
-    import ray
-
-    folder = Path(ray._private.worker.global_worker.node.get_session_dir_path())
+    folder = Path(tempfile.gettempdir(), "ray", "session_latest")
     return float(sum(path.stat().st_size for path in folder.glob("ray_spilled_objects*/*") if os.path.isfile(path)))
 
 

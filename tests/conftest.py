@@ -42,24 +42,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
-    """One local Ray cluster of two CPUs for the whole test session, as lean as that of a training."""
+    """One local Ray cluster of two CPUs for the whole test session, started as that of a training."""
     import ray
 
     from pillsnap.cluster.session import shut_down
-    from pillsnap.ray_compat.minimal_cluster import lean_head
+    from pillsnap.ray_compat.minimal_cluster import local_cluster
 
     if ray.is_initialized():  # a test module's own cluster would be shut down under it
         raise RuntimeError("Ray is already running in this process: use the ray_local fixture, not ray.init")
-    with lean_head():
-        ray.init(
-            address="local",
-            num_cpus=2,
-            object_store_memory=512 * 1024**2,
-            include_dashboard=False,
-            log_to_driver=False,
-        )
-    yield
-    shut_down()
+    with local_cluster(num_cpus=2, object_store_memory=512 * 1024**2):
+        yield
+        shut_down()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Ray for one command: an existing cluster when there is one, else a local one that ends with the command."""
+"""The Ray session of one command: an existing cluster, or a local one that ends with the command."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 
 from pillsnap.config import Settings
 from pillsnap.data.malloc import return_freed_memory
 from pillsnap.errors import UserError
-from pillsnap.ray_compat.minimal_cluster import lean_head
+from pillsnap.ray_compat.capabilities import VARIABLE, public_only
+from pillsnap.ray_compat.minimal_cluster import local_cluster
 
 _GRACE_S = 3.0
-"""Within which a cluster's processes end by themselves."""
+"""Time for a cluster's processes to exit by themselves."""
 
 
 @contextmanager
 def ray_session() -> Iterator[None]:
     """Connect to the cluster of RAY_ADDRESS, or start one on this machine and shut it down at the end.
 
-    The folder with its logs goes with it, unless something failed.
+    The folder of a local cluster's logs is removed, unless the body raises.
     """
     import ray
 
@@ -34,19 +34,32 @@ def ray_session() -> Iterator[None]:
         return
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     quiet = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0", "YOLO_AUTOINSTALL": "False"}
-    options = {"log_to_driver": False, "logging_level": logging.ERROR}
-    folder: Path | None = None
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(address="auto", runtime_env={"env_vars": quiet}, **options)
-    else:
-        # Workers inherit it. As a runtime environment it would keep out the processes that Ray starts beforehand.
-        os.environ.update(quiet)
-        with lean_head():
-            ray.init(address="local", _node_ip_address="127.0.0.1", include_dashboard=False, **options)
-        folder = Path(ray._private.worker._global_node.get_session_dir_path())
+        inherited = {VARIABLE: os.environ[VARIABLE]} if public_only() else {}
+        ray.init(
+            address="auto",
+            runtime_env={"env_vars": quiet | inherited},
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+        with _connected():
+            yield
+        return
+    # Workers inherit it. As a runtime environment it would keep out the processes that Ray starts beforehand.
+    os.environ.update(quiet)
+    with local_cluster(logging_level=logging.ERROR) as folder, _connected():
+        yield
+    shutil.rmtree(folder, ignore_errors=True)
+    latest = folder.with_name("session_latest")
+    if latest.is_symlink() and not latest.exists():
+        latest.unlink(missing_ok=True)
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
     # Ray Data reads the environment when it is imported.
     import ray.data
-    import ray.train
+    import ray.train  # noqa: F401
 
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -54,25 +67,19 @@ def ray_session() -> Iterator[None]:
         yield
     finally:
         shut_down()
-        return_freed_memory()  # a program that trains again and again would otherwise keep each run's leavings
-    if folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)
-        latest = folder.with_name("session_latest")
-        if latest.is_symlink() and not latest.exists():
-            latest.unlink(missing_ok=True)
+        return_freed_memory()  # a program that trains repeatedly would keep the memory of each run
 
 
 def shut_down() -> None:
-    """Leave the cluster; one that this process started ends, with every process of its node.
+    """Disconnect; a cluster that this process started ends, with every process of its node.
 
-    Now and then a process of Ray waits forever at its exit for a lock that it holds itself, with all its memory: what
-    outlives the node is killed.
+    Ray processes occasionally deadlock at exit; survivors are killed.
     """
     import ray
 
     started: list[psutil.Process] = []
     for child in psutil.Process().children():
-        with suppress(psutil.Error):  # it may just have died
+        with suppress(psutil.Error):  # it may have exited meanwhile
             if child.name() == "raylet":
                 started += child.children(recursive=True)
     ray.shutdown()
@@ -85,7 +92,7 @@ def shut_down() -> None:
 
 @dataclass(frozen=True)
 class Workers:
-    """How many train workers to start: as many as there is room for, from `least` to `most`."""
+    """Number of train workers: as many as fit, from `least` to `most`."""
 
     least: int
     most: int
@@ -96,9 +103,7 @@ class Workers:
 
 
 def count_workers(settings: Settings) -> Workers:
-    """How many train workers to start, and whether each gets a GPU. Raises UserError when the cluster cannot hold
-    them.
-    """
+    """The train workers that the settings ask for. Raises UserError when the cluster cannot hold them."""
     import ray
 
     resources = ray.cluster_resources()

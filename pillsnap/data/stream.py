@@ -1,15 +1,14 @@
 """(manifest samples, seed, position) -> one Ray Data dataset over all epochs, in a fixed order.
 
-The dataset starts as bare slot numbers; each task works out from the plan which photos its slots hold, reads and
-augments them, and yields one row for each worker: its batches of these slots. So nothing is re-sliced, re-shuffled or
-restarted between epochs, the first batch does not wait for the manifest's length, and a task that Ray runs twice makes
-the same rows again.
+The dataset starts as slot numbers. Each task derives from the plan which photos its slots hold, reads and augments
+them, and yields one row per worker: that worker's batches of these slots. Nothing is sliced, shuffled or restarted
+between epochs, the first batch does not wait for the whole manifest, and a task that Ray runs twice makes the same rows
+again.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -26,9 +25,12 @@ from pillsnap.data.sources import Cutter, KeyMemo, Source, SplitStore, StoreSour
 from pillsnap.data.windows import EncodedWindow
 from pillsnap.photos.decode import BadImage
 from pillsnap.photos.reader import PhotoReader
-from pillsnap.ray_compat.executor_pacing import RowBlocks
+from pillsnap.ray_compat.actor_pool import map_in_actors
 from pillsnap.ray_compat.locality import NearWorkers, slots_near
-from pillsnap.ray_compat.minimal_cluster import is_lean, leave_out_actors
+from pillsnap.ray_compat.minimal_cluster import is_minimal, without_helper_actors
+from pillsnap.ray_compat.reads import Reads
+from pillsnap.ray_compat.row_blocks import row_blocks
+from pillsnap.ray_compat.source import reads_dataset
 
 if TYPE_CHECKING:
     import ray
@@ -37,14 +39,14 @@ if TYPE_CHECKING:
 _STEPS_PER_READ_OF_STORE = 32
 _ROWS_AHEAD = 4
 _READS_PER_DECODER = 2
-"""One is made while the next waits: no core stands still until Ray Data looks again."""
+"""One is made while the next waits, so that no core is idle until Ray Data's next poll."""
 _ROW_BYTES = 2**26
-"""Most bytes of images in a row of several batches: handing over costs little beside making so many."""
+"""Maximum bytes of images in a row of several batches; larger rows would not lower the cost of a hand-over further."""
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Everything that decides what a training sees; small enough to travel with every Ray Data task."""
+    """Everything that determines the samples of a training; small enough to be sent with every Ray Data task."""
 
     plan: StreamPlan
     recipe: Recipe
@@ -53,55 +55,47 @@ class Stream:
     val_samples: ray.ObjectRef
     batches_per_read: int
     decoding_cpus: float
-    """CPUs that a task reserves. With none, as many tasks run as there are workers."""
+    """CPUs that a task reserves. With 0, as many tasks run as there are workers."""
     train_store: SplitStore | None = None
     val_store: SplitStore | None = None
     ship_bytes: bool = False
-    """Whether tasks hand over encoded windows, for `decode_ahead` in the worker, instead of pixels."""
+    """Whether tasks send encoded windows, which `decode_ahead` decodes in the worker, instead of pixels."""
     ship_stored: bool = True
-    """Whether that holds for windows of the store too, which a worker cannot read when it lies on another node."""
+    """Whether they also send windows that are in the store: a worker on another node cannot read it."""
     decoders: int = 0
-    """Processes that stay and are given one read after the other. With none, tasks come and go, on any node."""
+    """Number of actors that take one read after the other. With 0, each read is a task, on any node."""
 
     def dataset(self, first_slot: int = 0, nodes: Sequence[str] = ()) -> ray.data.Dataset:
         """The rows from `first_slot` to the end, in order.
 
-        `nodes` are Ray's ids of the workers' nodes, by rank: with several, tasks run near the worker they work for.
+        `nodes` are Ray's node ids of the workers, by rank: with several, tasks run near the worker they serve.
         """
-        from ray.data import ActorPoolStrategy
-        from ray.util.annotations import RayDeprecationWarning
-
-        from pillsnap.ray_compat.lazy_source import reads_dataset
+        from ray.data import TaskPoolStrategy
 
         slots_per_read, near = self._slots_per_read, None
         if len(set(nodes)) > 1 and not self.ship_bytes:
             slots_per_read = slots_near(nodes, slots_per_read)
             near = NearWorkers(nodes, first_slot, slots_per_read)
-        num_workers, num_short = self.plan.num_workers, 0
+        num_workers = self.plan.num_workers
         rows_per_read = min(slots_per_read, num_workers)
+        # The first reads hold one batch per worker, so that no worker waits for several.
+        num_short = 0 if self.ship_bytes else _READS_PER_DECODER * self.decoders
+        reads = Reads(first_slot, self.plan.num_slots, slots_per_read, num_short, rows_per_read)
+        options = {"batch_size": None, "zero_copy_batch": True, "num_cpus": self.decoding_cpus}
         if self.ship_bytes:
-            blocks = RowBlocks(rows_ahead=_ROWS_AHEAD * num_workers)
+            blocks = row_blocks(rows_ahead=_ROWS_AHEAD * num_workers)
         else:
-            blocks = RowBlocks(near=near, rows_per_task=rows_per_read)
-            num_short = _READS_PER_DECODER * self.decoders  # whose rows are one batch: nobody waits for several
+            blocks = row_blocks(rows_per_task=rows_per_read)
         with blocks:
-            reads = reads_dataset(
-                first_slot, self.plan.num_slots, slots_per_read, num_short=num_short, slots_per_short_read=rows_per_read
-            )
-            options = {"batch_size": None, "zero_copy_batch": True, "num_cpus": self.decoding_cpus}
+            slots = reads_dataset(reads, near)
             if self.decoders and near is None:
-                pool = ActorPoolStrategy(size=self.decoders, max_tasks_in_flight_per_actor=_READS_PER_DECODER)
-                options["allow_out_of_order_execution"] = False  # else the first read may be made after the second
-                with warnings.catch_warnings():
-                    # Ray has no other name for this option yet.
-                    warnings.simplefilter("ignore", RayDeprecationWarning)
-                    return reads.map_batches(_Decoder, fn_constructor_args=(self,), compute=pool, **options)
-            concurrency = None if self.decoding_cpus else self.plan.num_workers
-            return reads.map_batches(_make_batches, fn_kwargs={"stream": self}, concurrency=concurrency, **options)
+                return map_in_actors(slots, _Decoder, self, size=self.decoders, in_flight=_READS_PER_DECODER, **options)
+            tasks = None if self.decoding_cpus else TaskPoolStrategy(size=num_workers)
+            return slots.map_batches(_make_batches, fn_kwargs={"stream": self}, compute=tasks, **options)
 
     @property
     def _slots_per_read(self) -> int:
-        """Whole steps of all workers where it is more than one of each, since a worker's batches become one row."""
+        """Whole steps of all workers if it is more than one step: a worker's batches of a read become one row."""
         num_workers = self.plan.num_workers
         if self.ship_bytes:
             return num_workers * (_STEPS_PER_READ_OF_STORE if self.train_store else 1)
@@ -111,7 +105,7 @@ class Stream:
         return min(steps, fitting) * num_workers or self.batches_per_read
 
     def batch_maker(self) -> BatchMaker:
-        """Makes this stream's batches in this process, which fetches the samples and computes their keys once."""
+        """Makes this stream's batches; a process fetches the samples and computes their keys once."""
         refs = {True: self.train_samples, False: self.val_samples}
         return BatchMaker(
             self.plan,
@@ -124,7 +118,7 @@ class Stream:
 
 
 class _Decoder:
-    """`_make_batches` for a process that stays."""
+    """`_make_batches` as an actor."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
@@ -152,12 +146,12 @@ def _make_batches(slots: Row, *, stream: Stream) -> Iterator[Row]:
 
 
 def _shares(numbers: range, num_workers: int) -> list[range]:
-    """The slots of each worker, in their order, where `numbers` are whole steps or a part of one."""
+    """The slots of each worker, in order; `numbers` are whole steps or a part of one."""
     return [numbers[first::num_workers] for first in range(min(num_workers, len(numbers)))]
 
 
 def _make_row(numbers: range, maker: BatchMaker, sources: Mapping[bool, Source]) -> Row:
-    """A row of batches of one worker."""
+    """One row: one worker's batches."""
     plan, size_px = maker.plan, maker.recipe.size_px
     images = np.empty((len(numbers), plan.worker_batch_size, size_px, size_px, 3), np.uint8)
     batches: list[Batch] = []
@@ -168,10 +162,7 @@ def _make_row(numbers: range, maker: BatchMaker, sources: Mapping[bool, Source])
 
 
 def _shipped(numbers: range, maker: BatchMaker, sources: Mapping[bool, Source], ship_stored: bool) -> Iterator[Row]:
-    """Rows for the workers in turn.
-
-    Every row costs the same to hand over: where nothing has to be cut first, all steps of a worker are one.
-    """
+    """Rows for the workers in turn. A hand-over costs the same for any row: stored steps of a worker share one."""
     slots = {number: maker.plan.slot(number) for number in numbers}
     stored = all(sources[slot.training].has_all(maker.samples[slot.training], slot.members) for slot in slots.values())
 
@@ -200,34 +191,32 @@ def _keys(samples: ray.ObjectRef, cutter: Cutter) -> KeyMemo:
 
 
 def warm_up_reading() -> None:
-    """Start a process for tasks that read, and let it import for seconds, before the first of them is there. Ray gives
-    it to no decoder that stays.
-    """
+    """Start a process that imports, for seconds, what the first reading task needs. Actors do not use it."""
     import ray
 
     ray.remote(num_cpus=1)(_import_reading).remote()
 
 
 def _import_reading() -> None:
-    import pillsnap.ray_compat.lazy_source  # noqa: F401
+    import ray.data  # noqa: F401
 
 
 def batches_of(share: ray.data.DataIterator | ray.data.Dataset) -> Iterator[Batch]:
-    """The batches of a worker's share of a stream, or of all of it, unless it ships bytes."""
+    """The batches of a worker's share of a stream, or of a whole stream, unless it ships bytes."""
     for row in rows_of(share):
         yield from unstack(row)
 
 
-def rows_of(share: ray.data.DataIterator | ray.data.Dataset) -> Iterable[Row]:
-    """The rows of a worker's share of a stream, or of all of it, two fetched ahead where they may be on other nodes."""
-    leave_out_actors()
-    # Where nothing has to be fetched, that would keep the first row until two more are made.
-    num_ahead = 0 if is_lean() else 2
-    return share.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=num_ahead)
+def rows_of(share: ray.data.DataIterator | ray.data.Dataset) -> Iterator[Row]:
+    """The rows of a worker's share of a stream, or of a whole stream; two are fetched ahead from other nodes."""
+    # Without other nodes there is nothing to fetch, and the first row would wait for two more.
+    num_ahead = 0 if is_minimal() else 2
+    with without_helper_actors():
+        yield from share.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=num_ahead)
 
 
 def share_samples(samples: pa.Table) -> ray.ObjectRef:
-    """Put samples where every task reads them without a copy."""
+    """Put samples into the object store, from which every task reads them without a copy."""
     import ray
 
     return ray.put(samples.combine_chunks())

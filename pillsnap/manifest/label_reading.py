@@ -1,6 +1,6 @@
-"""Reads many label files in parallel: with Ray Data, with processes of this machine, or here when they are few.
+"""Reads many label files in parallel: in Ray Data tasks, in local processes, or in this process when they are few.
 
-Whatever reads them, the labels come back in the order of the jobs, so a manifest does not depend on it.
+Labels are returned in the order of the jobs in every case, so the manifest is the same.
 """
 
 from __future__ import annotations
@@ -10,23 +10,25 @@ import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pillsnap.manifest.aihub import Progress
 from pillsnap.manifest.labels import Label, read_labels
+from pillsnap.ray_compat.minimal_cluster import local_cluster
+from pillsnap.ray_compat.row_blocks import in_order
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 LabelReader = Literal["auto", "ray", "processes"]
 Job = tuple[str, str]
-"""(location beneath the data root or "", expected K-code), see labels.read_labels."""
+"""(location under the data root or "", expected K-code), see labels.read_labels."""
 _CHUNK = 500
 PARALLEL_FROM = 20_000
-"""Label files from which workers pay for their start: one process reads this many in about 1.5 s."""
+"""Number of label files from which workers are faster: one process reads this many in about 1.5 s."""
 _RAY_CHUNK = 2000
 _OBJECT_STORE_BYTES = 100 * 1024**2
 
@@ -38,12 +40,12 @@ def read_all_labels(
     progress: Progress | None = None,
     reader: LabelReader = "auto",
 ) -> list[Label]:
-    """Labels of `jobs`, in their order. Never raises for a bad file.
+    """Labels of `jobs`, in order. Bad files do not raise.
 
-    `num_workers`: processes or Ray tasks at a time (None = all cores). Ray Data runs on the cluster that this process
-    is connected to or that RAY_ADDRESS names, whose nodes see the data root under the same path, else on one of its
-    own. `auto` takes it where there is such a cluster, and else processes: Ray's start alone takes longer than they
-    need for the labels of stage 3 (docs/architecture.md has the figures).
+    `num_workers`: concurrent processes or Ray tasks (None: all cores). Ray Data uses the cluster that this process is
+    connected to or that RAY_ADDRESS names, whose nodes must see the data root under the same path, else a local one.
+    `auto` uses Ray Data only where there is such a cluster: starting Ray takes longer than local processes need for the
+    labels of stage 3.
     """
     root = os.fspath(data_root)
     labels: list[Label] = []
@@ -67,7 +69,7 @@ def _parts(root: str, jobs: list[Job], num_workers: int, reader: LabelReader) ->
 def _has_cluster() -> bool:
     if os.environ.get("RAY_ADDRESS"):
         return True
-    ray = sys.modules.get("ray")  # who is connected has imported it
+    ray = sys.modules.get("ray")  # a connected process has imported it
     return ray is not None and ray.is_initialized()
 
 
@@ -77,7 +79,7 @@ def _chunks(jobs: list[Job], size: int) -> list[list[Job]]:
 
 def _with_processes(root: str, jobs: list[Job], num_workers: int) -> Iterator[list[Label]]:
     chunks = _chunks(jobs, _CHUNK)
-    # A fork would copy Arrow's threads in an unknown state; the fork server's children load the label module alone.
+    # A fork would copy Arrow's threads in an unknown state; children of the fork server import only labels.py.
     with ProcessPoolExecutor(num_workers, mp_context=get_context("forkserver")) as pool:
         yield from pool.map(read_labels, [root] * len(chunks), chunks)
 
@@ -89,7 +91,7 @@ def _with_ray_data(root: str, jobs: list[Job], num_workers: int) -> Iterator[lis
         pa.table({"location": [job[0] for job in chunk], "code": [job[1] for job in chunk]})
         for chunk in _chunks(jobs, _RAY_CHUNK)
     ]
-    with _ray(num_workers), _in_order():
+    with _ray(num_workers), in_order():
         import ray
 
         labels = ray.data.from_arrow(blocks).map_batches(
@@ -124,10 +126,9 @@ def _from_table(block: pa.Table) -> list[Label]:
 
 @contextmanager
 def _ray(num_workers: int) -> Iterator[None]:
-    """Ray as it is when it is up, else the cluster of RAY_ADDRESS, else one on this machine that ends with the block.
+    """The initialised Ray, else the cluster of RAY_ADDRESS, else a local one for the duration of the block.
 
-    The local one has no dashboard, a small object store and no workers in reserve: labels are a few megabytes, and the
-    whole build keeps within 2 GB.
+    The local one has no dashboard and a small object store, so that a build stays within 2 GB of memory.
     """
     import ray
 
@@ -135,34 +136,14 @@ def _ray(num_workers: int) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(address="auto", **quiet)
-    else:
-        ray.init(
-            address="local", _node_ip_address="127.0.0.1", include_dashboard=False, num_cpus=num_workers,
-            object_store_memory=_OBJECT_STORE_BYTES, **quiet,
-        )  # fmt: skip
-    import ray.data
+    with ExitStack() as stack:
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            options = {"num_cpus": num_workers, "object_store_memory": _OBJECT_STORE_BYTES}
+            stack.enter_context(local_cluster(logging_level=logging.ERROR, **options))
+        stack.callback(ray.shutdown)
+        import ray.data
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    try:
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         yield
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def _in_order() -> Iterator[None]:
-    """A Ray Data context in which blocks come out as they went in; the caller's comes back after."""
-    from ray.data import DataContext, ExecutionOptions
-
-    before = DataContext.get_current()
-    context = before.copy()
-    context.execution_options = ExecutionOptions(preserve_order=True)
-    context.enable_progress_bars = False
-    DataContext._set_current(context)
-    try:
-        yield
-    finally:
-        DataContext._set_current(before)

@@ -1,7 +1,6 @@
-"""Runs the tasks that make a train worker's batches on that worker's node, as long as it has a core for them.
+"""Runs the tasks that make a train worker's batches on that worker's node, while it has a core for them.
 
-Ray Data spreads tasks over all nodes, and keeping rows in order turns off what it has for locality. Like `scheduling`,
-this touches parts of Ray Data that are not its public interface.
+Ray Data spreads tasks over all nodes, and its own locality is off where rows keep their order.
 """
 
 from __future__ import annotations
@@ -10,16 +9,13 @@ from collections import Counter
 from collections.abc import Container, Sequence
 from typing import Any
 
-MAKING = "make_batches"
-"""In the name of the operator whose tasks make batches."""
-
 
 class NearWorkers:
-    """Which node each read is to be made on: that of the worker whose slot is its first.
+    """Chooses the node of each read: that of the worker that owns its first slot.
 
-    `nodes` are Ray's ids of the workers' nodes, by rank. Tasks end in any order, so the next read's node is often still
-    busy when another's is not: the read waits for its own, unless that is far behind. Where there are nodes without
-    workers, it does not wait and runs on any that is free: they take what the workers' nodes cannot.
+    `nodes` are Ray's node ids of the workers, by rank. Tasks end in any order, so the node of the next read may be busy
+    while another is free: the read waits for its own node, unless that is far behind. Where nodes without workers
+    exist, a read runs on any free node instead of waiting.
     """
 
     def __init__(self, nodes: Sequence[str], first_slot: int, slots_per_read: int) -> None:
@@ -27,41 +23,32 @@ class NearWorkers:
         self._placed: dict[int, str] = {}
 
     def node(self, read: int) -> str:
-        """The node of the worker that read number `read` of the stream is for."""
+        """The node of the worker that owns the first slot of read number `read`."""
         return self._nodes[(self._first_slot + read * self._slots_per_read) % len(self._nodes)]
 
     def place(self, read: int, running: Container[int]) -> str:
-        """The node to make a read on while the reads in `running` are made: its worker's, or the one with the fewest
-        tasks where that has far fewer.
-        """
+        """The node of a read while those in `running` run: its worker's, or one with far fewer tasks."""
         self._placed = {task: node for task, node in self._placed.items() if task in running}
         tasks = Counter(self._placed.values())
         near, idlest = self.node(read), min(self._nodes, key=lambda node: tasks[node])
-        # Half of a node's tasks more or less leave no core idle, since a task reserves less than a core.
+        # A task reserves less than a core: a difference of half of a node's tasks leaves no core idle.
         most_more = max(1, len(self._placed) // len(set(self._nodes)) // 2)
         self._placed[read] = near if tasks[near] <= tasks[idlest] + most_more else idlest
         return self._placed[read]
 
-    def attach(self, operators: Any) -> None:
-        """Give every task of these operators that makes batches its node."""
+    def place_tasks_of(self, operator: Any) -> None:
+        """Give every task of Ray Data's operator a node."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        spill = self._has_other_nodes()
-        for operator in operators:
-            if MAKING not in operator.name:
-                continue
-            original = operator._get_dynamic_ray_remote_args
+        spill, original = self._has_other_nodes(), operator._get_dynamic_ray_remote_args
 
-            def near(input_bundle: Any = None, operator: Any = operator, original: Any = original) -> dict[str, Any]:
-                options = original(input_bundle)
-                read = operator._next_data_task_idx
-                node = self.node(read) if spill else self.place(read, operator._data_tasks)
-                options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(
-                    node, soft=True, _spill_on_unavailable=spill
-                )
-                return options
+        def with_node(input_bundle: Any = None) -> dict[str, Any]:
+            read = operator._next_data_task_idx
+            node = self.node(read) if spill else self.place(read, operator._data_tasks)
+            strategy = NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=spill)
+            return {**original(input_bundle), "scheduling_strategy": strategy}
 
-            operator._get_dynamic_ray_remote_args = near
+        operator._get_dynamic_ray_remote_args = with_node
 
     def _has_other_nodes(self) -> bool:
         import ray
@@ -72,7 +59,7 @@ class NearWorkers:
 
 
 def slots_near(nodes: Sequence[str], most: int) -> int:
-    """How many slots a read may have, `most` or fewer, so that all are of workers on one node."""
+    """The number of slots of a read, at most `most`, such that one node's workers own all of them."""
     if len(set(nodes)) < 2:
         return most
     for slots in range(min(most, len(nodes)), 1, -1):

@@ -1,117 +1,132 @@
-"""What a Ray cluster of one's own does without: processes and figures that serve several nodes, or Ray's dashboard.
+"""Starts a local Ray cluster without the processes that only dashboards and further nodes need.
 
-Each of Ray's processes imports for seconds and then wakes 100 times a second for as long as it lives. On two cores
-that took a tenth of what decodes. Like `scheduling`, it touches parts of Ray that are not its public interface.
+Each of Ray's processes imports for seconds and then wakes 100 times per second: on two cores that is a tenth of the
+time that could decode.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
 
-_MARK = "PILLSNAP_LEAN_RAY"
+from pillsnap.ray_compat import capabilities
+from pillsnap.ray_compat.patches import replaced
+
+_MARK = "PILLSNAP_MINIMAL_RAY"
+"""Set in every process of a minimal cluster."""
 _HEAD = {
     "RAY_enable_metrics_collection": "0",
     "RAY_event_stats": "0",
     "RAY_task_events_report_interval_ms": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
 }
 
 
 @contextmanager
-def lean_head() -> Iterator[None]:
-    """Let a `ray.init` within start a head that counts nothing, without the processes that serve a dashboard, ask for
-    more nodes, or bring to the console what `log_to_driver=False` keeps from it; its agent, without which Ray does not
-    run, listens nowhere. This process leaves out actors, too.
-    """
-    from ray._private import utils
-    from ray._private.node import Node
+def local_cluster(**options: Any) -> Iterator[Path]:
+    """Run `ray.init(**options)` on this machine and yield the folder of its logs; the caller shuts Ray down.
 
-    os.environ[_MARK] = "1"  # the cluster's processes inherit all of it
-    for name, value in _HEAD.items():
-        os.environ.setdefault(name, value)
-    replaced = [
-        *((Node, name, lambda node, **_: None) for name in ("start_api_server", "start_monitor", "start_log_monitor")),
-        (utils, "get_dashboard_dependency_error", lambda: ImportError("left out")),  # the agent then has no servers
-    ]
-    originals = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
-    for owner, name, replacement in replaced:
-        setattr(owner, name, replacement)
+    Where the probe allows it, the head is minimal: no dashboard server, no autoscaler, no log monitor; its agent, which
+    Ray cannot run without, serves nothing; and it listens on loopback. Usage statistics are never sent.
+    """
+    import ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    options = {"address": "local", "include_dashboard": False, "log_to_driver": False, **options}
+    with ExitStack() as stack:
+        if capabilities.minimal_head():
+            stack.enter_context(_minimal_environment())
+            with _minimal_head():
+                context = ray.init(_node_ip_address="127.0.0.1", **options)
+            stack.enter_context(without_helper_actors())
+        else:
+            context = ray.init(**options)
+        yield Path(context.address_info["session_dir"])
+
+
+@contextmanager
+def _minimal_environment() -> Iterator[None]:
+    """Variables that the processes of the cluster inherit; what the user set stays."""
+    added = {name: value for name, value in {_MARK: "1", **_HEAD}.items() if name not in os.environ}
+    os.environ.update(added)
     try:
         yield
     finally:
-        for owner, name, original in originals:
-            setattr(owner, name, original)
-    leave_out_actors()
+        for name in added:
+            os.environ.pop(name, None)
 
 
-def is_lean() -> bool:
-    """Whether this process belongs to a cluster whose head is lean."""
+@contextmanager
+def _minimal_head() -> Iterator[None]:
+    from ray._private import utils
+    from ray._private.node import Node
+
+    def start_nothing(node: Any, **_: Any) -> None: ...
+
+    with replaced(
+        *((Node, name, start_nothing) for name in ("start_api_server", "start_monitor", "start_log_monitor")),
+        (utils, "get_dashboard_dependency_error", lambda: ImportError("left out")),  # the agent then has no servers
+    ):
+        yield
+
+
+def is_minimal() -> bool:
+    """Whether this process belongs to a minimal cluster, which has one node."""
     return _MARK in os.environ
 
 
-def leave_out_actors() -> None:
-    """Keep Ray Data, in this process, from starting the actor that holds statistics for the dashboard, the one that
-    knows which node each process of a pool is on, and the one that shares a cluster's resources among datasets and
-    trainings: there is one node, and one of each. Nothing changes unless the head is lean.
+@contextmanager
+def without_helper_actors() -> Iterator[None]:
+    """Keep Ray Data, in this process, from starting actors that one node with one dataset does not need.
+
+    They collect statistics for the dashboard, store the node of each process of a pool, and divide the cluster among
+    datasets and trainings. Changes nothing outside a minimal cluster.
     """
-    if not is_lean():
-        return
-    from ray.data._internal import stats
-    from ray.data._internal.cluster_autoscaler import rate_based_cluster_autoscaler
-    from ray.data._internal.execution.operators import actor_pool_map_operator
-
-    stats.get_or_create_stats_actor = actor_pool_map_operator.get_or_create_actor_location_tracker = _Nobody
-    actor_pool_map_operator.get_actor_locations = lambda actors: {}
-    rate_based_cluster_autoscaler.DefaultAutoscalingCoordinator = _WholeCluster
+    with ExitStack() as stack:
+        if is_minimal():
+            stack.enter_context(replaced(*_stand_ins()))
+        yield
 
 
-def leave_out_train_actors() -> None:
-    """Keep Ray Train from starting the actor that frees the workers' resources after a driver's death: with a lean head
-    the whole cluster ends with its driver. It asks the dashboard's server every second whether it has to. A training
-    with a fixed number of workers also does without the actor that shares resources.
-    """
-    if not is_lean():
-        return
-    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, factory
-    from ray.train.v2.api import data_parallel_trainer
-    from ray.train.v2.api.callback import RayTrainCallback
+def _stand_ins() -> Iterator[tuple[Any, str, Any]]:
+    if capabilities.no_stats_actor():
+        from ray.data._internal import stats
 
-    class UnannouncedWorkers(FixedScalingPolicy):
-        """A fixed number of workers that are not asked for beforehand."""
+        yield stats, "get_or_create_stats_actor", _NullActorHandle
+    if capabilities.no_location_actor():
+        from ray.data._internal.execution.operators import actor_pool_map_operator as pool
 
-        def after_controller_start(self, *_: object) -> None:
-            self._coordinator_client = _NoClient()
+        yield pool, "get_or_create_actor_location_tracker", _NullActorHandle
+        yield pool, "get_actor_locations", _no_locations
+    if capabilities.no_autoscaling_actor():
+        from ray.data._internal.cluster_autoscaler import rate_based_cluster_autoscaler as autoscaler
 
-    data_parallel_trainer.PlacementGroupCleanerCallback = RayTrainCallback
-    factory.FixedScalingPolicy = UnannouncedWorkers
+        yield autoscaler, "DefaultAutoscalingCoordinator", _WholeCluster
 
 
-class _Nobody:
-    """In place of an actor's handle: whatever it is told, nothing happens."""
+def _no_locations(actors: object) -> dict[str, str]:
+    return {}
 
-    def __getattr__(self, name: str) -> _Nobody:
+
+class _NullActorHandle:
+    """An actor handle without an actor: remote calls are no-ops."""
+
+    def __getattr__(self, name: str) -> _NullActorHandle:
         if name.startswith("__"):
             raise AttributeError(name)
         return self
 
     def remote(self, *args: object, **options: object) -> None:
-        """Tell nobody."""
-
-
-class _NoClient:
-    """In place of Ray Train's client of the actor that shares resources."""
-
-    def maybe_send_resource_request(self, *_: object) -> None: ...
-
-    def cancel_resource_request(self) -> None: ...
+        """Do nothing."""
 
 
 class _WholeCluster:
-    """In place of Ray Data's client of that actor: a dataset may use what there is, and Ray starts no more than fits
-    beside what a training has taken.
+    """Ray Data's autoscaling client without its actor: a dataset may use every resource of the cluster.
+
+    Ray itself starts no more tasks than fit beside a training's workers.
     """
 
     def __init__(self, *_: object, **__: object) -> None:
@@ -124,5 +139,5 @@ class _WholeCluster:
     def cancel_request(self) -> None: ...
 
     def get_reserved_resources(self) -> dict[str, dict[str, float]]:
-        """Each node's resources, by its id."""
+        """Resources by node id."""
         return self._resources

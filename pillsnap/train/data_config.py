@@ -12,7 +12,7 @@ import ray.data
 import ray.train
 
 from pillsnap.data.stream import Stream
-from pillsnap.ray_compat.executor_pacing import execution_options
+from pillsnap.ray_compat.row_blocks import execution_options
 from pillsnap.runs.remote_checkpoints import find_run_checkpoint
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Which node a read is made on, and how many slots it may have to be wholly near."""
+"""The node of each read, and its number of slots where workers share nodes."""
 
 from __future__ import annotations
 
@@ -49,24 +49,23 @@ def test_a_read_waits_for_its_own_node_unless_that_is_far_behind() -> None:
 
 
 @pytest.mark.parametrize("others", [False, True])
-def test_only_tasks_that_make_batches_get_a_node(monkeypatch: pytest.MonkeyPatch, others: bool) -> None:
-    def operator(name: str, task: int) -> Any:
-        return SimpleNamespace(
-            name=name,
-            _next_data_task_idx=task,
-            _data_tasks={},
-            _get_dynamic_ray_remote_args=lambda bundle=None: {"num_cpus": 1},
-        )
-
+def test_tasks_of_the_operator_get_a_node(monkeypatch: pytest.MonkeyPatch, others: bool) -> None:
+    operator = SimpleNamespace(
+        _next_data_task_idx=3, _data_tasks={}, _get_dynamic_ray_remote_args=lambda bundle=None: {"num_cpus": 1}
+    )
     nodes = ["a" * 56, "b" * 56]
-    there = [*nodes, *(["c" * 56] if others else [])]
-    facts = [{"NodeID": node, "Alive": True, "Resources": {"CPU": 4.0}} for node in there]
+    alive = [*nodes, *(["c" * 56] if others else [])]
+    facts = [{"NodeID": node, "Alive": True, "Resources": {"CPU": 4.0}} for node in alive]
     head = {"NodeID": "d" * 56, "Alive": True, "Resources": {}}
     monkeypatch.setattr("ray.nodes", lambda: [*facts, head])
-    reading, making = operator("Reads", 3), operator("MapBatches(_make_batches)", 3)
-    NearWorkers(nodes, 0, 1).attach([reading, making])
-    assert reading._get_dynamic_ray_remote_args("bundle") == {"num_cpus": 1}
-    options = making._get_dynamic_ray_remote_args("bundle")
+    NearWorkers(nodes, 0, 1).place_tasks_of(operator)
+    options: dict[str, Any] = operator._get_dynamic_ray_remote_args("bundle")
     strategy = options.pop("scheduling_strategy")
     assert options == {"num_cpus": 1}
     assert (strategy.node_id, strategy.soft, strategy._spill_on_unavailable) == ("b" * 56, True, others)
+
+
+def test_an_operator_without_tasks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.nodes", lambda: [])
+    with pytest.raises(AttributeError, match="_get_dynamic_ray_remote_args"):
+        NearWorkers(["a", "b"], 0, 1).place_tasks_of(SimpleNamespace(name="MapBatches"))

@@ -1,87 +1,111 @@
-"""A cluster of one's own starts what it needs, and a joined one is left as it is."""
+"""A local cluster starts only what one node needs; a joined cluster stays as it is."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import pickle
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
-from pillsnap.ray_compat import minimal_cluster
+from pillsnap.ray_compat import minimal_cluster, patches
 
 
-@pytest.fixture
-def ray_parts(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
-    """The module of Ray's in which each name may be replaced; put back after the test."""
+@pytest.fixture(autouse=True)
+def no_other_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each name holds Ray's original, even while another test's cluster is up."""
+    monkeypatch.setattr(patches, "_patches", {})
+    for name, module in ray_parts().items():
+        monkeypatch.setattr(module, name, f"Ray's {name}")
+
+
+def ray_parts() -> dict[str, ModuleType]:
+    """The module of Ray in which each name may be replaced."""
     from ray.data._internal import stats
     from ray.data._internal.cluster_autoscaler import rate_based_cluster_autoscaler as autoscaler
     from ray.data._internal.execution.operators import actor_pool_map_operator as pool
-    from ray.train.v2._internal.execution.scaling_policy import factory
-    from ray.train.v2.api import data_parallel_trainer as trainer
 
-    monkeypatch.delenv("PILLSNAP_LEAN_RAY", raising=False)
-    parts = {
+    return {
         "get_or_create_stats_actor": stats,
         "get_or_create_actor_location_tracker": pool,
         "get_actor_locations": pool,
         "DefaultAutoscalingCoordinator": autoscaler,
-        "PlacementGroupCleanerCallback": trainer,
-        "FixedScalingPolicy": factory,
     }
-    for name, module in parts.items():
-        monkeypatch.setattr(module, name, f"Ray's {name}")
-    return parts
 
 
-def test_a_joined_cluster_is_left_as_it_is(ray_parts: dict[str, ModuleType]) -> None:
-    minimal_cluster.leave_out_actors()
-    minimal_cluster.leave_out_train_actors()
-    assert all(getattr(module, name) == f"Ray's {name}" for name, module in ray_parts.items())
+def now() -> dict[str, Any]:
+    return {name: getattr(module, name) for name, module in ray_parts().items()}
 
 
-def test_a_cluster_of_ones_own_starts_no_actor_that_serves_several_nodes(
-    ray_parts: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_joined_cluster_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PILLSNAP_MINIMAL_RAY", raising=False)
+    before = now()
+    with minimal_cluster.without_helper_actors():
+        assert now() == before
+
+
+def test_helper_actors_are_replaced_and_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
-    from ray.train import ScalingConfig
-    from ray.train.v2.api.callback import RayTrainCallback
 
-    monkeypatch.setenv("PILLSNAP_LEAN_RAY", "1")
-    minimal_cluster.leave_out_actors()
-    minimal_cluster.leave_out_train_actors()
-    now = {name: getattr(module, name) for name, module in ray_parts.items()}
-    assert now["get_actor_locations"](("a", "b")) == {}  # Ray Data keeps the node that an actor told it itself
-    assert isinstance(now["PlacementGroupCleanerCallback"](), RayTrainCallback)
+    monkeypatch.setenv("PILLSNAP_MINIMAL_RAY", "1")
+    before = now()
+    with minimal_cluster.without_helper_actors():
+        replaced = now()
+        with minimal_cluster.without_helper_actors():
+            pass
+        assert now() == replaced, "still in use"
+    assert now() == before
+    assert not set(replaced.values()) & set(before.values())
+    assert replaced["get_actor_locations"](("a", "b")) == {}  # Ray Data keeps the node that an actor reported itself
     for name in ("get_or_create_stats_actor", "get_or_create_actor_location_tracker"):
-        nobody = pickle.loads(pickle.dumps(now[name]()))  # Ray Data hands it to its actors
-        assert nobody.update_actor_location.remote("a", "node") is None
+        handle = pickle.loads(pickle.dumps(replaced[name]()))  # Ray Data sends it to its actors
+        assert handle.update_actor_location.remote("a", "node") is None
 
     nodes = [{"NodeID": "a", "Alive": True, "Resources": {"CPU": 2.0}}, {"NodeID": "b", "Alive": False}]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    data = now["DefaultAutoscalingCoordinator"]("dataset", subcluster_selector=None)
-    data.request_resources(resources=[{"CPU": 1.0}], expire_after_s=1.0)
-    assert data.get_reserved_resources() == {"a": {"CPU": 2.0}}
-    workers = ray.cloudpickle.loads(ray.cloudpickle.dumps(now["FixedScalingPolicy"](ScalingConfig(num_workers=3))))
-    workers.after_controller_start(None)
-    assert workers.make_decision_for_non_running_worker_group().num_workers == 3  # Ray is not up: it asked no actor
-    asyncio.run(workers.before_controller_shutdown())
+    client = replaced["DefaultAutoscalingCoordinator"]("dataset", subcluster_selector=None)
+    client.request_resources(resources=[{"CPU": 1.0}], expire_after_s=1.0)
+    assert client.get_reserved_resources() == {"a": {"CPU": 2.0}}
 
 
-def test_the_head_gets_its_own_ways_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_start_puts_back_what_it_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
     from ray._private import utils
     from ray._private.node import Node
 
     def parts() -> tuple[object, ...]:
         return Node.start_api_server, Node.start_monitor, Node.start_log_monitor, utils.get_dashboard_dependency_error
 
-    before = parts()
-    monkeypatch.setenv("PILLSNAP_LEAN_RAY", "")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
-    monkeypatch.setattr(minimal_cluster, "leave_out_actors", lambda: None)
-    with pytest.raises(RuntimeError), minimal_cluster.lean_head():
-        assert minimal_cluster.is_lean() and not set(parts()) & set(before)
+    def failing_init(**options: Any) -> None:
+        assert minimal_cluster.is_minimal() and not set(parts()) & set(before)
+        assert options["_node_ip_address"] == "127.0.0.1" and options["num_cpus"] == 2
         raise RuntimeError
+
+    before = parts()
+    monkeypatch.delenv("PILLSNAP_MINIMAL_RAY", raising=False)
+    monkeypatch.setenv("RAY_TRAIN_METRICS_ENABLED", "1")
+    monkeypatch.setattr(ray, "init", failing_init)
+    monkeypatch.setattr(minimal_cluster.capabilities, "minimal_head", lambda: True)
+    with pytest.raises(RuntimeError), minimal_cluster.local_cluster(num_cpus=2):
+        pass
     assert parts() == before
-    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1", "what the user set stays"
+    assert os.environ["RAY_TRAIN_METRICS_ENABLED"] == "1", "what the user set stays"
+    assert not minimal_cluster.is_minimal()
+
+
+def test_without_its_private_parts_ray_starts_by_its_public_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    asked: dict[str, Any] = {}
+
+    def init(**options: Any) -> Any:
+        asked.update(options)
+        return SimpleNamespace(address_info={"session_dir": "/tmp/ray/session"})
+
+    monkeypatch.delenv("PILLSNAP_MINIMAL_RAY", raising=False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(minimal_cluster.capabilities, "minimal_head", lambda: False)
+    with minimal_cluster.local_cluster() as folder:
+        assert str(folder) == "/tmp/ray/session" and not minimal_cluster.is_minimal()
+    assert asked == {"address": "local", "include_dashboard": False, "log_to_driver": False}
