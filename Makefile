@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-reliability lint docs format bench lock clean
+.PHONY: help install demo test test-reliability lint docs build format bench lock clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -43,7 +43,7 @@ demo: $(STAMP) ## generate photos, train both models, judge them: minutes on two
 	@$(VENV)/bin/pillsnap demo
 
 test: $(STAMP) ## all tests but the reliability ones; needs no network and no GPU
-	@$(PY) -m pytest -m "not reliability" $(PYTEST_ARGS)
+	@$(PY) -m pytest -m "not reliability" $(or $(PYTEST_ARGS),--cov --cov-report=term:skip-covered)
 
 test-reliability: $(STAMP) ## kill, pause and starve processes, and check that nothing is lost
 	@$(PY) -m pytest -m reliability --timeout 1800 $(PYTEST_ARGS)
@@ -57,6 +57,10 @@ lint: $(STAMP) ## style, format, types, and the layers of the package
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/lint-imports
+
+build: $(STAMP) ## the wheel, in dist/
+	@$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	@ls dist/*.whl
 
 format: $(STAMP) ## rewrite the code in the one format
 	@$(VENV)/bin/ruff check --fix .

@@ -7,7 +7,9 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
+import venv
 import zipfile
 from pathlib import Path
 
@@ -82,7 +84,7 @@ def test_the_lock_is_closed_but_for_opencv_python() -> None:
 
 
 @pytest.fixture(scope="module")
-def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
@@ -91,7 +93,49 @@ def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     (source / "dist").mkdir()
     subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True, timeout=120)
     (wheel,) = (source / "dist").glob("pillsnap-*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def wheel_names(wheel: Path) -> list[str]:
     return zipfile.ZipFile(wheel).namelist()
+
+
+def test_the_wheel_works_in_an_environment_of_its_own(wheel: Path, tmp_path: Path) -> None:
+    """Its dependencies come from this environment, whose editable pillsnap the new one does not see."""
+    venv.create(tmp_path / "venv", symlinks=True, with_pip=False)
+    (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    python = tmp_path / "venv" / "bin" / "python"
+    target = ["--python", str(python), "--no-deps", "--offline", "--no-index"]
+    subprocess.run([sys.executable, "-m", "uv", "pip", "install", "--quiet", *target, str(wheel)], check=True)
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def run(*command: str) -> str:
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True, timeout=120
+        )
+        return done.stdout.strip()
+
+    assert Path(run(str(python), "-c", "import pillsnap; print(pillsnap.__file__)")).is_relative_to(site)
+    pillsnap = str(tmp_path / "venv" / "bin" / "pillsnap")
+    assert PROJECT["project"]["version"] in run(pillsnap, "--version")
+    run(
+        pillsnap,
+        "synth",
+        "--out",
+        "photos",
+        "--classes",
+        "2",
+        "--singles",
+        "4",
+        "--combinations",
+        "1",
+        "--frame",
+        "122x160",
+    )
+    run(pillsnap, "manifest", "build", "--preset", "demo", "--data-root", "photos", "--out", "built")
+    assert (tmp_path / "built" / "manifest.parquet").exists()
 
 
 def test_the_wheel_carries_every_file_of_the_package(wheel_names: list[str]) -> None:
@@ -149,16 +193,18 @@ def test_a_job_ships_the_code_and_nothing_else(tmp_path: Path) -> None:
     assert shipped - {".rayignore"} == {"pillsnap/data/stream.py", "pillsnap/presets/demo.yaml", "jobs/train_stage3.py"}
 
 
-def test_continuous_integration_runs_make_test() -> None:
+def test_continuous_integration_runs_lint_docs_and_tests() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
-    assert "set -euo pipefail" in script.read_text() and "\nmake test\n" in script.read_text()
+    text = script.read_text()
+    assert "set -euo pipefail" in text
+    assert [line for line in text.splitlines() if line.startswith("make ")] == ["make lint", "make docs", "make test"]
 
 
 def test_make_help_lists_the_targets_that_the_readme_promises() -> None:
     result = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
     listed = set(re.findall(r"^  (\S+)", result.stdout, re.M))
-    assert {"install", "demo", "test", "test-reliability", "lint", "bench", "clean"} <= listed
+    assert {"install", "demo", "test", "test-reliability", "lint", "docs", "build", "bench", "clean"} <= listed
 
 
 def test_a_machine_without_a_fitting_python_is_told_what_to_do(tmp_path: Path) -> None:
