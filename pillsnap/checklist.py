@@ -1,4 +1,4 @@
-"""A list of things looked at, each with what was found and what to do about it."""
+"""Checks with their result and advice, and their table for the terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.text import Text
 
 @dataclass(frozen=True)
 class Check:
-    """One item. `ok` None is a remark: it neither passes nor fails."""
+    """One check. `ok` None: a remark that neither passes nor fails."""
 
     name: str
     ok: bool | None
@@ -21,12 +21,12 @@ class Check:
 
 
 def all_passed(checks: Sequence[Check]) -> bool:
-    """Whether no item failed."""
+    """Whether no check failed."""
     return all(check.ok is not False for check in checks)
 
 
 def print_checks(checks: Sequence[Check], console: Console) -> None:
-    """One line an item; the advice follows where it failed."""
+    """Print one line per check; the advice follows if it failed."""
     table = Table(box=None, show_header=False, pad_edge=False)
     marks = {True: Text("ok", "green"), False: Text("no", "bold red"), None: Text("--", "yellow")}
     for check in checks:

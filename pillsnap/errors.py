@@ -1,7 +1,7 @@
-"""The errors that a user can cause."""
+"""Errors that a user can cause."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """A mistake in input, settings or environment. The message says what, where, and what to do, in one line."""
+    """Wrong input, settings or environment. The message is one line: what is wrong, where, and what to do."""

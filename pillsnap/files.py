@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Atomic writes of local files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def write_json(path: Path, payload: object) -> None:
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Write to a temporary name in the same folder, sync, then rename over `path`."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")  # nodes may share the folder
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")  # unique: nodes may share the folder
     try:
         with temporary.open("wb") as file:
             file.write(data)

@@ -1,7 +1,7 @@
-"""Folders of any pyarrow file system (s3://…, gs://…, hdfs://…), and where this node keeps its copies of them.
+"""Remote folders on any pyarrow file system (s3://…, gs://…, hdfs://…), and the local cache of their copies.
 
-Credentials come from the environment (AWS_*, with AWS_ENDPOINT_URL for a server that is not Amazon's) or from the
-machine's own configuration, never from a URI.
+Credentials come from the environment (AWS_*; AWS_ENDPOINT_URL for other S3 servers) or from the machine's
+configuration, never from a URI.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ _CHUNK_BYTES = 8 << 20
 _CONNECT_TIMEOUT_S = 5.0
 _KEEP_COPIES_S = 14 * 86_400.0
 _ATTEMPTS = 5
-"""Of a request that the network refuses: about five seconds in all, half a minute when nobody answers."""
+"""Attempts per request: about 5 s in total when the connection is refused, 30 s when there is no answer."""
 _REPLACE_WHOLE = ("s3", "gcs", "abfs")
-"""File systems on which an object appears whole, or not at all, when its stream is closed."""
+"""File systems on which an object appears only complete, when its stream is closed."""
 
 
 class StorageError(UserError, OSError):
-    """A remote folder that cannot be read or written; the message says which, why and what to look at."""
+    """A remote folder that cannot be read or written; the message names it, the reason and what to check."""
 
 
 class Stamp(NamedTuple):
-    """What tells two contents of a remote file apart."""
+    """Identifies the content of a remote file."""
 
     size: int
     mtime_ns: int
 
 
 def is_uri(where: str | Path) -> bool:
-    """Whether it names a remote folder or file, not a path that this machine mounts."""
+    """Whether `where` is a URI rather than a local path."""
     return len(urlsplit(str(where)).scheme) > 1 and "://" in str(where)
 
 
 def join(where: str, name: str) -> str:
-    """The path or URI of something beneath `where`; what follows a URI's question mark stays at its end."""
+    """`where`/`name` of a path or URI; the query of a URI stays at its end."""
     if not is_uri(where):
         return f"{where.rstrip('/')}/{name}"
     parts = urlsplit(where)
@@ -62,24 +62,25 @@ def join(where: str, name: str) -> str:
 
 
 def last_name(uri: str) -> str:
-    """The last part of a URI's path."""
+    """Last part of the path of a URI."""
     return urlsplit(uri).path.rstrip("/").rpartition("/")[2]
 
 
 def folder_of(uri: str) -> str:
-    """The URI of the folder that holds it."""
+    """URI of the parent folder."""
     parts = urlsplit(uri)
     return urlunsplit(parts._replace(path=parts.path.rstrip("/").rpartition("/")[0]))
 
 
 def plain(where: str) -> str:
-    """`file:///a/b` as the path that it is; anything else as it was given."""
+    """The path of a file:// URI; anything else unchanged."""
     return urlsplit(where).path if where.startswith("file://") else where
 
 
 def cache_folder() -> Path:
-    """This node's folder for copies of what lies elsewhere: PILLSNAP_CACHE_DIR, or one of this user's in the temporary
-    folder. Raises UserError when that one belongs to somebody else.
+    """Local folder for copies of remote files: PILLSNAP_CACHE_DIR, or a folder of this user in the temporary folder.
+
+    Raises UserError when that folder belongs to another user.
     """
     if os.environ.get(CACHE_ENV):
         return Path(os.environ[CACHE_ENV]).absolute()
@@ -88,26 +89,26 @@ def cache_folder() -> Path:
         folder.mkdir(mode=0o700, parents=True)
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-        raise UserError(f"{folder} belongs to somebody else: name another folder for copies with {CACHE_ENV}.")
+        raise UserError(f"{folder} belongs to another user: set {CACHE_ENV} to another folder for copies.")
     return folder
 
 
 def scratch(uri: str, role: str) -> Path:
-    """Where this node keeps its copy of a remote folder, for one `role`; its last part is the remote folder's name."""
+    """Local folder for a copy of a remote folder, separate per `role`; it has the remote folder's name."""
     return cache_folder() / role / hashlib.sha256(uri.encode()).hexdigest()[:16] / last_name(uri)
 
 
 def drop_old_copies(role: str) -> None:
-    """Delete this node's copies of remote folders in which nothing was written for two weeks."""
+    """Delete local copies of remote folders that were not written to for two weeks."""
     oldest_s = time.time() - _KEEP_COPIES_S
     for copy in (cache_folder() / role).glob("*"):
-        with contextlib.suppress(FileNotFoundError):  # somebody works there this moment
+        with contextlib.suppress(FileNotFoundError):  # in use by another process
             if max(path.lstat().st_mtime for path in (copy, *copy.rglob("*"))) < oldest_s:
                 shutil.rmtree(copy, ignore_errors=True)
 
 
 def local_manifest(where: str | Path) -> Path:
-    """A manifest that this machine can open: itself, or a copy of the remote one with classes.json beside it."""
+    """Local path of a manifest; a remote one is downloaded with its classes.json."""
     if not is_uri(where):
         return Path(where)
     uri = str(where)
@@ -121,25 +122,25 @@ def local_manifest(where: str | Path) -> Path:
 
 
 def check_uri(uri: str) -> None:
-    """Raise UserError for a URI without a bucket or host, or with a key in it, which would end up in logs."""
+    """Raise UserError for a URI without a bucket or host, or with credentials, which logs would contain."""
     parts = urlsplit(uri)
     options = dict(parse_qsl(parts.query))
     if parts.username or parts.password or {"access_key", "secret_key", "session_token"} & set(options):
         raise UserError(
-            f"The URI {parts.scheme}://…{parts.path} holds credentials, which logs would show: "
+            f"The URI {parts.scheme}://…{parts.path} contains credentials, which would appear in logs: "
             "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead."
         )
     if not parts.netloc and not parts.path.strip("/"):
-        raise UserError(f"{uri!r} names no bucket: give something like s3://bucket/folder.")
+        raise UserError(f"{uri!r} names no bucket: use the form s3://bucket/folder.")
 
 
 def file_system(uri: str) -> tuple[fs.FileSystem, str]:
-    """The pyarrow file system of a URI, made once a process, and the path on it. Raises UserError for one that cannot
-    be used.
+    """The pyarrow file system of a URI (created once per process) and the path on it. Raises UserError for an invalid
+    URI.
     """
     check_uri(uri)
     parts = urlsplit(uri)
-    endpoint = os.environ.get("AWS_ENDPOINT_URL", "")  # of another server, another file system
+    endpoint = os.environ.get("AWS_ENDPOINT_URL", "")  # part of the cache key
     base = _file_system(urlunsplit(parts._replace(path="" if parts.netloc else parts.path)), endpoint)
     return base, (parts.netloc + parts.path if parts.scheme == "s3" else _path_of(uri)).rstrip("/")
 
@@ -160,7 +161,7 @@ def _file_system(uri: str, _endpoint: str) -> fs.FileSystem:
     try:
         found, _ = fs.FileSystem.from_uri(uri)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise StorageError(f"{uri} cannot be used ({one_line(error)}): look at its name, rights and network.") from None
+        raise StorageError(f"{uri} cannot be used ({one_line(error)}): check its name, rights and network.") from None
     if parts.scheme != "s3":
         return found
     options = dict(parse_qsl(parts.query))
@@ -172,7 +173,7 @@ def _file_system(uri: str, _endpoint: str) -> fs.FileSystem:
         endpoint_override=override or None,
         scheme=scheme,
         connect_timeout=_CONNECT_TIMEOUT_S,
-        allow_delayed_open=True,  # a small object is one request, which writes all of it or nothing
+        allow_delayed_open=True,  # a small object is written by one atomic request
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
     )
 
@@ -184,7 +185,7 @@ def one_line(error: BaseException) -> str:
 
 
 class Storage:
-    """The files beneath a URI; a file is replaced whole. Every error is a StorageError that names the URI."""
+    """The files under a URI, replaced atomically. Errors are StorageErrors that name the URI."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
@@ -195,7 +196,7 @@ class Storage:
         return Storage, (self.uri,)
 
     def read(self, name: str, offset: int = 0) -> bytes | None:
-        """A file's bytes from `offset` on; None when it is not there."""
+        """Bytes of a file from `offset`; None when it does not exist."""
         with self._errors(name):
             try:
                 if not offset:
@@ -213,7 +214,7 @@ class Storage:
             stream.write(data)
 
     def upload(self, source: Path, name: str) -> None:
-        """Replace a file's content by that of a local file."""
+        """Replace a file's content with that of a local file."""
         with (
             source.open("rb") as file,
             self._errors(name),
@@ -224,7 +225,7 @@ class Storage:
                 stream.write(chunk)
 
     def download(self, name: str, target: Path) -> bool:
-        """Replace a local file by a copy of this one, at once or not at all; False when there is none."""
+        """Download a file, replacing `target` atomically; False when it does not exist."""
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
         try:
@@ -241,7 +242,7 @@ class Storage:
         return True
 
     def files(self, folder: str = "") -> dict[str, Stamp]:
-        """Every file beneath a folder, by its name relative to this storage; empty when there is no such folder."""
+        """All files under a folder by name relative to this storage; empty when the folder does not exist."""
         from pyarrow import fs
 
         with self._errors(folder):
@@ -250,13 +251,13 @@ class Storage:
         return {info.path[len(self._base) + 1 :]: Stamp(info.size, info.mtime_ns) for info in found}
 
     def stamp(self, name: str) -> Stamp | None:
-        """Size and time of a file; None when it is not there."""
+        """Size and modification time of a file; None when it does not exist."""
         with self._errors(name):
             info = self._files.get_file_info(self._path(name))
         return Stamp(info.size, info.mtime_ns) if info.is_file else None
 
     def remove(self, name: str) -> None:
-        """Delete a file, if it is there."""
+        """Delete a file if it exists."""
         with self._errors(name), contextlib.suppress(FileNotFoundError):
             self._files.delete_file(self._path(name))
 
@@ -265,7 +266,7 @@ class Storage:
 
     @contextmanager
     def _replacing(self, name: str) -> Iterator[str]:
-        """Where to write so that the file is replaced whole: a file system of files needs a second name."""
+        """The path to write to, so that `name` is replaced atomically: a temporary name, unless objects are atomic."""
         path = self._path(name)
         if self._whole:
             yield path
@@ -286,8 +287,8 @@ class Storage:
             raise
         except (OSError, pa.ArrowException) as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise  # this node's disk
+                raise  # the local disk
             where = join(self.uri, name) if name else self.uri
             raise StorageError(
-                f"{where} cannot be reached ({one_line(error)}): look at the bucket's name, its rights and the network."
+                f"{where} cannot be reached ({one_line(error)}): check the bucket, its permissions and the network."
             ) from None

@@ -1,11 +1,11 @@
-"""The AI Hub names: what a file name says, and where the labels of a photo lie.
+"""AI Hub file names: the fields of a name, and the label paths of a photo.
 
     [data/]train/images/single/TS_5_single/K-000114/K-000114_0_2_0_0_75_260_200.png
     [data/]train/labels/single/TL_5_single/K-000114_json/K-000114_0_2_0_0_75_260_200.json
     [data/]train/images/combination/TS_1_combo/K-A-B/K-A-B_0_2_0_2_70_000_200.png
     [data/]train/labels/combination/TL_1_combo/K-A-B_json/K-A/K-A-B_0_2_0_2_70_000_200.json
 
-In the ZIP archives the layout starts below the TS_* and TL_* folders.
+In the ZIP archives the layout starts below TS_* and TL_*.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _INT16_MAX = 32767
 
 @dataclass(frozen=True)
 class PhotoName:
-    """What an AI Hub file name says: the K-codes of all pills in the photo, and camera and light."""
+    """Fields of an AI Hub file name: the K-codes of all pills in the photo, camera and light."""
 
     codes: tuple[str, ...]
     state: int
@@ -39,7 +39,7 @@ class PhotoName:
 
 
 def parse_name(name: str) -> PhotoName | None:
-    """Parse a file name, with or without folders and extension; None when it is no AI Hub photo name."""
+    """Parse a file name, with or without folders and extension; None for any other name."""
     stem, dot, extension = name.rpartition("/")[2].partition(".")
     if (dot + extension).lower() not in ("", *EXTENSIONS):
         return None
@@ -62,7 +62,7 @@ def label_paths(folder: str, prefix: str, stem: str) -> list[str]:
 
 
 def label_names(prefix: str, stem: str) -> list[str]:
-    """Label JSON names of one photo beneath its label folder, in the order of its codes."""
+    """Label JSON names of one photo, relative to its label folder, in the order of its codes."""
     codes = split_codes(prefix)
     return [f"{stem}.json"] if len(codes) == 1 else [f"{code}/{stem}.json" for code in codes]
 

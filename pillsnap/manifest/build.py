@@ -14,7 +14,7 @@ from pillsnap.errors import UserError
 from pillsnap.files import write_json
 from pillsnap.manifest.aihub import Progress
 from pillsnap.manifest.candidates import DEFAULT_GROUP_BY, Candidates
-from pillsnap.manifest.exact_duplicates import find_copies
+from pillsnap.manifest.exact_duplicates import find_exact_duplicates
 from pillsnap.manifest.label_reading import LabelReader
 from pillsnap.manifest.rows import Rows, read_rows
 from pillsnap.manifest.scan import scan as scan_tree
@@ -22,8 +22,8 @@ from pillsnap.manifest.table import class_list, with_locations, write_manifest
 
 REPORT_NAME = "sampling_report.json"
 _LISTED = 1000
-_MAX_COPIES = 0.01
-"""Share of the photos up to which copies across the split are left out."""
+_MAX_DUPLICATES = 0.01
+"""Share of duplicates across the split up to which they are left out; above, the manifest is written and unfit."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,14 @@ def build_manifest(
     check_copies: bool = True,
     progress: Progress | None = None,
 ) -> BuildResult:
-    """Sample an AI Hub tree into a manifest beneath `out_dir`.
+    """Sample an AI Hub tree into a manifest in `out_dir`.
 
-    Fractions are 0 to 1; None for a count takes all there are. `group_by`: fields of the file name that near-twins of
-    one pill share: they stay on one side. `exclude` names an earlier manifest whose validation photos and their
-    near-twins are left out. With `check_copies` every sampled photo is opened, and validation photos that have the
-    bytes of a training photo are left out. The output depends on the tree, the seed and the settings alone, byte for
-    byte; not on `num_workers` (readers of labels and photos; None = all cores) nor on `label_reader` (see
-    label_reading.py). Raises UserError when nothing can be sampled.
+    Fractions are 0 to 1; a count of None takes all. `group_by`: fields of the file name that near-identical photos of
+    one pill share; a group stays in one split. `exclude`: an earlier manifest; the groups of its validation photos are
+    left out. `check_copies`: read every sampled photo, and leave out validation photos that are byte-identical to a
+    training photo. The output bytes depend only on the tree, the seed and the settings, not on `num_workers` (readers
+    of labels and photos; None: all cores) or `label_reader` (label_reading.py). Raises UserError when nothing can be
+    sampled.
     """
     scan = scan_tree(data_root, progress=progress)
     candidates = Candidates(scan, group_by)
@@ -76,13 +76,12 @@ def build_manifest(
     if not len(sample.photos):
         raise UserError(
             f"{data_root}: none of {len(scan)} photos is left after sampling: {len(sample.too_few_photos)} classes "
-            f"have fewer than {min_photos_per_class} photos, {num_excluded} photos are excluded; loosen the settings"
+            f"have fewer than {min_photos_per_class} photos, {num_excluded} photos are excluded; relax the settings"
         )
     rows = read_rows(candidates, sample, Path(data_root), num_workers, label_reader, progress)
-    copies = _copies_of_training_photos(rows.table, Path(data_root), num_workers, progress) if check_copies else []
-    # A few copies are an accident that is mended here; where they are many, the tree is for a person to judge.
-    are_few = len(copies) <= _MAX_COPIES * len(rows.table)
-    table = _without(rows.table, copies) if are_few else rows.table
+    duplicates = _val_duplicates(rows.table, Path(data_root), num_workers, progress) if check_copies else []
+    dropped = duplicates if len(duplicates) <= _MAX_DUPLICATES * len(rows.table) else []
+    table = _without(rows.table, dropped)
     classes = class_list(table, rows.names, rows.edi_codes)
     report: dict[str, Any] = {
         "schema_version": 1,
@@ -108,7 +107,7 @@ def build_manifest(
             "classes_with_too_few_photos": _listed(sample.too_few_photos),
             "photos_of_excluded_groups": num_excluded,
             "photos_without_a_training_class": sample.num_unlearnable,
-            "validation_photos_equal_to_training_photos": _listed([name for _, name in copies] if are_few else []),
+            "validation_photos_equal_to_training_photos": _listed([name for _, name in dropped]),
             "photos_found_twice": {"count": len(scan) - len(candidates), "listed": candidates.found_twice(_LISTED)},
             "refused": {
                 reason: {"count": count, "listed": scan.refused.examples[reason]}
@@ -118,24 +117,24 @@ def build_manifest(
         "labels": _labels(rows),
     }
     report["notes"] = _notes(report)
-    if not are_few:
+    if duplicates and not dropped:
         report["notes"].append(
-            f"{len(copies)} validation photos have the bytes of training photos: too many to leave out, and "
-            "`pillsnap manifest validate` will refuse this manifest"
+            f"{len(duplicates)} validation photos are byte-identical to training photos: too many to leave out; "
+            "`pillsnap manifest validate` will reject this manifest"
         )
     path = write_manifest(table, out_dir, classes)
     write_json(Path(out_dir) / REPORT_NAME, report)
     return BuildResult(path, report)
 
 
-def _copies_of_training_photos(
+def _val_duplicates(
     table: pa.Table, data_root: Path, num_workers: int | None, progress: Progress | None
 ) -> list[tuple[int, str]]:
-    """(row, image path) of validation photos whose bytes a training photo has, too."""
+    """(row, image path) of validation photos that are byte-identical to a training photo."""
     locations = with_locations(table)["location"].to_pylist()
     paths, splits = table["image_path"].to_pylist(), table["split"].to_pylist()
     found = []
-    for members in find_copies(str(data_root), locations, num_workers, progress):
+    for members in find_exact_duplicates(str(data_root), locations, num_workers, progress):
         if len({splits[row] for row in members}) > 1:
             found += [(row, paths[row]) for row in members if splits[row] == "val"]
     return sorted(found)
@@ -179,15 +178,15 @@ def _notes(report: dict) -> list[str]:
     notes = []
     for name in ("num_photos", "num_classes"):
         if asked[name] is not None and got[name] < asked[name]:
-            notes.append(f"{name}: asked for {asked[name]}, the tree had enough for {got[name]}")
+            notes.append(f"{name}: {asked[name]} requested, {got[name]} found")
     if asked["num_photos"] is not None:
         wanted = round(asked["num_photos"] * asked["combination_fraction"])
         if got["num_combination"] != wanted:
-            notes.append(f"combination photos: asked for {wanted}, took {got['num_combination']}")
+            notes.append(f"combination photos: {wanted} requested, {got['num_combination']} taken")
     if got["num_boxes"] < got["num_pills"]:
         notes.append(f"{got['num_pills'] - got['num_boxes']} of {got['num_pills']} pills have no box")
     if got["num_val"] == 0:
-        notes.append("no validation photos: every class has a single group")
+        notes.append("no validation photos: every class has only one group")
     return notes
 
 

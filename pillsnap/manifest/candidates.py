@@ -1,4 +1,4 @@
-"""The photos a manifest can choose from: every distinct photo of a scan, its codes and its group, as arrays of ids."""
+"""The photos that can be sampled: every distinct photo of a scan, its codes and its group, as arrays of ids."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _GROUP_FORMAT = {"longitude": "03d"}
 
 @dataclass(frozen=True)
 class Sample:
-    """Chosen candidates. `photos`: indices into the candidates; `is_val`: their side; both of equal length."""
+    """A sample. `photos`: indices of candidates; `is_val` (bool): their split; equal lengths."""
 
     photos: np.ndarray
     is_val: np.ndarray
     too_few_photos: list[str]
-    """Codes with fewer photos than a class needs."""
+    """Codes with fewer photos than min_photos_per_class."""
     num_unlearnable: int
-    """Validation photos left out because they show a code that no training photo shows."""
+    """Number of validation photos left out because they show a code without a training photo."""
 
 
 class Candidates:
-    """Distinct photos of a scan. A *prefix* is the codes part of a file name, so one drug or one combination."""
+    """Distinct photos of a scan. A *prefix* is the codes part of a file name: one drug or one combination."""
 
     def __init__(self, scan: Scan, group_by: Sequence[str] = DEFAULT_GROUP_BY) -> None:
-        """`group_by`: the fields (of manifest.CAMERA_FIELDS) that photos of one pill and one group have in common."""
+        """`group_by`: fields (of table.CAMERA_FIELDS) that the photos of a group share, for photos of one pill."""
         prefix_names, prefix_of_set = np.unique(np.array(scan.prefixes), return_inverse=True)
         self.scan = scan
         self.prefixes = [str(name) for name in prefix_names]
@@ -45,7 +45,7 @@ class Candidates:
         self.prefix_codes = [np.array([code_id[code] for code in codes]) for codes in parts]
         self.is_combination = np.array([len(codes) > 1 for codes in parts])
 
-        # Two extensions of one stem are the same photo saved twice, as is a stem in two folders: the first is kept.
+        # A stem with two extensions, or in two folders, is one photo saved twice: the first is kept.
         self.view_stems = [view.rpartition(".")[0] for view in scan.views]
         stem_id = {stem: i for i, stem in enumerate(sorted(set(self.view_stems)))}
         stem_of_view = np.array([stem_id[stem] for stem in self.view_stems], dtype=np.int64)
@@ -55,7 +55,7 @@ class Candidates:
         self.prefix = prefix[self.positions]
         self.view = scan.view_index[self.positions]
 
-        # Combinations stay whole; one pill's photos from one side and longitude differ only in light and height.
+        # A combination is one group. Photos of one pill from one side and longitude differ only in light and height.
         self._group_by = tuple(group_by)
         labels = [self._group_label(fields) for fields in scan.view_fields.tolist()]
         self._group_labels = sorted(set(labels))
@@ -78,16 +78,15 @@ class Candidates:
         return "".join(f"_{fields[CAMERA_FIELDS.index(name)]:{_GROUP_FORMAT.get(name, '')}}" for name in self._group_by)
 
     def found_twice(self, limit: int) -> list[str]:
-        """Paths of the first photos that another of the same name stands for."""
+        """Paths of the first `limit` photos that were dropped because another has the same name."""
         twice = np.ones(len(self.scan), dtype=bool)
         twice[self.positions] = False
         return [self.scan.path(position) for position in np.flatnonzero(twice)[:limit]]
 
     def outside(self, exclude: Path | None) -> np.ndarray:
-        """True for photos that are no near-twin of a validation photo of the manifest `exclude`. bool, shape
-        (candidates,).
+        """False for photos in the group of a validation photo of the manifest `exclude`. bool, shape (candidates,).
 
-        The earlier photos are put into the groups of now, which may be others than they were then.
+        The earlier photos are grouped by the present `group_by`.
         """
         if exclude is None or not len(self):
             return np.ones(len(self), dtype=bool)
@@ -96,7 +95,7 @@ class Candidates:
         for row in earlier.filter(pc.equal(earlier["split"], "val")).to_pylist():
             fields = [row[name] for name in CAMERA_FIELDS]
             prefix = "K-" + "-".join(code.removeprefix("K-") for code in row["codes"])
-            if None in fields:  # not an AI Hub photo: it can be no candidate of this tree
+            if None in fields:  # not an AI Hub photo
                 continue
             groups.add(prefix if len(row["codes"]) > 1 else prefix + self._group_label(fields))
         _, first, inverse = np.unique(self.group, return_index=True, return_inverse=True)
@@ -156,7 +155,7 @@ class Candidates:
         return Sample(photos[kept], is_val[kept], too_few, int((~kept).sum()))
 
     def _shows_only(self, classes: np.ndarray) -> np.ndarray:
-        """True for prefixes all of whose codes are in `classes`."""
+        """True for prefixes with all codes in `classes`."""
         known = np.zeros(len(self.codes), dtype=bool)
         known[classes] = True
         return np.array([known[codes].all() for codes in self.prefix_codes])

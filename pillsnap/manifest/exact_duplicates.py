@@ -1,4 +1,4 @@
-"""The same bytes under two names: which photos are copies of each other."""
+"""Finds byte-identical photos."""
 
 from __future__ import annotations
 
@@ -17,63 +17,63 @@ from pillsnap.photos.files import PhotoStore, open_photo
 _HEAD_BYTES, _TAIL_BYTES = 4096, 1024
 _CHUNK = 500
 _PROCESSES_FROM = 20_000
-"""Photos from which worker processes pay for their start."""
+"""Number of photos from which worker processes are faster despite their start."""
 
 
-def find_copies(
+def find_exact_duplicates(
     root: str, locations: Sequence[str], num_workers: int | None = None, progress: Progress | None = None
 ) -> list[list[int]]:
     """Indices of photos with equal bytes, each list of two or more, in the order of the first.
 
-    Only photos whose size and ends are those of another are read whole. What cannot be read is no copy.
+    Only photos that share size, first and last bytes with another are read completely. Unreadable photos are skipped.
     """
-    marks: list[bytes] = []
+    fingerprints: list[bytes] = []
     chunks = [list(locations[start : start + _CHUNK]) for start in range(0, len(locations), _CHUNK)]
     workers = num_workers or os.cpu_count() or 1
 
     def add(part: list[bytes]) -> None:
-        marks.extend(part)
+        fingerprints.extend(part)
         if progress is not None:
-            progress("copies", len(marks), len(locations))
+            progress("duplicates", len(fingerprints), len(locations))
 
     if workers == 1 or len(locations) < _PROCESSES_FROM:
         for chunk in chunks:
-            add(hashes_of_ends(root, chunk))
+            add(fingerprints_of(root, chunk))
     else:
         with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
-            for part in pool.map(hashes_of_ends, [root] * len(chunks), chunks):
+            for part in pool.map(fingerprints_of, [root] * len(chunks), chunks):
                 add(part)
-    return equal_photos(root, locations, marks)
+    return confirm_duplicates(root, locations, fingerprints)
 
 
-def equal_photos(root: str, locations: Sequence[str], marks: Sequence[bytes]) -> list[list[int]]:
-    """As `find_copies`, among photos of equal marks."""
-    suspects = [index for members in equal_marks(marks) for index in members]
+def confirm_duplicates(root: str, locations: Sequence[str], fingerprints: Sequence[bytes]) -> list[list[int]]:
+    """As find_exact_duplicates, among photos with equal fingerprints."""
+    suspects = [index for members in group_equal(fingerprints) for index in members]
     store = PhotoStore(root)
-    hashes = [b""] * len(marks)
+    hashes = [b""] * len(fingerprints)
     for index in suspects:
         try:
             hashes[index] = hashlib.blake2b(store.read(locations[index]), digest_size=16).digest()
         except BadImage:
             continue
-    return equal_marks(hashes)
+    return group_equal(hashes)
 
 
-def equal_marks(marks: Sequence[bytes]) -> list[list[int]]:
-    """Indices of equal marks, each list of two or more, in the order of the first; an empty mark equals none."""
-    alike: dict[bytes, list[int]] = defaultdict(list)
-    for index, mark in enumerate(marks):
-        if mark:
-            alike[mark].append(index)
-    return [members for members in alike.values() if len(members) > 1]
+def group_equal(fingerprints: Sequence[bytes]) -> list[list[int]]:
+    """Indices of equal fingerprints, each list of two or more, in the order of the first; empty ones are skipped."""
+    groups: dict[bytes, list[int]] = defaultdict(list)
+    for index, fingerprint in enumerate(fingerprints):
+        if fingerprint:
+            groups[fingerprint].append(index)
+    return [members for members in groups.values() if len(members) > 1]
 
 
-def hashes_of_ends(root: str, locations: Sequence[str]) -> list[bytes]:
-    """A hash of size, first and last bytes of each photo as it is stored; empty for what is no photo."""
-    return [_hash_of_ends(root, location) for location in locations]
+def fingerprints_of(root: str, locations: Sequence[str]) -> list[bytes]:
+    """A hash of size, first and last bytes per photo as stored; empty for a file that is not a photo."""
+    return [_fingerprint(root, location) for location in locations]
 
 
-def _hash_of_ends(root: str, location: str) -> bytes:
+def _fingerprint(root: str, location: str) -> bytes:
     place = parse_location(location)
     try:
         descriptor = open_photo(root, location if place is None else place.archive)

@@ -1,7 +1,7 @@
-"""Import of CSV manifests that others wrote: absolute paths of another disk, one code for a combination, any encoding.
+"""Imports CSV manifests of other tools: absolute paths of another disk, one code per combination, any encoding.
 
-Columns `image_path` and `mapping_code` are needed; `codes` (joined by `|`), `split`, `group`, `source` and `sample_id`
-are used when there. What an AI Hub file name says about codes and camera goes before the columns.
+Columns `image_path` and `mapping_code` are required; `codes` (joined by `|`), `split`, `group`, `source` and
+`sample_id` are optional. Codes and camera fields of an AI Hub file name override the columns.
 """
 
 from __future__ import annotations
@@ -49,12 +49,11 @@ def import_csv(
 ) -> Path:
     """Turn CSV manifests into one manifest; return the Parquet path.
 
-    `source`: CSV files, or a folder whose *.csv are taken. A row's split is its `split` column, or `train` or `val` in
-    the file name. Paths are re-rooted to `data_root`; with it, boxes and sizes come from the AI Hub labels beneath it,
-    without it they stay unknown. Rows stay on the side they were on, even where that leaks; what is odd is counted and
-    listed in import_report.json.
-    Raises UserError, with file and row number, for text in no known encoding, rows of another length, paths that cannot
-    be re-rooted and classes that cannot be told apart.
+    `source`: CSV files, or a folder of them. The split is the column `split`, or `train` or `val` in the file name.
+    Paths are made relative to `data_root`, where boxes and sizes are read from the AI Hub labels; without it they stay
+    unknown. The split is never changed, even where groups leak; oddities are counted and listed in import_report.json.
+    Raises UserError, with file and row number, for an unknown encoding, rows of another length, paths outside the data
+    root and classes that differ only in their Unicode form.
     """
     if data_root is not None and not Path(data_root).is_dir():
         raise UserError(f"{data_root}: the data root is not a folder; set --data-root or PILLSNAP_DATA_ROOT")
@@ -64,7 +63,7 @@ def import_csv(
     for path in _files(source):
         rows += _read_file(path, reroot, problems)
     if not rows:
-        raise UserError(f"{source}: no rows; the CSV files are empty")
+        raise UserError(f"{source}: the CSV files have no rows")
     _check_spelling(rows)
     _name_samples(rows)
     _add_labels(rows, data_root, num_workers, progress, problems)
@@ -79,7 +78,7 @@ def import_csv(
 
 
 def decode_text(data: bytes, where: str) -> str:
-    """Text of a CSV file: UTF-8 with or without BOM, UTF-16 with one, or CP949 as Korean spreadsheets write it."""
+    """Text of a CSV file: UTF-8 with or without BOM, UTF-16 with BOM, or CP949 (Korean spreadsheets)."""
     encodings = ("utf-16",) if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ("utf-8-sig", "cp949")
     for encoding in encodings:
         try:
@@ -153,7 +152,7 @@ def _to_row(
     path = reroot(given)
     if path is None:
         raise UserError(
-            f"{where}: {given!r} is not beneath the data root, nor has it train/images/ in it; set --data-root"
+            f"{where}: {given!r} is not under the data root and does not contain train/images/; set --data-root"
         )
     if has_control_characters(path):
         raise UserError(f"{where}: the path {given!r} has control characters")
@@ -196,7 +195,7 @@ def _to_row(
 
 
 def _rerooter(data_root: Path | None) -> Callable[[str], str | None]:
-    """path as written -> path relative to the data root, or None."""
+    """A function: path in the CSV file -> path relative to the data root, or None."""
     root = None if data_root is None else os.path.abspath(data_root)
     has_inner = data_root is not None and not Path(data_root, "train").exists() and Path(data_root, "data").exists()
     cut: list[int] = []
@@ -212,7 +211,7 @@ def _rerooter(data_root: Path | None) -> Callable[[str], str | None]:
             return ("data/" if has_inner else "") + match[1]
         if root is None:
             return None
-        # Any other layout: the first file found beneath the root says how many leading folders are foreign.
+        # Any other layout: the first file found under the root determines how many leading folders are dropped.
         parts = path.split("/")
         if not cut:
             cut.extend(i for i in range(1, len(parts)) if os.path.isfile("/".join([root, *parts[i:]])))
@@ -285,7 +284,7 @@ def _add_labels(
 
 
 def _as_on_disk(data_root: Path, path: str, problems: Problems) -> str:
-    """The path in the Unicode form in which the file exists; listed as missing when it exists in none."""
+    """The path in the Unicode form that exists on disk; a file that does not exist is listed as missing."""
     for form in (path, unicodedata.normalize("NFC", path), unicodedata.normalize("NFD", path)):
         if os.path.lexists(os.path.join(data_root, form)):
             return form

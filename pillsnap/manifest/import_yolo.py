@@ -1,4 +1,4 @@
-"""Import of a YOLO-format folder (as Roboflow and ultralytics write it) into a manifest."""
+"""Imports a YOLO-format folder (as Roboflow and ultralytics write it) into a manifest."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def import_yolo(
     """Turn a YOLO-format folder into a manifest whose data root is `folder`; return the Parquet path.
 
     Layouts: images/<split>/ with labels/<split>/, and <split>/images with <split>/labels. `names`: a data.yaml, a text
-    file with one class a line, a list, or a comma-separated string. `group_by`: a regular expression; its first group
-    (or whole match) on the file name is the photo's group, so that augmented versions of a photograph stay together.
-    Boxes become pixels of the upright photo. What was left out or is odd is in import_report.json.
-    Raises UserError for a missing folder, unknown class indices, malformed lines and groups on both sides of the split.
+    file with one class per line, a list, or a comma-separated string. `group_by`: a regular expression; its first group
+    (or whole match) in the file name is the photo's group, so that augmented versions of a photo stay in one split.
+    Boxes are converted to pixels of the upright photo. import_report.json lists what was left out.
+    Raises UserError for a missing folder, unknown class indices, malformed lines and groups in both splits.
     """
     folder = Path(folder)
     classes = read_names(names)
@@ -49,7 +49,7 @@ def import_yolo(
                 row |= {"group": _group(pattern, path), "split": side, "source": f"yolo/{split}"}
                 rows.append(row)
     if not rows:
-        raise UserError(f"{folder}: no readable photos (.jpg, .png) beneath {', '.join(str(s[1]) for s in splits)}")
+        raise UserError(f"{folder}: no readable photos (.jpg, .png) in {', '.join(str(s[1]) for s in splits)}")
     rows = _drop_unlearnable(rows, problems)
     _check_groups(rows, folder)
     rows.sort(key=lambda row: row["sample_id"])
@@ -158,7 +158,7 @@ def _read_photo(folder: Path, path: str, labels: Path, classes: list[str], probl
         return None
     label_path = labels / f"{stem}.txt"
     if not label_path.is_file():
-        # An empty label file says "no pill"; a missing one says nothing, and would teach that pills are background.
+        # An empty label file means "no pill"; with a missing one, pills would be trained as background.
         problems.add("no_label_file", path)
         return None
     codes: list[str] = []
@@ -185,7 +185,7 @@ def _header(path: Path) -> Header:
         try:
             return read_header(head)
         except BadImage as error:
-            # A long colour profile or thumbnail can push the size beyond the first part of a JPEG.
+            # In a JPEG, a long colour profile or thumbnail may precede the size.
             if error.reason != "truncated" or len(head) < _HEADER_BYTES:
                 raise
             return read_header(head + file.read())

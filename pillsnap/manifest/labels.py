@@ -1,4 +1,4 @@
-"""AI Hub label JSON -> box, photo size, drug name, EDI codes. No heavy imports: worker processes load this module."""
+"""Parses AI Hub label JSON: box, photo size, drug name, EDI codes. Worker processes import it: no heavy imports."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _SIDE_MAX = 2**31 - 1
 
 
 class Label(NamedTuple):
-    """One pill's label. `problem` is empty, or why there is no box: missing, not_a_file, broken, no_box, empty_box,
-    other_code."""
+    """One pill's label. `problem` is empty or the reason for a missing box: missing, not_a_file, broken, no_box,
+    empty_box, other_code."""
 
     problem: str
     box: tuple[float, float, float, float] | None = None
@@ -30,7 +30,7 @@ class Label(NamedTuple):
 
 
 def read_labels(root: str, jobs: Sequence[tuple[str, str]]) -> list[Label]:
-    """Read (location, expected K-code) jobs beneath `root`, in order; "" is missing. Never raises for a bad file."""
+    """Labels of (location under `root`, expected K-code) jobs, in order; "" is missing. Bad files do not raise."""
     return [_read_label(root, location, code) for location, code in jobs]
 
 
@@ -47,7 +47,7 @@ def _read_label(root: str, location: str, code: str) -> Label:
 
 
 def read_label(path: str, code: str) -> Label:
-    """Read one label file. Links and special files are refused: opening a FIFO would wait for ever."""
+    """Read one label file. Links and special files are refused: opening a FIFO would block."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
@@ -81,8 +81,8 @@ def parse_label(data: bytes, code: str) -> Label:
     width, height = _side(image.get("width")), _side(image.get("height"))
     name = _clean(image.get("dl_name"))
     edi_codes = tuple(sorted({part for part in map(str.strip, _clean(image.get("di_edi_code")).split(",")) if part}))
-    said = _clean(image.get("dl_mapping_code")) or _clean(image.get("drug_N"))
-    if said and said != code:
+    stated = _clean(image.get("dl_mapping_code")) or _clean(image.get("drug_N"))
+    if stated and stated != code:
         return Label("other_code", None, width, height)
     problem, box = _box(annotations)
     return Label(problem, box, width, height, name, edi_codes)

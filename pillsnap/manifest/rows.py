@@ -1,4 +1,4 @@
-"""Manifest rows of sampled AI Hub photos: labels are read in parallel and matched with the codes of the file name."""
+"""Manifest rows of sampled AI Hub photos: labels matched with the codes of the file name, archive members located."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pillsnap.photos.archives import Member, locate, read_directory, to_location
 
 @dataclass(frozen=True)
 class Rows:
-    """The manifest table, what the labels say about the codes, and label paths by problem."""
+    """The manifest table, drug names and EDI codes by K-code, and label paths by problem."""
 
     table: pa.Table
     names: dict[str, str]
@@ -40,9 +40,9 @@ def read_rows(
     label_reader: LabelReader,
     progress: Progress | None,
 ) -> Rows:
-    """Rows sorted by sample id: the order must not depend on the folder or archive that a photo lies in.
+    """Rows sorted by sample id, so that the order does not depend on folders and archives.
 
-    A pill whose label is missing, broken or of another code gets a null box and its label path is listed.
+    A pill whose label is missing, broken or of another code has a null box, and its label path is listed.
     """
     scan = candidates.scan
     positions = candidates.positions[sample.photos].tolist()
@@ -95,19 +95,20 @@ def read_rows(
 def boxes_and_sizes(
     codes: Sequence[tuple[str, ...]], labels: Sequence[Label]
 ) -> tuple[list[list[tuple[float, float, float, float] | None]], list[tuple[int, int]]]:
+    """(boxes, (width, height)) per photo, from the labels of its `codes` in order; the size most labels state."""
     boxes, sizes = [], []
     cursor = 0
     for row in codes:
         found = labels[cursor : cursor + len(row)]
         cursor += len(row)
         boxes.append([label.box for label in found])
-        said = Counter((label.width, label.height) for label in found if label.width and label.height)
-        sizes.append(min(said, key=lambda size: (-said[size], size)) if said else (0, 0))
+        stated = Counter((label.width, label.height) for label in found if label.width and label.height)
+        sizes.append(min(stated, key=lambda size: (-stated[size], size)) if stated else (0, 0))
     return boxes, sizes
 
 
 def archive_columns(scan: Scan, positions: list[int], root: str) -> dict[str, list]:
-    """The columns archive, member, offset, length, compression for photos of a scan; empty when none is zipped."""
+    """The columns archive, member, offset, length and compression of photos; {} when no photo is in an archive."""
     if scan.members is None:
         return {}
     names = ("archive", "member", "offset", "length", "compression")
@@ -128,7 +129,7 @@ def archive_columns(scan: Scan, positions: list[int], root: str) -> dict[str, li
 
 
 def label_jobs(scan: Scan, positions: list[int], root: str) -> tuple[list[str], list[tuple[str, str]]]:
-    """(readable label paths, (location, code) jobs) of photos, code by code; an empty location is a missing label."""
+    """(label paths for people, (location, code) jobs) of photos, one per code; an empty location is a missing label."""
     paths: list[str] = []
     jobs: list[tuple[str, str]] = []
     zipped: dict[str, dict[str, list[int]]] = {}
@@ -164,11 +165,11 @@ def label_jobs(scan: Scan, positions: list[int], root: str) -> tuple[list[str], 
 
 @lru_cache(maxsize=4096)
 def _as_on_disk(root: str, folder: str) -> str:
-    """The folder in the Unicode form in which it exists: images and labels may have been unpacked on two systems."""
+    """The folder in the Unicode form that exists: images and labels may have been unpacked on different systems."""
     forms = (folder, unicodedata.normalize("NFC", folder), unicodedata.normalize("NFD", folder))
     return next((form for form in forms if os.path.isdir(f"{root}/{form}")), folder)
 
 
 def _tail(name: str) -> str:
-    """Folder and name: archives differ in what they put above it."""
+    """Folder and name; archives differ in the folders above."""
     return "/".join(name.rsplit("/", 2)[-2:])

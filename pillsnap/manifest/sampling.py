@@ -1,6 +1,6 @@
-"""Which classes and photos a manifest takes. Pure functions over arrays: no files, no order of scanning, no clock.
+"""Chooses the classes and photos of a manifest. Pure functions of arrays.
 
-Every choice is by the rank of a hash of (seed, name), so the same seed and names give the same sample on any machine.
+Every choice ranks hashes of (seed, name), so the same seed and names give the same sample on any machine.
 """
 
 from __future__ import annotations
@@ -41,10 +41,9 @@ def choose_classes(
 ) -> np.ndarray:
     """Code ids to train on, sorted.
 
-    `single_counts`, `total_counts`: photos per code; `combinations`: code ids of each combination, `combination_sizes`
-    its photos. A combination is usable only when all its codes are classes, so the codes that the wanted number of
-    combination photos needs come first; the rest are drawn by hash, classes with enough single photos for their share
-    before the others.
+    `single_counts`, `total_counts`: photos per code. `combinations`, `combination_sizes`: code ids and number of photos
+    per combination. A combination is usable only if all its codes are classes, so the codes that the requested number
+    of combination photos needs are chosen first; the rest are drawn by hash, classes with enough single photos first.
     """
     eligible = total_counts >= min_photos_per_class
     if num_classes is None or int(eligible.sum()) <= num_classes:
@@ -67,10 +66,10 @@ def _combination_core(
     num_classes: int,
     wanted: float,
 ) -> np.ndarray:
-    """At most `num_classes` codes whose combinations have `wanted` photos between them, chosen greedily.
+    """At most `num_classes` codes, chosen greedily until their combinations have `wanted` photos.
 
-    Each step takes the combination that needs the fewest further codes; among those the one whose codes are in most
-    combinations, then by hash.
+    Each step takes the combination that needs the fewest further codes; ties are broken by the number of combinations
+    its codes are in, then by hash.
     """
     usable = [i for i, codes in enumerate(combinations) if eligible[codes].all()]
     members = [np.unique(combinations[i]) for i in usable]
@@ -92,10 +91,10 @@ def _combination_core(
 
 
 def quotas(available: np.ndarray, total: int, tie_hashes: np.ndarray) -> np.ndarray:
-    """Share `total` as evenly as `available` (int, per class) allows; what is left over goes by hash. int64."""
+    """Split `total` over classes as evenly as `available` (int, per class) allows; the remainder by hash. int64."""
     total = min(total, int(available.sum()))
     low, high = 0, int(available.max(initial=0))
-    while low < high:  # the highest level that does not overrun the total
+    while low < high:  # the highest level within the total
         level = (low + high + 1) // 2
         if int(np.minimum(available, level).sum()) <= total:
             low = level
@@ -120,8 +119,8 @@ def choose_photos(
 ) -> np.ndarray:
     """Photo indices to take, sorted.
 
-    `photo_class`: code id of a single photo, -1 for a combination. `is_usable`: all its codes are in `classes` and it
-    is not excluded; `classes` are sorted code ids. Too few photos of one kind are made up with the other.
+    `photo_class`: code id of a single photo, -1 for a combination. `is_usable`: not excluded, and all codes are in
+    `classes` (sorted code ids). A shortage of single or combination photos is filled with the other kind.
     """
     combination = np.flatnonzero(is_usable & (photo_class < 0))
     single = np.flatnonzero(is_usable & (photo_class >= 0))

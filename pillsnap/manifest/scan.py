@@ -1,8 +1,7 @@
-"""A scan of an AI Hub tree: every photo by name, unpacked or in ZIP archives, without opening one.
+"""Lists every photo of an AI Hub tree, unpacked or in ZIP archives, without opening photos.
 
-The depth of the layout is fixed, so a link loop cannot trap the scan. Directory links are followed down to the TS_*
-level (people keep parts of the set on other disks); links and anything but regular files below it are refused and
-counted.
+The depth of the layout is fixed, so link loops end. Directory links are followed down to the TS_* level (parts of the
+set may be on other disks); below it, links and everything but regular files are refused and counted.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ _EXAMPLE = "K-000114_0_2_0_0_75_260_200.png"
 
 @dataclass
 class Refused:
-    """Entries of the tree that are no photo, counted by reason, the first few of each named."""
+    """Entries of the tree that are not photos: counts and first examples by reason."""
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, reason: str, path: str, limit: int = 20) -> None:
-        """Count one entry; bytes that are no UTF-8 are written as escapes."""
+        """Count one entry; bytes that are not UTF-8 are written as escapes."""
         path = path.encode("utf-8", "backslashreplace").decode()
         self.counts[reason] = self.counts.get(reason, 0) + 1
         examples = self.examples.setdefault(reason, [])
@@ -47,16 +46,16 @@ class Refused:
 
 @dataclass
 class Scan:
-    """All photos of a tree, eight bytes each: photo i is of set `set_index[i]`, seen as `views[view_index[i]]`.
+    """All photos of a tree, eight bytes each: photo i has set `set_index[i]` and view `view_index[i]`.
 
     A set is one (folder, codes) pair; a view is the rest of the file name. `view_fields` is int16, shape (views, 7), in
-    the order of manifest.CAMERA_FIELDS. Photos are sorted by folder, then by name, the unpacked ones first.
+    the order of table.CAMERA_FIELDS. Photos are sorted by folder, then by name, unpacked ones first.
     """
 
     folders: list[str]
-    """Of each set: its folder, relative to the data root; for zipped ones the archive and the folder in it."""
+    """Folder per set, relative to the data root; in an archive: archive path and folder in it."""
     prefixes: list[str]
-    """Of each set: the codes part of its file names."""
+    """Codes part of the file names, per set."""
     archive_of_set: list[str | None]
     views: list[str]
     view_fields: np.ndarray
@@ -65,7 +64,7 @@ class Scan:
     members: np.ndarray | None
     """int64, shape (photos, 3): header offset, length, compression in the archive; None without archives."""
     label_archives: dict[str, str | None]
-    """The label archive of each image archive."""
+    """Label archive by image archive."""
     refused: Refused
 
     def __len__(self) -> int:
@@ -81,22 +80,21 @@ class Scan:
         return f"{self.folders[index]}/{self.prefixes[index]}{self.views[self.view_index[photo]]}"
 
     def member(self, photo: int) -> Member | None:
-        """The archive entry of a photo; None for an unpacked one."""
+        """The archive member of a photo; None for an unpacked one."""
         if self.members is None or self.archive_of_set[self.set_index[photo]] is None:
             return None
         offset, length, compression = self.members[photo].tolist()
         return Member(self.path(photo), offset, length, compression)
 
     def tree(self, index: int) -> str:
-        """`train` or `val`: the tree a set comes from."""
+        """`train` or `val`: the AI Hub tree of a set."""
         return "train" if _is_training(self.archive_of_set[index] or self.folders[index]) else "val"
 
 
 def scan(data_root: Path, *, num_threads: int = 4, progress: Progress | None = None) -> Scan:
-    """List every photo of an AI Hub tree, unpacked and zipped, without opening one.
+    """List every photo of an AI Hub tree; only those of the training tree if there is one.
 
-    The training tree alone is listed when there is one. Raises UserError for a missing root, a tree in another layout,
-    a tree without a photo and a damaged archive.
+    Raises UserError for a missing root, another layout, a tree without photos and a damaged archive.
     """
     root = Path(data_root)
     if not root.is_dir():
@@ -108,12 +106,12 @@ def scan(data_root: Path, *, num_threads: int = 4, progress: Progress | None = N
         archives = {path: labels for path, labels in archives.items() if _is_training(path)}
     if not parts and not archives:
         raise UserError(
-            f"{root}: no AI Hub photos; expected train/images/single/TS_* (or data/train/…) or TS_*.zip beneath it"
+            f"{root}: no AI Hub photos; expected train/images/single/TS_* (or data/train/…) or TS_*.zip under it"
         )
     try:
         return _scan(root, parts, archives, num_threads, progress)
     except PermissionError as error:
-        raise UserError(f"{error.filename}: may not be listed; give this user the right to read it") from error
+        raise UserError(f"{error.filename}: permission denied; give this user the right to read it") from error
 
 
 def _scan(
@@ -147,7 +145,7 @@ def _is_training(path: str) -> bool:
 
 
 def find_parts(root: Path) -> list[str]:
-    """TS_* folders beneath the root, relative to it, sorted."""
+    """TS_* folders, relative to the root, sorted."""
     parts = []
     for base in ("train", "val", "data/train", "data/val"):
         for kind in ("single", "combination"):
@@ -218,7 +216,7 @@ class _ScanBuilder:
         archive: str | None = None,
         members: Sequence[Member] = (),
     ) -> None:
-        """Add one folder's sorted file names, most of which begin with `expected_prefix`; count what is no photo."""
+        """Add one folder's sorted file names; count those that are not photos. Most begin with `expected_prefix`."""
         if has_control_characters(folder):
             self.refused.add("unreadable_name", folder)
             return
@@ -249,7 +247,7 @@ class _ScanBuilder:
                     self._members.append(np.array([member[1:4] for member in chosen], dtype=np.int64))
 
     def finish(self, label_archives: dict[str, str | None]) -> Scan:
-        """The scan of everything added, unpacked folders before archives."""
+        """The scan of all added folders; unpacked ones must have been added before archives."""
         sizes = [len(indices) for indices in self._view_index]
         num_photos = sum(sizes)
         members = None

@@ -1,4 +1,4 @@
-"""Train and validation without leakage: whole groups go to one side, and no class is left without training photos."""
+"""Splits photos into train and val: a group stays in one split, and every class keeps a training photo."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ import numpy as np
 def split_single(
     photo_class: np.ndarray, photo_group: np.ndarray, group_hashes: np.ndarray, val_fraction: float
 ) -> np.ndarray:
-    """True where a photo of one pill goes to validation. bool, shape (photos,).
+    """True for photos of one pill that go to validation. bool, shape (photos,).
 
-    `photo_class` and `photo_group` are ids, a group lies within one class; `group_hashes[group]` orders the groups.
-    Class by class, groups go to validation in hash order until the share is nearest `val_fraction`; what a class gives
-    too much or too little is carried to the next, so the whole comes out at the fraction. One group always stays.
+    `photo_class`, `photo_group`: ids; a group has one class. `group_hashes[group]` orders the groups. Per class, groups
+    go to validation in hash order until the share is nearest `val_fraction`; the rounding error is carried to the next
+    class, so that the total meets the fraction. The last group of a class always stays in training.
     """
     is_val = np.zeros(len(photo_class), dtype=bool)
     order = np.lexsort((group_hashes[photo_group], photo_class))
     bounds = np.flatnonzero(np.diff(photo_class[order], prepend=-1, append=-2))
-    owed = 0.0
+    carried = 0.0
     for start, stop in pairwise(bounds):
         members = order[start:stop]
         groups = photo_group[members]
         ends = np.flatnonzero(np.diff(groups, append=-1)) + 1
-        target = len(members) * val_fraction + owed
-        # Never more than half a class beyond its own share, or a large debt would drain a small class.
+        target = len(members) * val_fraction + carried
+        # At most half a class beyond its own share, so that a large class cannot drain a small one.
         target = min(max(target, 0.0), len(members) * min(1.0, val_fraction + 0.5))
         sizes = np.concatenate([[0], ends[:-1]])
         taken = int(sizes[np.argmin(np.abs(sizes - target))])
         is_val[members[:taken]] = True
-        owed += len(members) * val_fraction - taken
+        carried += len(members) * val_fraction - taken
     return is_val
 
 
@@ -41,8 +41,8 @@ def split_combinations(
 ) -> set[str]:
     """Names of the combinations that go to validation.
 
-    `groups`: (photos, codes) by name, in the order to try; `train_counts`: training photos of each code besides them. A
-    combination goes to validation when that brings the share nearer `val_fraction` and each of its codes keeps a
+    `groups`: (photos, codes) by name, in the order to try. `train_counts`: further training photos per code. A
+    combination goes to validation if that brings the share nearer to `val_fraction` and each of its codes keeps a
     training photo.
     """
     remaining = Counter(train_counts)

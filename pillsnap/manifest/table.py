@@ -1,4 +1,4 @@
-"""The manifest: the only truth about data. One Parquet row a photo; two CSV files and classes.json for people."""
+"""The manifest: a Parquet table with one row per photo, plus two CSV files and classes.json."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SCHEMA = pa.schema(
         ("split", pa.string()),
         ("source", pa.string()),
         *((name, pa.int16()) for name in CAMERA_FIELDS),
-        # Where the bytes lie when the photo is a member of a ZIP archive; null for a plain file.
+        # Position of a photo in a ZIP archive; null for a plain file.
         ("archive", pa.string()),
         ("member", pa.string()),
         ("offset", pa.int64()),
@@ -66,9 +66,9 @@ class ClassInfo:
 
 
 def read_manifest(path: Path) -> pa.Table:
-    """Read a manifest, given its Parquet file or the directory that holds `manifest.parquet`.
+    """Read a manifest, given its Parquet file or the directory of `manifest.parquet`.
 
-    Columns come back in SCHEMA order; nullable columns that an older file lacks are null. The column `location` is
+    Columns are in SCHEMA order; nullable columns that are missing in an older file are null. The column `location` is
     added (see `with_locations`).
     Raises UserError when the file is missing, is no Parquet, or has other columns or types.
     """
@@ -98,8 +98,8 @@ def with_locations(table: pa.Table) -> pa.Table:
 def write_manifest(table: pa.Table, out_dir: Path, classes: list[ClassInfo]) -> Path:
     """Write manifest.parquet, manifest_train.csv, manifest_val.csv and classes.json; return the Parquet path.
 
-    Every file is replaced atomically, the Parquet last, so a complete Parquet means a complete set. Equal tables
-    give equal bytes. Raises UserError for duplicate sample ids and for codes a CSV cell cannot carry.
+    Files are replaced atomically, the Parquet file last: if it exists, the set is complete. Equal tables give equal
+    bytes. Raises UserError for duplicate sample ids and for codes that a CSV cell cannot hold.
     """
     table = _conform(table, "manifest")
     if table.num_rows == 0:
@@ -118,7 +118,7 @@ def write_manifest(table: pa.Table, out_dir: Path, classes: list[ClassInfo]) -> 
 
 
 def manifest_hash(path: Path) -> str:
-    """sha256 (hex) of the manifest's Parquet bytes; UserError when it is missing."""
+    """sha256 (hex) of the Parquet file; UserError when it is missing."""
     digest = hashlib.sha256()
     with _parquet_path(path).open("rb") as file:
         while chunk := file.read(1 << 20):
@@ -127,7 +127,7 @@ def manifest_hash(path: Path) -> str:
 
 
 def read_classes(path: Path) -> list[ClassInfo]:
-    """Read classes.json, given the file or the directory that holds it; sorted by index. UserError when unfit."""
+    """Read classes.json, given the file or its directory; sorted by index. UserError when invalid."""
     path = Path(path)
     if path.is_dir():
         path = path / CLASSES_NAME
@@ -166,7 +166,7 @@ def class_list(
 
 
 def neutralise(cell: str) -> str:
-    """A CSV cell that a spreadsheet will not run as a formula; `restore` undoes it exactly."""
+    """Quote a CSV cell that a spreadsheet would evaluate as a formula; `restore` is the exact inverse."""
     return "'" + cell if _FORMULA.match(cell) else cell
 
 
@@ -224,7 +224,7 @@ def _check_rows(table: pa.Table) -> None:
 
 
 def has_control_characters(text: str) -> bool:
-    """Whether the text has line breaks, other control characters or bytes that are no UTF-8."""
+    """Whether the text has line breaks, other control characters or bytes that are not UTF-8."""
     return _CONTROL.search(text) is not None
 
 
@@ -232,7 +232,7 @@ def check_code(code: str, where: str) -> None:
     """UserError unless `code` is a non-empty string without control characters or the CSV's code separator."""
     if not code or code != code.strip() or has_control_characters(code) or CODE_SEPARATOR in code:
         raise UserError(
-            f"{where}: class {code!r} is empty, has outer blanks, control characters or {CODE_SEPARATOR!r}; rename it"
+            f"{where}: class {code!r} is empty or has outer spaces, control characters or {CODE_SEPARATOR!r}; rename it"
         )
 
 

@@ -1,4 +1,4 @@
-"""Hostile trees and label files: nothing outside the root is read, nothing hangs, all refusals are counted."""
+"""Hostile trees and label files: no reads outside the root, no hangs, all refusals counted."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_yolo_photo_links_are_left_out(tmp_path: Path) -> None:
     assert report["problems"]["link_or_not_a_file"]["listed"] == ["images/train/b.png", "images/train/c.png"]
 
 
-def test_names_that_are_no_utf8_are_refused_and_written_as_escapes(leaf: Path, tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_are_refused_and_escaped(leaf: Path, tmp_path: Path) -> None:
     odd = leaf.parent / os.fsdecode(b"K-\xff")
     odd.mkdir()
     (odd / "K-000001_0_2_0_0_75_020_200.png").write_bytes(b"x")
@@ -96,7 +96,7 @@ def test_names_that_are_no_utf8_are_refused_and_written_as_escapes(leaf: Path, t
     assert found.refused.examples["unreadable_name"] == ["train/images/single/TS_1_single/K-\\udcff"]
 
 
-def test_yolo_names_that_are_no_utf8_are_left_out(tmp_path: Path) -> None:
+def test_yolo_names_that_are_not_utf8_are_left_out(tmp_path: Path) -> None:
     import cv2
     import numpy as np
 

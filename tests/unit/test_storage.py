@@ -1,4 +1,4 @@
-"""Remote folders: what is written is there whole, what cannot be is one line, and no key is taken from a URI."""
+"""Remote folders: atomic files, one-line errors, no credentials in URIs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"{request.getfixturevalue('s3_environment')}/folder"
 
 
-def test_files_come_back_as_they_were_written(uri: str, tmp_path: Path) -> None:
+def test_files_round_trip(uri: str, tmp_path: Path) -> None:
     storage = Storage(uri)
     assert storage.files() == {}
     assert storage.read("a.txt") is None
@@ -44,24 +44,24 @@ def test_files_come_back_as_they_were_written(uri: str, tmp_path: Path) -> None:
     assert list(storage.files()) == ["deep/er/big"]
 
 
-def test_a_bucket_that_is_gone_is_one_line(s3_environment: str) -> None:
+def test_missing_bucket_is_one_line(s3_environment: str) -> None:
     with pytest.raises(StorageError, match=r"s3://no-such-bucket/runs/a cannot be reached .*NO_SUCH_BUCKET") as error:
         Storage("s3://no-such-bucket/runs").write("a", b"1")
     assert "\n" not in str(error.value) and "Request ID" not in str(error.value)
 
 
-def test_a_server_that_is_gone_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_server_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(StorageError, match="NETWORK_CONNECTION"):
         Storage("s3://bucket/runs").read("a")
 
 
 @pytest.mark.parametrize("uri", ["s3://key:secret@bucket/runs", "s3://bucket/runs?secret_key=secret"])
-def test_a_uri_with_a_key_is_refused_without_repeating_it(uri: str) -> None:
-    with pytest.raises(UserError, match="holds credentials") as error:
+def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
+    with pytest.raises(UserError, match="contains credentials") as error:
         Storage(uri)
     assert "secret@" not in str(error.value) and "=secret" not in str(error.value)
-    with pytest.raises(UserError, match="holds credentials"):
+    with pytest.raises(UserError, match="contains credentials"):
         run_location(load_settings("demo", {"train.storage": uri}), None)
 
 
@@ -72,7 +72,7 @@ def test_names() -> None:
     assert join("/a", "b") == "/a/b"
 
 
-def test_where_a_run_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_location(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     plain, remote = load_settings("demo"), load_settings("demo", {"train.storage": "s3://bucket/runs"})
     assert run_location(plain, None) == str(tmp_path / "artifacts" / "demo")
@@ -88,7 +88,7 @@ def test_where_a_run_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert run_location(settings, "artifacts/mine") == str(tmp_path / "shared" / "mine")
 
 
-def test_copies_lie_apart_for_each_role_and_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_are_separate_per_role_and_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PILLSNAP_CACHE_DIR", raising=False)
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     assert cache_folder().stat().st_mode & 0o777 == 0o700
@@ -96,11 +96,11 @@ def test_copies_lie_apart_for_each_role_and_nobody_else(tmp_path: Path, monkeypa
     assert len({scratch(uri, role) for uri in ("s3://b/x", "s3://c/x") for role in ("driver", "worker")}) == 4
     monkeypatch.setattr("os.getuid", lambda: 12345)
     (tmp_path / "pillsnap-12345").mkdir()
-    with pytest.raises(UserError, match="belongs to somebody else"):
+    with pytest.raises(UserError, match="belongs to another user"):
         cache_folder()
 
 
-def test_copies_that_nobody_used_for_two_weeks_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_unused_for_two_weeks_are_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PILLSNAP_CACHE_DIR", str(tmp_path))
     copies = {name: scratch(f"s3://bucket/{name}", "worker") for name in ("old", "used", "new")}
     for copy in copies.values():
@@ -116,7 +116,7 @@ def test_copies_that_nobody_used_for_two_weeks_go(tmp_path: Path, monkeypatch: p
     drop_old_copies("none")
 
 
-def test_a_manifest_is_brought_here(s3_environment: str, toy_manifest: Path, monkeypatch: pytest.MonkeyPatch,
+def test_remote_manifest_is_downloaded(s3_environment: str, toy_manifest: Path, monkeypatch: pytest.MonkeyPatch,
                                     tmp_path: Path) -> None:  # fmt: skip
     monkeypatch.setenv("PILLSNAP_CACHE_DIR", str(tmp_path))
     storage = Storage(f"{s3_environment}/manifests")

@@ -1,4 +1,4 @@
-"""Is a manifest fit to train on? A read-only check of its rows and of the files they name."""
+"""The audit of a manifest: its rows, its photo files and duplicates across the split. Read-only."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ import numpy as np
 from pillsnap.errors import UserError
 from pillsnap.manifest.aihub import Progress
 from pillsnap.manifest.audit.files import Inspection, inspect_photos
-from pillsnap.manifest.audit.near_duplicates import find_pairs
+from pillsnap.manifest.audit.near_duplicates import find_near_duplicates
 from pillsnap.manifest.audit.report import AuditReport, Finding, finding
 from pillsnap.manifest.audit.rows import check_boxes, check_rows, columns
-from pillsnap.manifest.exact_duplicates import equal_marks, equal_photos
+from pillsnap.manifest.exact_duplicates import confirm_duplicates, group_equal
 from pillsnap.manifest.table import CLASSES_NAME, manifest_hash, read_classes, read_manifest
 from pillsnap.photos.decode import DEFAULT_MAX_PIXELS
 from pillsnap.storage import is_uri
 
 _CHUNK = {False: 500, True: 16}
 _PROCESSES_FROM = {False: 20_000, True: 64}
-"""Photos from which worker processes pay for their start."""
+"""Number of photos from which worker processes are faster despite their start."""
 _MEANING = {
     "outside_root": "paths leave the data root",
-    "missing": "photos are not there; check --data-root",
+    "missing": "photos do not exist; check --data-root",
     "link": "photos are links: copy the file, or link the folder",
-    "not_a_file": "paths are no regular files",
+    "not_a_file": "paths are not regular files",
     "unreadable_file": "photos cannot be read",
     "too_large": "photos have too many bytes or pixels",
     "empty": "photos have no bytes",
@@ -48,10 +48,10 @@ def audit(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     progress: Progress | None = None,
 ) -> AuditReport:
-    """Check a manifest against the photos beneath `data_root`, a folder or a URI; nothing is written.
+    """Check a manifest and its photos under `data_root`, a folder or a URI; nothing is written.
 
-    Without `deep` each file is opened for its header and end mark; with it every photo is decoded and compared across
-    the split. `num_workers`: processes (None = all cores). Raises UserError for an unreadable manifest or data root.
+    Without `deep`, the header and end mark of each file are read; with it, every photo is decoded and compared across
+    the split. `num_workers`: processes (None: all cores). Raises UserError for an unreadable manifest or data root.
     """
     table = read_manifest(manifest_path)
     root = str(data_root)
@@ -112,7 +112,7 @@ def _inspect_all(
 
 
 def _check_files(rows: dict[str, list], inspections: list[Inspection]) -> Iterator[Finding]:
-    """Findings about single files. Sizes that the manifest does not know are filled in from the headers."""
+    """Findings about files. Sizes that are unknown in the manifest are taken from the headers."""
     by_problem: dict[str, list[str]] = defaultdict(list)
     other_size = []
     for i, (path, seen) in enumerate(zip(rows["image_path"], inspections, strict=True)):
@@ -125,16 +125,16 @@ def _check_files(rows: dict[str, list], inspections: list[Inspection]) -> Iterat
     for problem, message in _MEANING.items():
         yield from finding(problem, "error", message, by_problem.get(problem, []))
     yield from finding(
-        "other_size", "error", "photos have another size than the manifest says: boxes are off", other_size
+        "other_size", "error", "the size of photos differs from the manifest: boxes are wrong", other_size
     )
 
 
 def _check_duplicates(root: str, rows: dict[str, list], inspections: list[Inspection], deep: bool) -> Iterator[Finding]:
-    marks = [seen.fingerprint for seen in inspections]
-    # After a deep inspection the marks are of whole photos.
-    suspects = equal_marks(marks) if deep else equal_photos(root, rows["location"], marks)
+    fingerprints = [seen.fingerprint for seen in inspections]
+    # Fingerprints of a deep inspection are hashes of whole photos.
+    groups = group_equal(fingerprints) if deep else confirm_duplicates(root, rows["location"], fingerprints)
     leaks, contradictions, repeats = [], [], []
-    for members in suspects:
+    for members in groups:
         names = " = ".join(sorted({rows["image_path"][i] for i in members})[:5])
         if len({rows["split"][i] for i in members}) > 1:
             leaks.append(names)
@@ -142,17 +142,19 @@ def _check_duplicates(root: str, rows: dict[str, list], inspections: list[Inspec
             contradictions.append(names)
         else:
             repeats.append(names)
-    yield from finding("duplicate_across_split", "error", "photos with equal bytes are in train and in val", leaks)
-    yield from finding("duplicate_other_codes", "error", "photos with equal bytes have different codes", contradictions)
-    yield from finding("duplicate_content", "warning", "photos have equal bytes", repeats)
+    yield from finding("duplicate_across_split", "error", "byte-identical photos are in train and val", leaks)
+    yield from finding("duplicate_other_codes", "error", "byte-identical photos have different codes", contradictions)
+    yield from finding("duplicate_content", "warning", "photos are byte-identical", repeats)
 
 
 def _check_near_duplicates(rows: dict[str, list], inspections: list[Inspection]) -> Iterator[Finding]:
     is_val = np.array([split == "val" for split in rows["split"]])
-    pairs = find_pairs([seen.frame_hash for seen in inspections], [seen.thumbnail for seen in inspections], is_val)
+    pairs = find_near_duplicates(
+        [seen.frame_hash for seen in inspections], [seen.thumbnail for seen in inspections], is_val
+    )
     listed = [
         f"{rows['image_path'][a]} ~ {rows['image_path'][b]}"
         for a, b in pairs
         if inspections[a].fingerprint != inspections[b].fingerprint
     ]
-    yield from finding("near_duplicate", "warning", "photos in train look the same as photos in val", listed)
+    yield from finding("near_duplicate", "warning", "photos in train look like photos in val", listed)

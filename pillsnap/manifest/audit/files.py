@@ -1,4 +1,4 @@
-"""A close look at photo files, run in worker processes: is it there, is it a photo, is it whole, what is it like."""
+"""Inspects photo files in worker processes: existence, format, completeness, and hashes for comparison."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _HEAD_BYTES = 4096
 _JPEG_HEAD_BYTES = 1 << 20
 _TAIL_BYTES = 1024
 _DEFLATED_BYTES = 1 << 16
-"""Deflated members up to this size are unpacked whole even without `deep`."""
+"""Compressed members up to this size are unpacked completely even without `deep`."""
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found. `width`, `height` in pixels, of the upright photo.
+    """Result for one file. `width`, `height`: pixels of the upright photo.
 
     `problem` is empty or one of: outside_root, missing, link, not_a_file, unreadable_file, too_large, empty,
-    not_an_image, truncated, corrupt. `fingerprint`: hash of the whole file after a deep inspection, otherwise of its
-    size and ends. `frame_hash` (perceptual) and `thumbnail` (uint8 pixels) exist after a deep inspection only.
+    not_an_image, truncated, corrupt. `fingerprint`: hash of the whole file if inspected deeply, else of its size and
+    ends. `frame_hash` (perceptual) and `thumbnail` (uint8 pixels): only if inspected deeply.
     """
 
     problem: str
@@ -41,12 +41,12 @@ class Inspection:
     thumbnail: bytes = b""
 
 
-Job = tuple[str, list[list[float] | None]]
+PhotoJob = tuple[str, list[list[float] | None]]
 """(location, see archives.py; boxes [x, y, w, h] in pixels)."""
 
 
-def inspect_photos(root: str, jobs: Sequence[Job], deep: bool, max_pixels: int) -> list[Inspection]:
-    """Inspect photos beneath `root`, in order. Never raises for a bad file, never writes, follows no photo link."""
+def inspect_photos(root: str, jobs: Sequence[PhotoJob], deep: bool, max_pixels: int) -> list[Inspection]:
+    """Inspect photos under `root`, in order. Bad files do not raise; links are not followed."""
     return [_inspect(root, location, boxes, deep, max_pixels) for location, boxes in jobs]
 
 
@@ -55,7 +55,7 @@ def _inspect(root: str, location: str, boxes: list[list[float] | None], deep: bo
     try:
         file = open_file(root, location if place is None else place.archive)
     except BadImage as error:
-        # The path is named next to the finding; what else there is to say is why a file that is there cannot be read.
+        # The finding names the path; only an existing file that cannot be read has a further detail.
         return Inspection(error.reason, error.detail if error.reason == "unreadable_file" else "")
     with file:
         try:
@@ -63,7 +63,7 @@ def _inspect(root: str, location: str, boxes: list[list[float] | None], deep: bo
             if size > MAX_PHOTO_BYTES:
                 return Inspection("too_large", f"{size} bytes")
             if start + size > file.size:
-                return Inspection("truncated", "the archive ends before the photo does")
+                return Inspection("truncated", "the archive ends before the photo")
             if not deep and (place is None or place.compression == STORED):
                 return _inspect_ends(file, start, size, max_pixels)
             if not deep and place is not None and size > _DEFLATED_BYTES:
@@ -82,7 +82,7 @@ def _inspect_ends(file: PhotoFile, start: int, size: int, max_pixels: int) -> In
     try:
         header = read_header(head)
     except BadImage as error:
-        # A long colour profile or thumbnail can push the size far into a JPEG.
+        # In a JPEG, a long colour profile or thumbnail may precede the size.
         if error.reason != "truncated" or size <= len(head):
             raise
         header = read_header(file.read(min(size, _JPEG_HEAD_BYTES), start))
@@ -94,7 +94,7 @@ def _inspect_ends(file: PhotoFile, start: int, size: int, max_pixels: int) -> In
 
 
 def _inspect_deflated_head(file: PhotoFile, place: Place, max_pixels: int) -> Inspection:
-    """Header of a deflated member. Its end mark could only be seen by unpacking all of it: that is left to `deep`."""
+    """Check only the header of a compressed member; its end mark needs unpacking, which `deep` does."""
     start, size = place.offset, place.length
     packed = file.read(_DEFLATED_BYTES, start)
     header = read_header(unpack_start(packed, place, _JPEG_HEAD_BYTES))
@@ -121,10 +121,10 @@ def _inspect_pixels(data: bytes, boxes: list[list[float] | None], max_pixels: in
 
 
 def _frame_hash(grey: np.ndarray) -> bytes:
-    """Perceptual hash: the 255 lowest frequencies of the cosine transform of the frame, largest = 127; int8.
+    """Perceptual hash: the 255 lowest frequencies of the cosine transform of the frame, scaled to at most 127; int8.
 
-    The usual pHash keeps one bit of each (Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions",
-    2010). On plain paper most of those bits are noise, so the values are kept.
+    pHash (Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010) keeps one bit per value;
+    on a plain background most of those bits are noise.
     """
     import cv2
 
@@ -134,7 +134,7 @@ def _frame_hash(grey: np.ndarray) -> bytes:
 
 
 def _pill_area(grey: np.ndarray, boxes: list[list[float]]) -> np.ndarray:
-    """The part of the frame that the boxes cover together; the whole frame where there is none."""
+    """The bounding box of all boxes; the whole frame if there is none or it is tiny."""
     height, width = grey.shape
     corners = np.array(boxes, dtype=np.float64).reshape(-1, 4)
     corners = corners[np.isfinite(corners).all(axis=1)]

@@ -1,8 +1,8 @@
-"""The same photograph on both sides of the split though its bytes differ: saved again, resized or brightened.
+"""Finds photos of one split that look like a photo of the other: saved again, resized or brightened.
 
 Measured on generated and real photographs: copies saved at JPEG quality 50, halved, brightened by a tenth or with noise
-of 5 grey levels have frames above 0.99 and pills above 0.98 (halved copies of photos under 500 px: mostly above 0.9);
-photos of different groups that pass for the frame correlate at 0.82 at most for the pills.
+of 5 grey levels correlate above 0.99 as frames and above 0.98 as pills (halved copies of photos under 500 px: mostly
+above 0.9). Photos of different groups that pass the frame threshold correlate at 0.82 at most as pills.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ MIN_FRAME_SIMILARITY = 0.985
 MIN_PILL_SIMILARITY = 0.97
 """Correlation of the thumbnails of the pills' area."""
 _BLOCK = 256
-"""Validation photos compared at a time: with 81,500 in training their similarities take 83 MB."""
+"""Validation photos per comparison: with 81,500 training photos their similarities take 83 MB."""
 
 
-def find_pairs(frame_hashes: Sequence[bytes], thumbnails: Sequence[bytes], is_val: np.ndarray) -> list[tuple[int, int]]:
+def find_near_duplicates(
+    frame_hashes: Sequence[bytes], thumbnails: Sequence[bytes], is_val: np.ndarray
+) -> list[tuple[int, int]]:
     """(train, val) index pairs of near-duplicates, sorted. Photos without a hash (b"") are skipped.
 
-    Every hash of one side is compared with every one of the other: time grows with the product of their numbers.
+    Every training photo is compared with every validation photo.
     """
     known = np.array([bool(value) for value in frame_hashes], dtype=bool)
     train, val = np.flatnonzero(known & ~is_val), np.flatnonzero(known & is_val)
@@ -43,7 +45,7 @@ def find_pairs(frame_hashes: Sequence[bytes], thumbnails: Sequence[bytes], is_va
 
 
 def _unit(values: Sequence[bytes], rows: np.ndarray, kind: type[np.integer]) -> np.ndarray:
-    """Zero mean and unit length each, so that a dot product is a correlation. float32, shape (rows, values)."""
+    """Rows with zero mean and unit length: their dot product is a correlation. float32, shape (rows, values)."""
     stacked = np.frombuffer(b"".join(values[row] for row in rows), dtype=kind).reshape(len(rows), -1)
     centred = stacked - stacked.mean(axis=1, keepdims=True, dtype=np.float32)
     return centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-6)

@@ -1,4 +1,4 @@
-"""One thing an audit found, and the report of all of them."""
+"""Findings of an audit, and their report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class Finding:
-    """`count` things of one `kind`; `examples` names them (at most the first 1,000). Errors make a manifest unfit."""
+    """`count` rows, photos or classes with one problem; `examples`: the first 1,000. Errors make a manifest unfit."""
 
     kind: str
     severity: Severity
@@ -26,14 +26,14 @@ class Finding:
 
 
 def finding(kind: str, severity: Severity, message: str, items: Sequence[str]) -> Iterator[Finding]:
-    """A finding when there is an item, otherwise nothing."""
+    """One finding if there are items, else none."""
     if items:
         yield Finding(kind, severity, message, len(items), list(items[:_LISTED]))
 
 
 @dataclass(frozen=True)
 class AuditReport:
-    """Everything an audit found. `fit` is False when any finding is an error; errors come first."""
+    """All findings of an audit, errors first. `fit` is False if any finding is an error."""
 
     manifest: str
     manifest_hash: str
@@ -53,14 +53,14 @@ class AuditReport:
         return {"schema_version": 1, "fit": self.fit, **asdict(self)}
 
     def print_summary(self, console: Console) -> None:
-        """A table of the findings and the verdict."""
+        """Print the findings and the result."""
         from rich.table import Table
         from rich.text import Text
 
         table = Table(
             title=f"{self.num_photos} photos: {self.num_train} train, {self.num_val} val, {self.num_classes} classes"
         )
-        for column in ("", "finding", "count", "what it means", "for example"):
+        for column in ("", "finding", "count", "meaning", "examples"):
             table.add_column(column, overflow="fold", justify="right" if column == "count" else "left")
         for found in self.findings:
             style = "red" if found.severity == "error" else "yellow"
@@ -70,9 +70,7 @@ class AuditReport:
         if self.findings:
             console.print(table)
         depth = (
-            "every photo decoded"
-            if self.deep
-            else "headers only; --deep decodes every photo and looks for near-duplicates"
+            "every photo decoded" if self.deep else "headers only; --deep decodes every photo and finds near-duplicates"
         )
-        verdict = "[green]fit to train on[/green]" if self.fit else "[red]not fit to train on[/red]"
-        console.print(f"{verdict} ({depth})")
+        result = "[green]fit to train on[/green]" if self.fit else "[red]not fit to train on[/red]"
+        console.print(f"{result} ({depth})")

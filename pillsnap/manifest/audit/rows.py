@@ -1,4 +1,4 @@
-"""What can be wrong with the rows of a manifest, found without touching a photo."""
+"""Checks the rows of a manifest, without reading photos."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def check_rows(rows: dict[str, list], classes: list[ClassInfo] | None) -> Iterat
     """Findings about ids, splits, codes, groups and class balance. `rows`: manifest columns as lists."""
     ids, paths, splits = rows["sample_id"], rows["image_path"], rows["split"]
     yield from finding("duplicate_sample_id", "error", "sample ids occur more than once", _repeated(ids))
-    yield from finding("duplicate_path", "error", "photos are named by more than one row", _repeated(paths))
+    yield from finding("duplicate_path", "error", "photos occur in more than one row", _repeated(paths))
     odd = [name for name, split in zip(ids, splits, strict=True) if split not in ("train", "val")]
-    yield from finding("bad_split", "error", "rows are in neither train nor val", odd)
+    yield from finding("bad_split", "error", "rows are neither in train nor in val", odd)
     for split in ("train", "val"):
         if split not in splits:
             yield from finding(f"no_{split}", "error", f"the manifest has no {split} photos", [split])
@@ -31,7 +31,7 @@ def check_rows(rows: dict[str, list], classes: list[ClassInfo] | None) -> Iterat
     for group, split in zip(rows["group"], splits, strict=True):
         sides[group].add(split)
     overlap = sorted(str(group) for group, seen in sides.items() if len(seen) > 1)
-    yield from finding("group_overlap", "error", "groups are in train and in val: near-twins leak", overlap)
+    yield from finding("group_overlap", "error", "groups are in train and val: near-identical photos leak", overlap)
     yield from _check_balance(rows)
 
 
@@ -39,10 +39,10 @@ def check_boxes(rows: dict[str, list]) -> Iterator[Finding]:
     """Findings about labels: their number, and boxes that are empty or outside the frame (pixels, [x, y, w, h])."""
     ids, codes, boxes = rows["sample_id"], rows["codes"], rows["boxes"]
     uneven = [name for name, a, b in zip(ids, codes, boxes, strict=True) if len(a) != len(b)]
-    yield from finding("uneven_boxes", "error", "rows have another number of boxes than of codes", uneven)
+    yield from finding("uneven_boxes", "error", "rows have different numbers of boxes and codes", uneven)
     incomplete = [name for name, row in zip(ids, boxes, strict=True) if any(box is None for box in row)]
     yield from finding(
-        "incomplete_labels", "warning", "photos show pills without a box: left out of detection training", incomplete
+        "incomplete_labels", "warning", "photos show pills without a box: not used for detection training", incomplete
     )
     if len(incomplete) == len(ids):
         yield from finding("no_complete_photo", "error", "no photo has all its boxes: detection cannot be trained", ids)
@@ -61,7 +61,7 @@ def check_boxes(rows: dict[str, list]) -> Iterator[Finding]:
     empty = ~finite | (w <= 0) | (h <= 0)
     centre_x, centre_y = x + w / 2, y + h / 2
     outside = ~empty & known & ((centre_x < 0) | (centre_y < 0) | (centre_x > width) | (centre_y > height))
-    # One pixel of slack: labels round, and some tools count the last pixel in.
+    # One pixel of tolerance: labels are rounded, and some tools include the last pixel.
     crossing = ~empty & ~outside & known & ((x < -1) | (y < -1) | (x + w > width + 1) | (y + h > height + 1))
 
     def named(mask: np.ndarray) -> list[str]:
@@ -69,9 +69,7 @@ def check_boxes(rows: dict[str, list]) -> Iterator[Finding]:
 
     yield from finding("empty_box", "error", "boxes have no area or are not finite", named(empty))
     yield from finding("box_outside", "error", "boxes have their centre outside the photo", named(outside))
-    yield from finding(
-        "box_crosses_border", "warning", "boxes reach over the border: they are cut there", named(crossing)
-    )
+    yield from finding("box_crosses_border", "warning", "boxes cross the border: they are clipped", named(crossing))
 
 
 def _check_codes(rows: dict[str, list], classes: list[ClassInfo] | None) -> Iterator[Finding]:
@@ -91,7 +89,7 @@ def _check_codes(rows: dict[str, list], classes: list[ClassInfo] | None) -> Iter
         parsed = parse_name(path)
         if parsed is not None and list(parsed.codes) != list(row):
             mismatched.append(name)
-    yield from finding("name_mismatch", "error", "rows have other codes than the file name", mismatched)
+    yield from finding("name_mismatch", "error", "the codes differ from the file name", mismatched)
     unnamed = [name for name, row in zip(ids, codes, strict=True) if not row]
     yield from finding("background", "warning", "photos show no pill: used for detection only", unnamed)
 
@@ -104,12 +102,12 @@ def _check_balance(rows: dict[str, list]) -> Iterator[Finding]:
     train = counts["train"]
     few = sorted(code for code, count in train.items() if count < _MIN_TRAIN_PHOTOS)
     yield from finding("few_photos", "warning", f"classes have fewer than {_MIN_TRAIN_PHOTOS} training photos", few)
-    unjudged = sorted(set(train) - set(counts["val"]))
-    yield from finding("not_validated", "warning", "classes have no validation photo: they are not judged", unjudged)
+    missing = sorted(set(train) - set(counts["val"]))
+    yield from finding("not_validated", "warning", "classes have no validation photo: they are not evaluated", missing)
     if train and max(train.values()) > _MAX_IMBALANCE * min(train.values()):
         most, least = train.most_common()[0], train.most_common()[-1]
         example = f"{most[0]} has {most[1]}, {least[0]} has {least[1]}"
-        yield from finding("imbalance", "warning", "the largest class outweighs the smallest by far", [example])
+        yield from finding("imbalance", "warning", "the largest class has far more photos than the smallest", [example])
 
 
 def _repeated(values: list) -> list[str]:

@@ -55,7 +55,7 @@ def paths(scan: scanning.Scan) -> list[str]:
     return [scan.path(photo) for photo in range(len(scan))]
 
 
-def test_scan_finds_photos_and_counts_what_is_none(tree) -> None:
+def test_scan_finds_photos_and_counts_other_entries(tree) -> None:
     first = tree.single("K-000001")
     second = tree.combination(["K-000001", "K-000002"])
     (second.parent / f"{second.parent.name}_index.png").write_bytes(b"x")
@@ -102,7 +102,7 @@ def test_scan_follows_part_folders_on_other_disks(tree, tmp_path: Path) -> None:
     assert len(scanning.scan(tree.root)) == 1
 
 
-def test_training_tree_alone_is_scanned_when_there_is_one(tree) -> None:
+def test_only_the_training_tree_is_scanned_if_there_is_one(tree) -> None:
     tree.single("K-000001")
     tree.single("K-000002", tree="val")
     assert scanning.scan(tree.root).prefixes == ["K-000001"]

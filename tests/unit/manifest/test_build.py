@@ -21,7 +21,7 @@ def rows(result: BuildResult) -> list[dict]:
     return read_manifest(result.path).to_pylist()
 
 
-def test_single_row_says_everything(tree, tmp_path: Path) -> None:
+def test_row_of_a_single_photo(tree, tmp_path: Path) -> None:
     for longitude in (0, 20, 260):
         tree.single("K-000114", direction=1, light=2, longitude=longitude)
     row = rows(build(tree, tmp_path / "out"))[2]
@@ -69,7 +69,7 @@ def test_bad_labels_are_null_boxes_counted_and_listed(tree, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("label_reader", "num_workers"), [("auto", 1), ("auto", 2), ("processes", 2), ("processes", 3), ("ray", 2)]
 )
-def test_bytes_depend_on_tree_and_seed_alone(
+def test_bytes_depend_only_on_tree_and_seed(
     tree, tmp_path: Path, label_reader: str, num_workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pillsnap.manifest.label_reading._CHUNK", 7)
@@ -92,7 +92,7 @@ def test_bytes_depend_on_tree_and_seed_alone(
     assert second.report == first.report
 
 
-def test_counts_come_out_as_asked(tree, tmp_path: Path) -> None:
+def test_counts_are_as_requested(tree, tmp_path: Path) -> None:
     tree.many(8, combinations=8)
     result = build(tree, tmp_path / "out", num_photos=100, num_classes=5, combination_fraction=0.06, val_fraction=0.2)
     got = result.report["got"]
@@ -107,18 +107,18 @@ def test_counts_come_out_as_asked(tree, tmp_path: Path) -> None:
     assert classes[0].name == f"약 {classes[0].code}"
 
 
-def test_too_little_says_what_was_taken_instead(tree, tmp_path: Path) -> None:
+def test_shortage_is_noted(tree, tmp_path: Path) -> None:
     tree.many(3, combinations=1)
     result = build(tree, tmp_path / "out", num_photos=1000, num_classes=50, combination_fraction=0.5)
     assert result.report["got"]["num_photos"] == 3 * 24 + 3
     assert result.report["notes"][:3] == [
-        "num_photos: asked for 1000, the tree had enough for 75",
-        "num_classes: asked for 50, the tree had enough for 3",
-        "combination photos: asked for 500, took 3",
+        "num_photos: 1000 requested, 75 found",
+        "num_classes: 50 requested, 3 found",
+        "combination photos: 500 requested, 3 taken",
     ]
 
 
-def test_no_group_on_both_sides_and_no_class_only_in_validation(tree, tmp_path: Path) -> None:
+def test_no_group_in_both_splits_and_no_class_only_in_validation(tree, tmp_path: Path) -> None:
     tree.many(7, longitudes=5, combinations=7)
     for seed in range(5):
         found = rows(build(tree, tmp_path / str(seed), seed=seed, val_fraction=0.4, combination_fraction=0.3))
@@ -131,7 +131,7 @@ def test_no_group_on_both_sides_and_no_class_only_in_validation(tree, tmp_path: 
         assert 0.3 < sum(row["split"] == "val" for row in found) / len(found) < 0.5
 
 
-def test_tree_of_combinations_alone(tree, tmp_path: Path) -> None:
+def test_tree_of_combinations_only(tree, tmp_path: Path) -> None:
     for number in range(1, 9):
         for latitude in (70, 75, 90):
             tree.combination([f"K-{number:06d}", f"K-{number % 8 + 1:06d}"], latitude=latitude)
@@ -172,8 +172,8 @@ def test_excluded_validation_groups_never_train(tree, tmp_path: Path) -> None:
     assert later.report["left_out"]["photos_of_excluded_groups"] >= len(earlier_val)
 
 
-def test_excluded_photos_are_those_of_the_groups_of_now(tree, tmp_path: Path) -> None:
-    """The earlier stage was split by latitude, this one by side and longitude: no twin of its validation trains."""
+def test_exclusion_uses_the_present_groups(tree, tmp_path: Path) -> None:
+    """An earlier manifest grouped by latitude, excluded from one grouped by side and longitude."""
     for latitude in (60, 70, 75, 90):
         for longitude in range(0, 100, 20):
             for direction in (0, 1):
@@ -197,7 +197,7 @@ def test_photos_are_grouped_by_the_stated_fields(tree, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("photos", "labels"), [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
-def test_photos_and_labels_in_two_unicode_forms_belong_together(tree, tmp_path: Path, photos: str, labels: str) -> None:
+def test_photos_and_labels_match_across_unicode_forms(tree, tmp_path: Path, photos: str, labels: str) -> None:
     for longitude in range(0, 100, 20):
         tree.single("K-000001", longitude=longitude)
     for kind, part, form in (("images", "TS_1", photos), ("labels", "TL_1", labels)):
@@ -209,8 +209,8 @@ def test_photos_and_labels_in_two_unicode_forms_belong_together(tree, tmp_path: 
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-def test_no_content_is_on_both_sides(tree, tmp_path: Path, zipped: bool) -> None:
-    """One photo of 120 lies in the tree under four names: the copies in validation are left out, and listed."""
+def test_validation_copies_of_training_photos_are_left_out(tree, tmp_path: Path, zipped: bool) -> None:
+    """A training photo has a copy in each split: the one in validation is left out and listed."""
     photos = [
         tree.single("K-000001", longitude=longitude, direction=direction, latitude=latitude, pixels=True)
         for longitude in range(0, 300, 20) for direction in (0, 1) for latitude in (60, 70, 75, 90)
@@ -238,17 +238,17 @@ def test_no_content_is_on_both_sides(tree, tmp_path: Path, zipped: bool) -> None
     assert not audit(unchecked.path, root).fit
 
 
-def test_a_tree_of_copies_is_said_and_refused(tree, tmp_path: Path) -> None:
+def test_tree_of_copies_is_noted(tree, tmp_path: Path) -> None:
     for longitude in range(0, 300, 20):
         photo = tree.single("K-000001", longitude=longitude, pixels=True)
         photo.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))
     result = build(tree, tmp_path / "out")
     num_val = result.report["got"]["num_val"]
     assert num_val == 3
-    assert f"{num_val} validation photos have the bytes of training photos" in result.report["notes"][-1]
+    assert f"{num_val} validation photos are byte-identical to training photos" in result.report["notes"][-1]
 
 
-def test_sample_does_not_depend_on_the_folder_a_photo_lies_in(tree, tmp_path: Path) -> None:
+def test_sample_does_not_depend_on_folders(tree, tmp_path: Path) -> None:
     tree.many(5, combinations=0)
     before = rows(build(tree, tmp_path / "a", num_photos=40))
     images = tree.root / "train/images/single"
@@ -263,7 +263,7 @@ def test_sample_does_not_depend_on_the_folder_a_photo_lies_in(tree, tmp_path: Pa
     assert before == after
 
 
-def test_nothing_left_is_one_line(tree, tmp_path: Path) -> None:
+def test_empty_sample_is_a_one_line_error(tree, tmp_path: Path) -> None:
     tree.single("K-000001")
     with pytest.raises(UserError, match="none of 1 photos is left after sampling: 1 classes have fewer than 2"):
         build(tree, tmp_path / "out")
@@ -276,4 +276,4 @@ def test_progress_reaches_its_total(tree, tmp_path: Path) -> None:
     build(tree, tmp_path / "out", progress=lambda *call: calls.append(call))
     last = {phase: (done, total) for phase, done, total in calls}
     photos, labels = 3 * 24 + 3 * 3, 3 * 24 + 3 * 9
-    assert last == {"scan": (2, 2), "labels": (labels, labels), "copies": (photos, photos)}
+    assert last == {"scan": (2, 2), "labels": (labels, labels), "duplicates": (photos, photos)}

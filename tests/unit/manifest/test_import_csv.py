@@ -48,7 +48,7 @@ def test_mapping_code_that_is_not_in_the_name_is_listed(tmp_path: Path) -> None:
     assert problems(tmp_path) == {"mapping_code_not_in_file_name": [f"{tmp_path}/manifest_train.csv: row 3"]}
 
 
-def test_two_files_are_two_sides_and_leaks_are_listed(tmp_path: Path) -> None:
+def test_two_files_are_two_splits_and_leaks_are_listed(tmp_path: Path) -> None:
     source = tmp_path / "both"
     source.mkdir()
     (source / "manifest_train_combo.csv").write_text(HEADER + combination_row(70) + combination_row(75))
@@ -59,7 +59,7 @@ def test_two_files_are_two_sides_and_leaks_are_listed(tmp_path: Path) -> None:
     assert [info.num_val for info in read_classes(tmp_path / "out")] == [1, 1, 1]
 
 
-def test_photos_of_one_name_in_two_folders_are_two_samples(tmp_path: Path) -> None:
+def test_equal_names_in_two_folders_are_two_samples(tmp_path: Path) -> None:
     rows = run(tmp_path, HEADER + combination_row(part=1) + combination_row(part=2))
     assert [row["sample_id"].partition("/K-")[0] for row in rows] == [
         "train/images/combination/TS_1_combo",
@@ -67,7 +67,7 @@ def test_photos_of_one_name_in_two_folders_are_two_samples(tmp_path: Path) -> No
     ]
 
 
-def test_boxes_come_from_the_tree_beneath_the_data_root(tree, tmp_path: Path) -> None:
+def test_boxes_are_read_under_the_data_root(tree, tmp_path: Path) -> None:
     codes = ["K-015280", "K-020014", "K-020238"]
     boxes = {code: [float(i), 0.0, 5.0, 5.0] for i, code in enumerate(codes)}
     tree.combination(codes, latitude=90, part=7, boxes=boxes, without=["K-020014"])
@@ -82,7 +82,7 @@ def test_boxes_come_from_the_tree_beneath_the_data_root(tree, tmp_path: Path) ->
     assert again["boxes"] == row["boxes"]
 
 
-def test_photos_that_are_not_there_are_listed(tmp_path: Path) -> None:
+def test_missing_photos_are_listed(tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
     run(tmp_path, HEADER + combination_row(), data_root=tmp_path / "root")
     assert len(problems(tmp_path)["missing_photo"]) == 1
@@ -134,7 +134,7 @@ AWKWARD = [
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp949", "utf-16"])
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
-def test_awkward_classes_come_back_exactly(tmp_path: Path, encoding: str, line_end: str) -> None:
+def test_unusual_class_names_round_trip(tmp_path: Path, encoding: str, line_end: str) -> None:
     from pillsnap.manifest.table import neutralise
 
     out = io.StringIO(newline="")
@@ -159,7 +159,7 @@ def test_quoted_newlines_do_not_shift_rows(tmp_path: Path) -> None:
         run(tmp_path, 'image_path,mapping_code,source\na.jpg,x,"two\nlines"\nb.jpg,"y\nz",one\n')
 
 
-def test_hangul_in_two_forms_is_one_line(tmp_path: Path) -> None:
+def test_hangul_in_two_unicode_forms_is_an_error(tmp_path: Path) -> None:
     nfc, nfd = "약", unicodedata.normalize("NFD", "약")
     assert run(tmp_path, f"image_path,mapping_code\na.jpg,{nfd}\n")[0]["codes"] == [nfd]
     with pytest.raises(UserError, match=r"row 3: class .* in another Unicode form"):
@@ -167,7 +167,7 @@ def test_hangul_in_two_forms_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
-def test_paths_take_the_form_that_is_on_disk(tmp_path: Path, forms: tuple[str, str]) -> None:
+def test_paths_take_the_unicode_form_on_disk(tmp_path: Path, forms: tuple[str, str]) -> None:
     on_disk, written = (unicodedata.normalize(form, "약/사진.jpg") for form in forms)
     (tmp_path / "root" / on_disk).parent.mkdir(parents=True)
     (tmp_path / "root" / on_disk).write_bytes(b"x")
@@ -187,7 +187,7 @@ def test_paths_take_the_form_that_is_on_disk(tmp_path: Path, forms: tuple[str, s
         ('image_path,mapping_code\na.jpg,x\nb.jpg,"y\n', "row 3: not CSV"),
         ("image_path,mapping_code\na.jpg,x\na.jpg,x\n", "row 3: the same photo as .*row 2"),
         ("image_path,mapping_code\n../a.jpg,x\n", "row 2: .*not a path beneath the data root"),
-        ("image_path,mapping_code\n/etc/passwd,x\n", "row 2: '/etc/passwd' is not beneath the data root"),
+        ("image_path,mapping_code\n/etc/passwd,x\n", "row 2: '/etc/passwd' is not under the data root"),
         ("image_path,mapping_code\n/x/train/images/single/../../../y.png,x\n", "row 2: .*not a path beneath"),
         ("image_path,mapping_code\na\0b.jpg,x\n", "row 2: the path .* has control characters"),
         ("image_path,mapping_code\na.jpg,\n", "row 2: class '' is empty"),
@@ -195,13 +195,13 @@ def test_paths_take_the_form_that_is_on_disk(tmp_path: Path, forms: tuple[str, s
         (b"image_path,mapping_code\na.jpg,\xff\xff\n", "row 2: not UTF-8, UTF-16 or CP949"),
     ],
 )
-def test_unfit_files_are_one_line_with_the_row(tmp_path: Path, text: str | bytes, message: str) -> None:
+def test_invalid_files_are_one_line_with_the_row(tmp_path: Path, text: str | bytes, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         run(tmp_path, text)
     assert "\n" not in str(error.value)
 
 
-def test_side_must_be_known(tmp_path: Path) -> None:
+def test_split_must_be_known(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="row 2: neither train nor val"):
         run(tmp_path, "image_path,mapping_code\na.jpg,x\n", name="photos.csv")
     with pytest.raises(UserError, match="not a folder"):

@@ -86,7 +86,7 @@ def test_groups_by_regular_expression(tmp_path: Path) -> None:
     assert sorted(read_manifest(path)["group"].to_pylist()) == ["p1", "p1", "p2"]
 
 
-def test_group_on_both_sides_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_group_in_both_splits_is_an_error_that_names_it(tmp_path: Path) -> None:
     photo(tmp_path / "set/images/train/p1.rf.aa.jpg", "0 0.5 0.5 0.2 0.1")
     photo(tmp_path / "set/images/val/p1.rf.bb.jpg", "0 0.5 0.5 0.2 0.1")
     with pytest.raises(UserError, match=r"1 groups are in train and in val \(p1"):
@@ -120,7 +120,7 @@ def test_malformed_label_lines_name_file_and_line(tmp_path: Path, line: str, mes
     assert "a.txt" in str(error.value)
 
 
-def test_names_from_every_form(tmp_path: Path) -> None:
+def test_names_in_every_form(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_bytes("\ufeff007\r\nNA\r\nflatugel 6\r\n".encode())
     (tmp_path / "list.yaml").write_text("names: ['007', NA, flatugel 6]\n")
     (tmp_path / "map.yaml").write_text("names:\n  0: '007'\n  1: NA\n  2: flatugel 6\n")
@@ -131,12 +131,12 @@ def test_names_from_every_form(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", ["", "a,a", "a,,b", ["a|b"]])
-def test_unfit_names_are_one_line(names) -> None:
+def test_invalid_names_are_one_line(names) -> None:
     with pytest.raises(UserError):
         read_names(names)
 
 
-def test_unfit_names_files_are_one_line(tmp_path: Path) -> None:
+def test_invalid_names_files_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("names: [a\n")
     (tmp_path / "none.yaml").write_text("nc: 2\n")
     (tmp_path / "gap.yaml").write_text("names: {0: a, 2: b}\n")

@@ -1,4 +1,4 @@
-"""Labels are the same, in the same order, whatever reads them; Ray Data is taken where there is a cluster."""
+"""Every reader returns the same labels in the same order; `auto` uses Ray Data where there is a cluster."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_every_reader_gives_the_same_labels_in_order(jobs: list[tuple[str, str]]
     assert calls.count(("labels", 40, 40)) == 2
 
 
-def test_no_labels_need_no_workers(tmp_path: Path) -> None:
+def test_no_jobs_start_no_workers(tmp_path: Path) -> None:
     assert read_all_labels(tmp_path, []) == []
 
 

@@ -62,7 +62,7 @@ def test_problems_give_no_box(content: bytes, problem: str) -> None:
     assert (label.problem, label.box) == (problem, None)
 
 
-def test_drug_number_stands_in_for_a_missing_mapping_code() -> None:
+def test_drug_number_replaces_a_missing_mapping_code() -> None:
     assert parse_label(encoded(document(dl_mapping_code=None, drug_N="K-000001")), CODE).problem == "other_code"
     assert parse_label(encoded(document(dl_mapping_code=None, drug_N=CODE)), CODE).problem == ""
 
@@ -79,7 +79,7 @@ def test_read_labels_keeps_the_order_and_never_raises(tmp_path: Path) -> None:
     assert [label.problem for label in labels] == ["missing", "", "not_a_file"]
 
 
-def test_huge_label_file_is_refused_unread(tmp_path: Path) -> None:
+def test_huge_label_file_is_refused_without_reading(tmp_path: Path) -> None:
     path = tmp_path / "huge.json"
     with path.open("wb") as file:
         file.truncate(1 << 40)

@@ -21,12 +21,12 @@ def test_quotas_are_as_even_as_the_tree_allows(available: list[int], total: int,
     assert quotas(np.array(available, dtype=np.int64), total, hashes).tolist() == expected
 
 
-def test_quotas_give_what_is_left_over_by_hash() -> None:
+def test_quotas_give_the_remainder_by_hash() -> None:
     hashes = np.array([3, 1, 2], dtype=np.uint64)
     assert quotas(np.array([5, 5, 5]), 11, hashes).tolist() == [3, 4, 4]
 
 
-def test_hashes_depend_on_name_seed_and_purpose_alone() -> None:
+def test_hashes_depend_only_on_name_seed_and_purpose() -> None:
     assert name_hashes(["a", "b"], 1, "x").tolist() == name_hashes(["a", "b"], 1, "x").tolist()
     assert len({*name_hashes(["a"], 1, "x"), *name_hashes(["a"], 2, "x"), *name_hashes(["a"], 1, "y")}) == 3
     first = name_hashes(["a", "b"], 1, "x")
@@ -55,7 +55,7 @@ def test_codes_of_most_combinations_come_first() -> None:
     assert sum(set(pair) <= set(classes) for pair in ([0, 1], [1, 2], [1, 6], [1, 5])) == 2
 
 
-def test_all_classes_when_there_are_no_more() -> None:
+def test_all_classes_if_there_are_too_few() -> None:
     assert choose(7) == [0, 1, 2, 3, 4, 5, 6]
     assert choose(100) == [0, 1, 2, 3, 4, 5, 6]
 
@@ -64,7 +64,7 @@ def test_classes_with_enough_single_photos_are_preferred() -> None:
     assert 5 not in choose(6, fraction=0.0)
 
 
-def test_photos_are_shared_evenly_and_shortfall_is_made_up() -> None:
+def test_photos_are_shared_evenly_and_shortages_filled() -> None:
     photo_class = np.array([0] * 10 + [1] * 10 + [-1] * 4)
     hashes = name_hashes([str(i) for i in range(24)], 0, "photo")
     classes = np.array([0, 1])

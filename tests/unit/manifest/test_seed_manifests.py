@@ -46,7 +46,7 @@ def write_look_alikes(folder: Path, counts: dict[str, int], seed: int = 3) -> No
 
 
 def check_import(folder: Path, out: Path) -> int:
-    """Import both files, and compare every row with its line, whose codes are spelt out here by hand; rows seen."""
+    """Import both files and compare every row with its line, parsed independently; return the number of rows."""
     expected = {}
     for split, name in NAMES.items():
         with (folder / name).open(newline="", encoding="utf-8") as file:
@@ -65,7 +65,7 @@ def check_import(folder: Path, out: Path) -> int:
     return len(rows)
 
 
-def test_look_alikes_are_read_to_the_last_row(tmp_path: Path) -> None:
+def test_synthetic_files_are_read_completely(tmp_path: Path) -> None:
     write_look_alikes(tmp_path, COUNTS)
     assert check_import(tmp_path, tmp_path / "out") == 5000
     codes = {code for row in read_manifest(tmp_path / "out")["codes"].to_pylist() for code in row}
@@ -77,7 +77,7 @@ def test_look_alikes_are_read_to_the_last_row(tmp_path: Path) -> None:
     assert report["problems"]["groups_on_both_sides"]["count"] > 100
 
 
-def test_the_two_real_files_are_read_to_the_last_row(tmp_path: Path) -> None:
+def test_real_files_are_read_completely(tmp_path: Path) -> None:
     folder = os.environ.get("PILLSNAP_SEED_MANIFESTS")
     if not folder or not all(Path(folder, name).is_file() for name in NAMES.values()):
         pytest.skip(f"PILLSNAP_SEED_MANIFESTS names no folder with {' and '.join(NAMES.values())}")

@@ -1,4 +1,8 @@
+"""Splits keep groups whole, meet the fraction and leave every class a training photo."""
+
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 import pytest
@@ -36,12 +40,18 @@ def test_order_of_photos_does_not_matter() -> None:
     assert np.array_equal(straight[order], shuffled)
 
 
-def test_combination_split_never_takes_the_last_training_photo_of_a_code() -> None:
-    groups = {"AB": (3, {"A", "B"}), "BC": (3, {"B", "C"}), "CD": (3, {"C", "D"}), "AC": (3, {"A", "C"})}
+@pytest.mark.parametrize("names", list(itertools.permutations(["AB", "BC", "CD", "AC"])))
+def test_combination_split_keeps_a_training_photo_of_every_code(names: tuple[str, ...]) -> None:
+    groups = {name: (3, set(name)) for name in names}
     chosen = split_combinations(groups, 0.5, {})
-    assert chosen == {"AB", "BC"} or len(chosen) <= 2
-    train_codes = set().union(*(codes for name, (_, codes) in groups.items() if name not in chosen))
+    train_codes = {code for name, (_, codes) in groups.items() if name not in chosen for code in codes}
     assert train_codes == {"A", "B", "C", "D"}
+
+    def may_go(name: str, taken: set[str]) -> bool:
+        return set(name) <= {code for other in names if other not in taken | {name} for code in other}
+
+    # 6 of the 12 photos are wanted: two combinations go, or one where no second one may.
+    assert len(chosen) == 2 or (len(chosen) == 1 and not any(may_go(name, chosen) for name in set(names) - chosen))
 
 
 def test_combination_split_uses_single_photos_of_a_code() -> None:

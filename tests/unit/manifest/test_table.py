@@ -54,7 +54,7 @@ def test_round_trip(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_csv_is_what_pandas_and_older_tools_expect(tmp_path: Path) -> None:
+def test_csv_has_the_columns_that_older_tools_expect(tmp_path: Path) -> None:
     written = table(row("a", codes=["K-000114"]), row("b", codes=["NA", "x"], boxes=[None, None]), row("c", "val"))
     write_manifest(written, tmp_path, [])
     with (tmp_path / "manifest_train.csv").open(newline="", encoding="utf-8") as file:
@@ -82,7 +82,7 @@ def test_formula_cells_are_neutralised(tmp_path: Path) -> None:
 
 
 @given(st.text())
-def test_neutralise_is_undone_exactly(cell: str) -> None:
+def test_restore_inverts_neutralise(cell: str) -> None:
     safe = neutralise(cell)
     assert restore(safe) == cell
     assert not safe.startswith(("=", "+", "-", "@", "\t", "\r"))
@@ -94,7 +94,7 @@ def test_older_files_without_nullable_columns_are_read(tmp_path: Path) -> None:
     assert read_manifest(tmp_path).drop_columns("location").schema.equals(SCHEMA)
 
 
-def test_unfit_files_are_one_line(tmp_path: Path) -> None:
+def test_invalid_files_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such manifest"):
         read_manifest(tmp_path / "x.parquet")
     with pytest.raises(UserError, match="no such manifest"):
@@ -137,7 +137,7 @@ def test_unknown_sizes_are_zero(tmp_path: Path) -> None:
         ([row("a", codes=[""])], "row 1: class"),
     ],
 )
-def test_unfit_tables_are_not_written(tmp_path: Path, rows: list[dict], message: str) -> None:
+def test_invalid_tables_are_not_written(tmp_path: Path, rows: list[dict], message: str) -> None:
     with pytest.raises(UserError, match=message):
         write_manifest(table(*rows), tmp_path, [])
     assert list(tmp_path.iterdir()) == []
@@ -146,12 +146,12 @@ def test_unfit_tables_are_not_written(tmp_path: Path, rows: list[dict], message:
 @pytest.mark.parametrize(
     "text", ["", "[]", '{"classes": [{"code": "a"}]}', '{"classes": [{"code": "a", "index": 1}]}', "\xff"]
 )
-def test_unfit_class_maps_are_one_line(tmp_path: Path, text: str) -> None:
+def test_invalid_class_maps_are_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "classes.json").write_text(text, encoding="latin-1")
     with pytest.raises(UserError, match=r"classes\.json"):
         read_classes(tmp_path)
 
 
-def test_class_names_survive_json(tmp_path: Path) -> None:
+def test_class_names_round_trip(tmp_path: Path) -> None:
     write_manifest(table(row("a")), tmp_path, [ClassInfo("K-000001", 0, "약 5mg")])
     assert json.loads((tmp_path / "classes.json").read_text(encoding="utf-8"))["classes"][0]["name"] == "약 5mg"

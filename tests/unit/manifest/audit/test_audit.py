@@ -20,13 +20,13 @@ from pillsnap.manifest.table import SCHEMA, class_list, write_manifest
 
 
 def pixels(seed: int, size: tuple[int, int] = (64, 80)) -> np.ndarray:
-    """A smooth random picture, `size` = (width, height): no two are alike, and small changes keep it alike."""
+    """A smooth random picture, `size` = (width, height): distinct, and robust to small changes."""
     coarse = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), dtype=np.uint8)
     return cv2.resize(coarse, size, interpolation=cv2.INTER_CUBIC)
 
 
 class Set:
-    """Photos p0.png … p11.png beneath root, the last three in validation, and their manifest rows."""
+    """Photos p0.png … p11.png under root, the last three in validation, and their manifest rows."""
 
     def __init__(self, tmp_path: Path) -> None:
         self.root = tmp_path / "root"
@@ -47,7 +47,7 @@ class Set:
         return self.root / f"photos/p{i}.png"
 
     def audit(self, **options: Any) -> AuditReport:
-        """Write the rows as they are, past write_manifest's own checks, and audit them."""
+        """Write the rows without write_manifest's checks, and audit them."""
         good = pa.Table.from_pylist(self.rows[:1], schema=SCHEMA)
         table = pa.Table.from_pylist(self.rows, schema=SCHEMA)
         path = write_manifest(
@@ -136,7 +136,7 @@ SPOILT: list[tuple[Callable[[Path], object], str]] = [
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("deep", [False, True])
 @pytest.mark.parametrize(("spoil", "kind"), SPOILT)
-def test_spoilt_photo_is_found_and_named(photos: Set, spoil: Callable[[Path], object], kind: str, deep: bool) -> None:
+def test_damaged_photo_is_found_and_named(photos: Set, spoil: Callable[[Path], object], kind: str, deep: bool) -> None:
     spoil(photos.photo(3))
     report = photos.audit(deep=deep)
     assert not report.fit
@@ -145,7 +145,7 @@ def test_spoilt_photo_is_found_and_named(photos: Set, spoil: Callable[[Path], ob
     assert kinds(report)[kind][0].startswith("photos/p3.png")
 
 
-def test_flipped_byte_is_found_by_decoding_alone(photos: Set) -> None:
+def test_flipped_byte_is_found_only_by_decoding(photos: Set) -> None:
     flip(photos.photo(3))
     assert photos.audit().fit
     assert list(kinds(photos.audit(deep=True))) == ["corrupt"]
@@ -189,7 +189,7 @@ def test_wrong_row_is_found_and_named(photos: Set, change: dict, kind: str, exam
     assert kinds(photos.audit()).get(kind) == [example]
 
 
-def test_boxes_over_the_border_and_missing_boxes_are_warnings(photos: Set) -> None:
+def test_boxes_across_the_border_and_missing_boxes_are_warnings(photos: Set) -> None:
     photos.rows[3]["boxes"] = [[40, 8, 30, 40]]
     photos.rows[4] |= {"codes": ["a", "b"], "boxes": [[8, 8, 9, 9], None]}
     report = photos.audit()
@@ -198,7 +198,7 @@ def test_boxes_over_the_border_and_missing_boxes_are_warnings(photos: Set) -> No
     assert kinds(report, "warning")["incomplete_labels"] == ["p4"]
 
 
-def test_size_that_the_manifest_does_not_know_comes_from_the_header(photos: Set) -> None:
+def test_unknown_size_is_taken_from_the_header(photos: Set) -> None:
     photos.rows[3] |= {"width": 0, "height": 0, "boxes": [[70, 8, 10, 10]]}
     assert list(kinds(photos.audit())) == ["box_outside"]
 
@@ -218,7 +218,7 @@ def test_codes_of_an_ai_hub_name_must_match(photos: Set) -> None:
     assert kinds(photos.audit())["name_mismatch"] == ["p3"]
 
 
-def test_splits_must_both_have_photos(photos: Set) -> None:
+def test_both_splits_must_have_photos(photos: Set) -> None:
     for row in photos.rows:
         row["split"] = "train"
     assert "no_val" in kinds(photos.audit())
@@ -243,7 +243,7 @@ def test_equal_bytes(photos: Set, deep: bool) -> None:
     assert kinds(report, "warning")["duplicate_content"] == ["photos/p3.png = photos/p5.png"]
 
 
-def test_equal_ends_are_no_duplicates(photos: Set) -> None:
+def test_equal_ends_are_not_duplicates(photos: Set) -> None:
     head, tail = photos.photo(0).read_bytes()[:33], photos.photo(0).read_bytes()[-12:]
     for i, middle in ((0, b"\0"), (10, b"\1")):
         photos.photo(i).write_bytes(head + bytes(6000) + middle + bytes(6000) + tail)
@@ -267,7 +267,7 @@ def test_near_duplicates_across_the_split(photos: Set, change: str) -> None:
     assert found == [f"photos/p0.png ~ {photos.rows[10]['image_path']}"]
 
 
-def test_workers_find_the_same(photos: Set, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_processes_find_the_same(photos: Set, monkeypatch: pytest.MonkeyPatch) -> None:
     cut(photos.photo(3))
     alone = photos.audit(num_workers=1)
     monkeypatch.setattr("pillsnap.manifest.audit.audit._PROCESSES_FROM", {False: 1, True: 1})
@@ -277,7 +277,7 @@ def test_workers_find_the_same(photos: Set, monkeypatch: pytest.MonkeyPatch) -> 
     assert calls[-1] == ("photos", 12, 12)
 
 
-def test_report_for_people_and_scripts(photos: Set) -> None:
+def test_report_as_table_and_json(photos: Set) -> None:
     cut(photos.photo(3))
     report = photos.audit()
     document = json.loads(json.dumps(report.to_dict()))
