@@ -1,4 +1,4 @@
-"""A thousand photos of which ten are bad in ten ways, through the training stream."""
+"""1,000 photos, ten of them with one fault each, through the training stream and the audit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NUM_PHOTOS, SIDE_PX = 1000, 48
 
 
 def pixels(number: int) -> np.ndarray:
-    """A smooth picture of its own, of few enough colours for a palette."""
+    """A distinct smooth picture with few enough colours for a palette."""
     coarse = np.random.default_rng(number).integers(0, 255, (4, 4, 3), dtype=np.uint8)
     smooth = cv2.resize(coarse, (12, 12), interpolation=cv2.INTER_CUBIC)
     return smooth.repeat(SIDE_PX // 12, 0).repeat(SIDE_PX // 12, 1)
@@ -32,7 +32,7 @@ def pixels(number: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The manifest; its photos lie next to it. Every hundredth photo is bad, and is called by its fault."""
+    """The manifest, next to its photos. Every hundredth photo is bad and named after its fault."""
     root = tmp_path_factory.mktemp("bad_photos")
     bad = dict(zip(range(50, NUM_PHOTOS, 100), FAULTS.items(), strict=True))
     rows = []
@@ -55,7 +55,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_readable_photos_come_out_right_and_exactly_the_others_are_quarantined(manifest: Path) -> None:
+def test_exactly_the_unreadable_photos_are_quarantined(manifest: Path) -> None:
     from pillsnap.manifest.table import read_manifest
 
     table = read_manifest(manifest)
@@ -84,7 +84,7 @@ def test_readable_photos_come_out_right_and_exactly_the_others_are_quarantined(m
 
 
 @pytest.mark.parametrize("deep", [False, True])
-def test_the_audit_names_each_of_them(manifest: Path, deep: bool) -> None:
+def test_audit_lists_each_bad_photo(manifest: Path, deep: bool) -> None:
     report = audit(manifest, manifest.parent, deep=deep)
     found = {one.kind: sorted(Path(e.split(" ")[0]).stem for e in one.examples) for one in report.findings
              if one.severity == "error"}  # fmt: skip

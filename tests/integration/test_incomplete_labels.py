@@ -1,4 +1,4 @@
-"""Detection trained on photos that lack boxes, with what else they show left out of the loss. Without Ray."""
+"""Detection on photos with missing boxes, their unlabelled areas masked in the loss. Without Ray."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pillsnap.manifest.table import SCHEMA, read_manifest
 from tests.reliability.harness import LoopRun, tiny
 
 
-def test_photos_that_lack_boxes_train_when_they_are_masked(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
+def test_photos_with_missing_boxes_train_when_masked(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
     rows = read_manifest(toy_manifest).to_pylist()
-    lacking = [row for row in rows if row["split"] == "train" and len(row["boxes"]) > 1]
-    for row in lacking:
+    incomplete = [row for row in rows if row["split"] == "train" and len(row["boxes"]) > 1]
+    for row in incomplete:
         row["boxes"][0] = None
     folder = tmp_path / "manifest"
     shutil.copytree(toy_manifest.parent, folder)
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), folder / "manifest.parquet")
-    names = {row["sample_id"] for row in lacking}
+    names = {row["sample_id"] for row in incomplete}
     assert len(names) >= 3
     for choice, used in (("leave_out", False), ("mask", True)):
         settings = tiny(detection__incomplete_labels=choice, detection__epochs=2)

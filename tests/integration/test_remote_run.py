@@ -30,7 +30,7 @@ SETTINGS = TINY | {"detection.epochs": 3, "train.hang_timeout_s": 300}
 
 
 class Host:
-    """Two cache folders that nobody else knows: one machine's driver, and another machine's workers."""
+    """Two separate cache folders: one for the driver's machine, one for the workers' machine."""
 
     def __init__(self, folder: Path, storage: str) -> None:
         self.folder, self.storage = folder, storage
@@ -75,15 +75,15 @@ def events_of(uri: str, kind: str, **wanted: Any) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def test_killed_and_gone_on_with_on_another_machine(bucket: str, tmp_path: Path) -> None:
-    """The machine dies in detection's second epoch, with every copy: the same command goes on from the published
-    checkpoint, and what judges, shows and exports the run needs nothing but its URI.
+def test_killed_run_continues_on_another_machine(bucket: str, tmp_path: Path) -> None:
+    """The machine is lost in detection's second epoch: the same command on another one continues from the published
+    checkpoint, and evaluate, predict, verify, logs and monitor need only the run's URI.
     """
     uri = f"{bucket}/runs/toy"
     first = Host(tmp_path / "first", bucket)
     process = first.train()
     end_s = time.monotonic() + TIMEOUT_S
-    # A step of the second epoch, and the word of the first one's checkpoint, may be published before it counts.
+    # Events of the second epoch may be published before the first checkpoint is.
     published = Storage(f"{uri}/checkpoints/detection")
     while not (
         published.read("last.json") and [e for e in events_of(uri, "step", task="detection") if e["epoch"] == 2]
@@ -92,7 +92,7 @@ def test_killed_and_gone_on_with_on_another_machine(bucket: str, tmp_path: Path)
         assert time.monotonic() < end_s
         time.sleep(0.2)
     machine = [psutil.Process(process.pid), *descendants(process.pid)]
-    for each in machine:  # an orphaned worker would still write while its folder is deleted
+    for each in machine:  # an orphaned worker would write while its folder is deleted
         with contextlib.suppress(psutil.NoSuchProcess):
             each.kill()
     process.communicate()
@@ -103,7 +103,7 @@ def test_killed_and_gone_on_with_on_another_machine(bucket: str, tmp_path: Path)
     assert published_step > 0
     assert published_step in [e["step"] for e in events_of(uri, "checkpoint")]
     assert list((first.folder / "driver").rglob("events.jsonl"))
-    assert not list((first.folder / "worker").rglob("events.jsonl"))  # no test passes by a shared disk
+    assert not list((first.folder / "worker").rglob("events.jsonl"))  # the machines share no disk
     assert not list((first.folder / "driver").rglob("model.safetensors"))
     shutil.rmtree(first.folder)
 
@@ -137,26 +137,26 @@ def test_killed_and_gone_on_with_on_another_machine(bucket: str, tmp_path: Path)
     config = json.loads(Storage(uri).read("config.json") or b"")
     assert config["manifest"] == f"{uri}/manifest.parquet" and config["data_root"] == f"{bucket}/photos"
 
-    judge = Host(tmp_path / "judge", bucket)
-    judged = judge("evaluate", f"--run={uri}", f"--json={tmp_path / 'metrics.json'}")
+    reader = Host(tmp_path / "reader", bucket)
+    evaluated = reader("evaluate", f"--run={uri}", f"--json={tmp_path / 'metrics.json'}")
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert judged.returncode == (0 if metrics["met"] else 1), judged.stderr
+    assert evaluated.returncode == (0 if metrics["met"] else 1), evaluated.stderr
     assert metrics["detection"]["num_photos"] > 0 and metrics["classification"]["num_samples"] > 0
     assert len(events_of(uri, "verdict")) == 2
     photo = next(iter(Storage(f"{bucket}/photos").files()))
     Storage(f"{bucket}/photos").download(photo, tmp_path / "photo.png")
-    found = json.loads(judge("predict", f"--run={uri}", str(tmp_path / "photo.png")).stdout)
+    found = json.loads(reader("predict", f"--run={uri}", str(tmp_path / "photo.png")).stdout)
     assert found[0]["error"] is None
-    checked = judge("verify", f"--run={uri}")
+    checked = reader("verify", f"--run={uri}")
     assert "detection: last checkpoint" in checked.stdout and "every file as recorded" in checked.stdout
-    shown = judge("logs", f"--run={uri}", "--lines=3")
+    shown = reader("logs", f"--run={uri}", "--lines=3")
     assert shown.returncode == 0 and len(shown.stdout.splitlines()) == 3, shown.stderr
-    watched = judge("monitor", f"--run={uri}")
+    watched = reader("monitor", f"--run={uri}")
     assert "detection" in watched.stdout, watched.stderr
 
     for name in Storage(bucket).files():
         assert S3_SECRET.encode() not in (Storage(bucket).read(name) or b""), name
-    for folder in (second.folder, judge.folder):
+    for folder in (second.folder, reader.folder):
         for path in folder.rglob("*"):
             assert not path.is_file() or S3_SECRET.encode() not in path.read_bytes(), path
     assert S3_SECRET not in out + errors
@@ -164,9 +164,9 @@ def test_killed_and_gone_on_with_on_another_machine(bucket: str, tmp_path: Path)
 
 @pytest.fixture
 def denying_server() -> Iterator[str]:
-    """An S3 server that lets nobody do anything."""
+    """An S3 server that denies every request."""
 
-    class Denies(BaseHTTPRequestHandler):
+    class DenyAll(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             body = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
             self.send_response(403)
@@ -181,7 +181,7 @@ def denying_server() -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Denies)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), DenyAll)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -195,7 +195,7 @@ def denying_server() -> Iterator[str]:
         ("denying", "s3://pills/runs", "ACCESS_DENIED"),
     ],
 )
-def test_storage_that_cannot_be_used_is_one_line_within_seconds(
+def test_unusable_storage_is_a_one_line_error_within_seconds(
     endpoint: str, storage: str, reason: str, s3_environment: str, denying_server: str, toy_manifest: Path,
     toy_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -212,7 +212,7 @@ def test_storage_that_cannot_be_used_is_one_line_within_seconds(
     assert time.monotonic() - started_s < 30
 
 
-def test_a_bucket_that_goes_away_ends_the_run_with_one_line(
+def test_deleted_bucket_ends_the_run_with_one_line(
     s3_environment: str, s3_server: str, toy_manifest: Path, toy_tree: Path, tmp_path: Path
 ) -> None:
     host = Host(tmp_path, s3_environment)
@@ -236,7 +236,7 @@ def test_a_bucket_that_goes_away_ends_the_run_with_one_line(
     assert "the end of the run was not published" in out
 
 
-def test_validate_finds_the_same_in_s3(bucket: str, toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
+def test_validate_has_the_same_findings_in_s3(bucket: str, toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
     host = Host(tmp_path, bucket)
     findings = []
     missing = next(iter(Storage(f"{bucket}/photos").files()))
@@ -253,7 +253,7 @@ def test_validate_finds_the_same_in_s3(bucket: str, toy_manifest: Path, toy_tree
     assert missing in json.dumps(findings[0])
 
 
-def test_a_killed_worker_goes_on_from_the_published_checkpoint(
+def test_killed_worker_continues_from_the_published_checkpoint(
     s3_environment: str, toy_manifest: Path, toy_tree: Path, tmp_path: Path
 ) -> None:
     uri = f"{s3_environment}/runs/toy"

@@ -1,4 +1,4 @@
-"""The whole run at the smallest size: train both tasks, stop, continue, judge."""
+"""The whole run at the smallest size: train both tasks, stop, continue, evaluate."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def tiny(**overrides: Any) -> Settings:
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_run_from_manifest_to_verdict(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
+def test_run_from_manifest_to_metrics_and_report(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
     run, notes = open_run(tmp_path / "run", tiny(), toy_manifest, toy_tree)
     assert notes == []
     metrics = train_and_evaluate(run, Console(quiet=True))
@@ -72,10 +72,10 @@ def test_run_from_manifest_to_verdict(toy_manifest: Path, toy_tree: Path, tmp_pa
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_a_stopped_run_goes_on_to_the_same_weights(
+def test_stopped_run_continues_to_the_same_weights(
     toy_manifest: Path, toy_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped by request at its first step, and taken up again: weights, average and optimizer equal bit for bit."""
+    """Stopped at its first step and continued: weights, average and optimizer are equal bit for bit."""
     settings = tiny(train__task="classification")
     whole, _ = open_run(tmp_path / "whole", settings, toy_manifest, toy_tree)
     train_run(whole)
@@ -84,7 +84,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     original = Path.unlink
 
     def keep_stop_file(path: Path, missing_ok: bool = False) -> None:
-        if path.name == STOP_FILE and missing_ok:  # the driver clears old requests at its start: make one that is there
+        if path.name == STOP_FILE and missing_ok:  # the driver deletes it at its start: create it instead
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("test")
         else:
@@ -113,8 +113,8 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_two_workers_train_on_what_one_does(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
-    """The first step's loss differs only by batch normalisation over half the batch: without it, not at all."""
+def test_two_workers_train_like_one(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
+    """Without batch normalisation, the first step's loss does not depend on the number of workers."""
     losses = []
     for workers in (1, 2):
         settings = tiny(
@@ -126,23 +126,22 @@ def test_two_workers_train_on_what_one_does(toy_manifest: Path, toy_tree: Path, 
         train_run(run)
         losses.append([e["loss"] for e in read_events(run.run_dir) if e["kind"] == "step"])
     assert losses[0][0] == pytest.approx(losses[1][0], abs=1e-5)
-    # AdamW's first steps are as large for a gradient that is nothing but rounding as for any other: differences of 1e-7
-    # grow to 1e-3 within five steps (8e-4 seen without a fused kernel, 1.9e-3 with one). Other samples differ by 0.03
-    # to 1.2.
+    # AdamW's first steps amplify rounding: differences of 1e-7 grow to 1.9e-3 within five steps. Other samples differ
+    # by 0.03 to 1.2.
     assert losses[0] == pytest.approx(losses[1], rel=5e-3)
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_workers_that_decode_the_store_train_on_what_tasks_decode(
+def test_decoding_in_workers_gives_the_losses_of_decoding_in_tasks(
     toy_manifest: Path, toy_tree: Path, tmp_path: Path
 ) -> None:
     losses = []
-    for place in ("tasks", "workers"):
+    for decode_in in ("tasks", "workers"):
         settings = tiny(
             train__task="classification", data__store="jpeg", data__store_dir=str(tmp_path / "store"),
-            data__decode_in=place, data__decoding_processes=2,
+            data__decode_in=decode_in, data__decoding_processes=2,
         )  # fmt: skip
-        run, _ = open_run(tmp_path / place, settings, toy_manifest, toy_tree)
+        run, _ = open_run(tmp_path / decode_in, settings, toy_manifest, toy_tree)
         train_run(run)
         events = read_events(run.run_dir)
         assert not [event for event in events if event["kind"] in ("warning", "failure")]
@@ -151,7 +150,9 @@ def test_workers_that_decode_the_store_train_on_what_tasks_decode(
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_too_many_bad_photos_stop_the_run_with_their_list(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
+def test_too_many_unreadable_photos_stop_the_run_with_their_list(
+    toy_manifest: Path, toy_tree: Path, tmp_path: Path
+) -> None:
     import shutil
 
     root = tmp_path / "tree"
@@ -167,7 +168,7 @@ def test_too_many_bad_photos_stop_the_run_with_their_list(toy_manifest: Path, to
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_why_a_worker_stopped_is_told(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
+def test_reason_of_a_worker_failure_is_a_warning(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
     settings = tiny(train__task="classification", train__max_failures=0)
     run, _ = open_run(tmp_path / "run", settings, toy_manifest, toy_tree)
     (run.run_dir / "examples").write_text("a file where the worker needs a folder")
