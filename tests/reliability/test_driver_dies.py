@@ -1,4 +1,4 @@
-"""The driver is killed or asked to stop, and the same command again: it goes on where the run stood."""
+"""The driver is killed or stopped; the same command continues from the last checkpoint."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ START_TIMEOUT_S = 240
 
 
 class Driver:
-    """The command, in a process group of its own."""
+    """The command, in its own process group."""
 
     def __init__(self, run_dir: Path, manifest: Path, root: Path, overrides: dict[str, Any]) -> None:
         self.run_dir = run_dir
@@ -55,9 +55,11 @@ class Driver:
 
 
 @pytest.mark.reliability
-def test_stopped_damaged_and_killed_between_the_parts(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
-    """One run through all of it, in order: SIGTERM within detection, a damaged checkpoint, SIGKILL between the tasks,
-    SIGKILL within the judging.
+def test_run_survives_stop_damage_and_kills_between_its_parts(
+    toy_manifest: Path, toy_tree: Path, tmp_path: Path
+) -> None:
+    """One run, in order: SIGTERM during detection, a damaged checkpoint, SIGKILL between the tasks, SIGKILL during the
+    evaluation.
     """
     overrides = {"detection__epochs": 3, "classification__epochs": 2}
     arguments = (tmp_path / "run", toy_manifest, toy_tree, overrides)
@@ -65,10 +67,10 @@ def test_stopped_damaged_and_killed_between_the_parts(toy_manifest: Path, toy_tr
 
     driver = Driver(*arguments)
     driver.await_event(kind="checkpoint", epoch=1)
-    asked_s = time.monotonic()
+    requested_s = time.monotonic()
     driver.process.send_signal(signal.SIGTERM)
     assert driver.finish() == 130, driver.errors
-    stopped_s = time.monotonic() - asked_s
+    stopped_s = time.monotonic() - requested_s
     last, _ = find_checkpoint(folder)
     assert last is not None and last.position.global_step >= max(e["step"] for e in raw_events(driver.run_dir, "step"))
     assert stopped_s <= 30
@@ -118,7 +120,7 @@ def test_stopped_damaged_and_killed_between_the_parts(toy_manifest: Path, toy_tr
 
 
 @pytest.mark.reliability
-def test_ten_killed_drivers(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
+def test_ten_killed_drivers_lose_nothing_committed(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
     overrides = {
         "train__task": "classification", "classification__epochs": 80, "train__checkpoint_minutes": 0.005,
     }  # fmt: skip
@@ -147,18 +149,18 @@ def test_ten_killed_drivers(toy_manifest: Path, toy_tree: Path, tmp_path: Path) 
     assert driver.finish() == 0, driver.errors
     events = read_events(driver.run_dir)
     assert [e["epoch"] for e in events if e["kind"] == "epoch"] == list(range(1, 81))
-    say(continued, 10, "SIGKILL of the driver and the same command again: it goes on from the last checkpoint")
+    say(continued, 10, "SIGKILL of the driver and the same command again: it continues from the last checkpoint")
 
 
 def _alive(run_dir: Path) -> list[int]:
-    """Workers of earlier drivers, as the run's log names them, that are still there."""
+    """Workers of earlier drivers, by the run's log, that are still running."""
     log = (run_dir / "train.log").read_text() if (run_dir / "train.log").exists() else ""
     pids = [int(line.split(", process ")[1].split(",")[0]) for line in log.splitlines() if ", process " in line]
     return [pid for pid in pids if is_running(pid)]
 
 
 @pytest.mark.reliability
-def test_ten_runs_leave_nothing(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
+def test_ten_runs_leave_no_processes_memory_or_files(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
     overrides = {"detection__epochs": 1, "detection__mosaic_off_epochs": 0, "classification__epochs": 1,
                  "detection__warmup_epochs": 0, "classification__warmup_epochs": 0}  # fmt: skip
     command = [sys.executable, "-m", "tests.reliability.driver", str(tmp_path), str(toy_manifest), str(toy_tree)]

@@ -1,4 +1,4 @@
-"""Interrupted and continued against uninterrupted: equal bit for bit, ids and events alike."""
+"""Interrupted and continued runs equal uninterrupted ones bit for bit, with the same ids and events."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.reliability.harness import LoopRun, same_state, say, tiny
 
 
 @pytest.mark.parametrize("name", [pytest.param("detection", marks=pytest.mark.reliability), "classification"])
-def test_interrupted_anywhere_the_end_is_the_same(
+def test_run_interrupted_anywhere_equals_the_uninterrupted_one(
     name: str, toy_manifest: Path, toy_tree: Path, tmp_path: Path
 ) -> None:
     """Stopped at the end of every epoch and at five points within one (the first, the last, within validation...)."""
@@ -33,7 +33,7 @@ def test_interrupted_anywhere_the_end_is_the_same(
     for number, stops in enumerate(points):
         broken = run(f"broken-{number}")
         for stop in stops:
-            position = broken.train(stop_at=lambda asked, stop=stop: asked == stop)
+            position = broken.train(stop_at=lambda polls, stop=stop: polls == stop)
             assert position.epoch < 3
         broken.train()
         last = broken.last()
@@ -50,10 +50,10 @@ def test_interrupted_anywhere_the_end_is_the_same(
     say(equal, len(points), f"{name}: interrupted and continued equals uninterrupted bit for bit")
 
 
-def test_float16_goes_on_with_the_loss_scale_it_had(
+def test_float16_run_continues_with_its_loss_scale(
     toy_manifest: Path, toy_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first scale is far too large: its overflows cost steps, stop nothing, and end alike however often stopped."""
+    """The initial scale is too large: overflows skip steps but do not end the run, however often it is interrupted."""
     monkeypatch.setattr(nonfinite, "_FIRST_SCALE", 2.0**22)
     monkeypatch.setattr(nonfinite, "_GROW_AFTER", 3)
     settings = tiny(classification__batch_size=4, train__amp="float16")
@@ -64,7 +64,7 @@ def test_float16_goes_on_with_the_loss_scale_it_had(
     whole, broken = run("whole"), run("broken")
     whole.train()
     for stop in (2, 9):
-        assert broken.train(stop_at=lambda asked, stop=stop: asked == stop).epoch < 3
+        assert broken.train(stop_at=lambda polls, stop=stop: polls == stop).epoch < 3
     broken.train()
     end, last = whole.last(), broken.last()
     assert end is not None and last is not None

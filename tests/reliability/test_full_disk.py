@@ -1,4 +1,4 @@
-"""A disk that fills up during a save: the checkpoint before is intact, and the message says so."""
+"""The disk fills up during a save: the previous checkpoint is intact, and the message says so."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pillsnap.runs.checkpoint import find_checkpoint
 from tests.reliability.harness import LoopRun, say, tiny
 
 
-def test_no_space_at_every_file(
+def test_full_disk_at_every_file_of_a_save(
     toy_manifest: Path, toy_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = tiny(classification__epochs=2)
@@ -25,7 +25,7 @@ def test_no_space_at_every_file(
     passed = 0
     for full in ("model.safetensors", "ema.safetensors", "trainer.pt", "meta.json"):
         run = LoopRun(tmp_path / full, "classification", settings, toy_manifest, toy_tree)
-        run.train(stop_at=lambda asked: asked == 1)
+        run.train(stop_at=lambda polls: polls == 1)
 
         def sync(path: Path, full: str = full) -> None:
             if path.name == full:
@@ -55,7 +55,7 @@ def test_no_space_at_every_file(
     )
 
 
-def _train_with_little_room(run_dir: str, manifest: str, root: str, said: str) -> None:
+def _train_with_little_room(run_dir: str, manifest: str, root: str, message: str) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     run = LoopRun(Path(run_dir), "classification", tiny(classification__epochs=2), Path(manifest), Path(root))
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))  # smaller than the model's file
@@ -63,17 +63,17 @@ def _train_with_little_room(run_dir: str, manifest: str, root: str, said: str) -
         run.train()
     except UserError as error:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        Path(said).write_text(str(error))
+        Path(message).write_text(str(error))
 
 
-def test_the_system_refuses_to_write_more(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
+def test_file_size_limit_ends_the_run_with_one_error(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
     run = LoopRun(tmp_path / "run", "classification", tiny(classification__epochs=2), toy_manifest, toy_tree)
-    run.train(stop_at=lambda asked: asked == 1)
-    said = tmp_path / "said"
-    arguments = (str(run.run_dir), str(toy_manifest), str(toy_tree), str(said))
+    run.train(stop_at=lambda polls: polls == 1)
+    message = tmp_path / "message"
+    arguments = (str(run.run_dir), str(toy_manifest), str(toy_tree), str(message))
     child = multiprocessing.get_context("spawn").Process(target=_train_with_little_room, args=arguments)
     child.start()
     child.join()
-    assert "could not be written" in said.read_text() and "the one before is intact" in said.read_text()
+    assert "could not be written" in message.read_text() and "the one before is intact" in message.read_text()
     last, damaged = find_checkpoint(run.folder)
     assert last is not None and damaged == [] and last.position.global_step == 1

@@ -1,4 +1,4 @@
-"""SIGKILL of every watcher in the middle of a training changes nothing: it goes on, with the same losses."""
+"""SIGKILL of every observer process during training does not change its losses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STEPS_BEFORE, STEPS_AFTER = 20, 30
 
 
 @pytest.mark.reliability
-def test_a_training_whose_watchers_are_killed_learns_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_observers_do_not_change_the_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = WandbServer()
     monkeypatch.setenv("WANDB_BASE_URL", server.url)
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)

@@ -1,4 +1,4 @@
-"""SIGKILL of a random one of two workers at random moments: every run finishes, and nothing committed is lost."""
+"""SIGKILL of one of two workers at random times: every run finishes, and nothing committed is lost."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KILLS_A_RUN = 5
 
 
 class Killer(threading.Thread):
-    """Kills a random worker a random moment after each start of the workers."""
+    """Kills a random worker at a random time after each start of the workers."""
 
     def __init__(self, run_dir: Path, kills: int, chance: random.Random) -> None:
         super().__init__(daemon=True)
@@ -46,7 +46,7 @@ class Killer(threading.Thread):
 
 
 def recovery(events: list[dict[str, Any]], killed_s: float) -> tuple[float, bool]:
-    """Seconds from a kill to the first new step, and whether training went on from the last committed checkpoint."""
+    """Seconds from a kill to the first new step, and whether training continued from the last committed checkpoint."""
     again = next(e for e in events if e["time"] > killed_s and e["kind"] == "task" and e["status"] == "started")
     first = next(e for e in events if e["time"] >= again["time"] and e["kind"] in ("step", "validation", "epoch"))
     committed = [e["step"] for e in events if e["kind"] == "checkpoint" and e["time"] < killed_s]
@@ -56,7 +56,7 @@ def recovery(events: list[dict[str, Any]], killed_s: float) -> tuple[float, bool
 def kill_workers(
     tmp_path: Path, manifest: Path, root: Path, kills: int, epochs: int, seed: int
 ) -> list[tuple[float, bool]]:
-    """Train until `kills` workers were killed; recovery of each."""
+    """Train until `kills` workers were killed; returns the recovery of each."""
     recoveries: list[tuple[float, bool]] = []
     chance = random.Random(seed)
     for number in range(2 * kills):
@@ -88,14 +88,14 @@ def kill_workers(
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_one_killed_worker(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
+def test_one_killed_worker_is_replaced(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
     recoveries = kill_workers(tmp_path, toy_manifest, toy_tree, kills=1, epochs=20, seed=1)
     assert [kept for _, kept in recoveries] == [True]
 
 
 @pytest.mark.reliability
 @pytest.mark.usefixtures("ray_local")
-def test_twenty_killed_workers(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
+def test_twenty_killed_workers_are_replaced_within_30_s(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
     recoveries = kill_workers(tmp_path, toy_manifest, toy_tree, kills=20, epochs=60, seed=20)
     times_s = [seconds for seconds, _ in recoveries]
     median_s, most_s = statistics.median(times_s), max(times_s)
@@ -106,10 +106,10 @@ def test_twenty_killed_workers(toy_manifest: Path, toy_tree: Path, tmp_path: Pat
 
 @pytest.mark.reliability
 @pytest.mark.usefixtures("ray_local")
-def test_a_paused_and_a_stuck_worker_are_found(
+def test_paused_and_stuck_workers_are_detected(
     toy_manifest: Path, toy_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One stopped by SIGSTOP, one that sleeps in a step while its process answers: both are found within 120 s."""
+    """A worker stopped by SIGSTOP and one that sleeps in a step are both detected within 120 s."""
     import json
 
     from tests.reliability.harness import FAULTS_FILE, worker_with_faults

@@ -15,7 +15,7 @@ from pillsnap.train.driver import RunStopped, train_run
 from tests.reliability.harness import FAULTS_FILE, NO_BATCH_NORM, raw_events, say, tiny, wait_for, worker_with_faults
 
 STOPS = {1: 2, 2: 9}
-"""Steps after which the first and the second start of the run are asked to stop."""
+"""Steps after which the first and the second start of the run are stopped."""
 
 
 def stop_after(run: Run, step: int) -> None:
@@ -30,7 +30,7 @@ def stop_after(run: Run, step: int) -> None:
 
 @pytest.mark.reliability
 @pytest.mark.usefixtures("ray_local")
-def test_one_two_one_workers(
+def test_workers_change_from_one_to_two_to_one(
     toy_manifest: Path, toy_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pillsnap.train.trainer.run_worker", worker_with_faults)
