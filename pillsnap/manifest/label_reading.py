@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 LabelReader = Literal["auto", "ray", "processes"]
-Job = tuple[str, str]
+LabelJob = tuple[str, str]
 """(location under the data root or "", expected K-code), see labels.read_labels."""
 _CHUNK = 500
 PARALLEL_FROM = 20_000
@@ -35,7 +35,7 @@ _OBJECT_STORE_BYTES = 100 * 1024**2
 
 def read_all_labels(
     data_root: Path,
-    jobs: list[Job],
+    jobs: list[LabelJob],
     num_workers: int | None = None,
     progress: Progress | None = None,
     reader: LabelReader = "auto",
@@ -56,7 +56,7 @@ def read_all_labels(
     return labels
 
 
-def _parts(root: str, jobs: list[Job], num_workers: int, reader: LabelReader) -> Iterator[list[Label]]:
+def _parts(root: str, jobs: list[LabelJob], num_workers: int, reader: LabelReader) -> Iterator[list[Label]]:
     if not jobs:
         return iter(())
     if reader == "auto" and (num_workers == 1 or len(jobs) < PARALLEL_FROM):
@@ -73,18 +73,18 @@ def _has_cluster() -> bool:
     return ray is not None and ray.is_initialized()
 
 
-def _chunks(jobs: list[Job], size: int) -> list[list[Job]]:
+def _chunks(jobs: list[LabelJob], size: int) -> list[list[LabelJob]]:
     return [jobs[start : start + size] for start in range(0, len(jobs), size)]
 
 
-def _with_processes(root: str, jobs: list[Job], num_workers: int) -> Iterator[list[Label]]:
+def _with_processes(root: str, jobs: list[LabelJob], num_workers: int) -> Iterator[list[Label]]:
     chunks = _chunks(jobs, _CHUNK)
     # A fork would copy Arrow's threads in an unknown state; children of the fork server import only labels.py.
     with ProcessPoolExecutor(num_workers, mp_context=get_context("forkserver")) as pool:
         yield from pool.map(read_labels, [root] * len(chunks), chunks)
 
 
-def _with_ray_data(root: str, jobs: list[Job], num_workers: int) -> Iterator[list[Label]]:
+def _with_ray_data(root: str, jobs: list[LabelJob], num_workers: int) -> Iterator[list[Label]]:
     import pyarrow as pa
 
     blocks = [

@@ -68,7 +68,7 @@ def test_unknown_preset_lists_the_known_ones() -> None:
 def test_settings_are_frozen() -> None:
     settings = load_settings("demo")
     with pytest.raises(ValueError, match="frozen"):
-        settings.train.seed = 1  # type: ignore[misc]
+        settings.train.seed = 1
 
 
 def test_on_and_off_are_text_not_booleans() -> None:

@@ -16,7 +16,7 @@ from pillsnap.manifest.aihub import Progress
 from pillsnap.manifest.audit.files import Inspection, inspect_photos
 from pillsnap.manifest.audit.near_duplicates import find_near_duplicates
 from pillsnap.manifest.audit.report import AuditReport, Finding, finding
-from pillsnap.manifest.audit.rows import check_boxes, check_rows, columns
+from pillsnap.manifest.audit.rows import check_boxes, check_rows, read_columns
 from pillsnap.manifest.exact_duplicates import confirm_duplicates, group_equal
 from pillsnap.manifest.table import CLASSES_NAME, manifest_hash, read_classes, read_manifest
 from pillsnap.photos.decode import DEFAULT_MAX_PIXELS
@@ -59,24 +59,24 @@ def audit(
         raise UserError(f"{data_root}: the data root is not a folder; set --data-root or PILLSNAP_DATA_ROOT")
     class_file = (Path(manifest_path) if Path(manifest_path).is_dir() else Path(manifest_path).parent) / CLASSES_NAME
     classes = read_classes(class_file) if class_file.is_file() else None
-    rows = columns(table)
-    rows["location"] = table["location"].to_pylist()
+    columns = read_columns(table)
+    columns["location"] = table["location"].to_pylist()
     if not table.num_rows:
         found = list(finding("no_photos", "error", "the manifest is empty", [str(manifest_path)]))
     else:
-        inspections = _inspect_all(root, rows, deep, num_workers, max_pixels, progress)
-        found = [*check_rows(rows, classes), *_check_files(rows, inspections), *check_boxes(rows)]
-        found += _check_duplicates(root, rows, inspections, deep)
+        inspections = _inspect_all(root, columns, deep, num_workers, max_pixels, progress)
+        found = [*check_rows(columns, classes), *_check_files(columns, inspections), *check_boxes(columns)]
+        found += _check_duplicates(root, columns, inspections, deep)
         if deep:
-            found += _check_near_duplicates(rows, inspections)
-    codes = {code for row in rows["codes"] for code in row}
+            found += _check_near_duplicates(columns, inspections)
+    codes = {code for row in columns["codes"] for code in row}
     return AuditReport(
         manifest=str(manifest_path),
         manifest_hash=manifest_hash(manifest_path),
         deep=deep,
         num_photos=table.num_rows,
-        num_train=rows["split"].count("train"),
-        num_val=rows["split"].count("val"),
+        num_train=columns["split"].count("train"),
+        num_val=columns["split"].count("val"),
         num_classes=len(codes),
         findings=sorted(found, key=lambda one: one.severity),
     )
@@ -84,13 +84,13 @@ def audit(
 
 def _inspect_all(
     root: str,
-    rows: dict[str, list],
+    columns: dict[str, list],
     deep: bool,
     num_workers: int | None,
     max_pixels: int,
     progress: Progress | None,
 ) -> list[Inspection]:
-    jobs = list(zip(rows["location"], rows["boxes"], strict=True))
+    jobs = list(zip(columns["location"], columns["boxes"], strict=True))
     size = _CHUNK[deep]
     chunks = [jobs[start : start + size] for start in range(0, len(jobs), size)]
     workers = num_workers or os.cpu_count() or 1
@@ -111,16 +111,16 @@ def _inspect_all(
     return found
 
 
-def _check_files(rows: dict[str, list], inspections: list[Inspection]) -> Iterator[Finding]:
+def _check_files(columns: dict[str, list], inspections: list[Inspection]) -> Iterator[Finding]:
     """Findings about files. Sizes that are unknown in the manifest are taken from the headers."""
     by_problem: dict[str, list[str]] = defaultdict(list)
     other_size = []
-    for i, (path, seen) in enumerate(zip(rows["image_path"], inspections, strict=True)):
+    for i, (path, seen) in enumerate(zip(columns["image_path"], inspections, strict=True)):
         if seen.problem:
             by_problem[seen.problem].append(f"{path} ({seen.detail})" if seen.detail else path)
-        elif not rows["width"][i] or not rows["height"][i]:
-            rows["width"][i], rows["height"][i] = seen.width, seen.height
-        elif (seen.width, seen.height) != (rows["width"][i], rows["height"][i]):
+        elif not columns["width"][i] or not columns["height"][i]:
+            columns["width"][i], columns["height"][i] = seen.width, seen.height
+        elif (seen.width, seen.height) != (columns["width"][i], columns["height"][i]):
             other_size.append(f"{path} ({seen.width} x {seen.height})")
     for problem, message in _MEANING.items():
         yield from finding(problem, "error", message, by_problem.get(problem, []))
@@ -129,16 +129,18 @@ def _check_files(rows: dict[str, list], inspections: list[Inspection]) -> Iterat
     )
 
 
-def _check_duplicates(root: str, rows: dict[str, list], inspections: list[Inspection], deep: bool) -> Iterator[Finding]:
+def _check_duplicates(
+    root: str, columns: dict[str, list], inspections: list[Inspection], deep: bool
+) -> Iterator[Finding]:
     fingerprints = [seen.fingerprint for seen in inspections]
     # Fingerprints of a deep inspection are hashes of whole photos.
-    groups = group_equal(fingerprints) if deep else confirm_duplicates(root, rows["location"], fingerprints)
+    groups = group_equal(fingerprints) if deep else confirm_duplicates(root, columns["location"], fingerprints)
     leaks, contradictions, repeats = [], [], []
     for members in groups:
-        names = " = ".join(sorted({rows["image_path"][i] for i in members})[:5])
-        if len({rows["split"][i] for i in members}) > 1:
+        names = " = ".join(sorted({columns["image_path"][i] for i in members})[:5])
+        if len({columns["split"][i] for i in members}) > 1:
             leaks.append(names)
-        elif len({tuple(rows["codes"][i]) for i in members}) > 1:
+        elif len({tuple(columns["codes"][i]) for i in members}) > 1:
             contradictions.append(names)
         else:
             repeats.append(names)
@@ -147,13 +149,13 @@ def _check_duplicates(root: str, rows: dict[str, list], inspections: list[Inspec
     yield from finding("duplicate_content", "warning", "photos are byte-identical", repeats)
 
 
-def _check_near_duplicates(rows: dict[str, list], inspections: list[Inspection]) -> Iterator[Finding]:
-    is_val = np.array([split == "val" for split in rows["split"]])
+def _check_near_duplicates(columns: dict[str, list], inspections: list[Inspection]) -> Iterator[Finding]:
+    is_val = np.array([split == "val" for split in columns["split"]])
     pairs = find_near_duplicates(
         [seen.frame_hash for seen in inspections], [seen.thumbnail for seen in inspections], is_val
     )
     listed = [
-        f"{rows['image_path'][a]} ~ {rows['image_path'][b]}"
+        f"{columns['image_path'][a]} ~ {columns['image_path'][b]}"
         for a, b in pairs
         if inspections[a].fingerprint != inspections[b].fingerprint
     ]

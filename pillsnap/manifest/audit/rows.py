@@ -16,9 +16,9 @@ _MIN_TRAIN_PHOTOS = 5
 _MAX_IMBALANCE = 100
 
 
-def check_rows(rows: dict[str, list], classes: list[ClassInfo] | None) -> Iterator[Finding]:
-    """Findings about ids, splits, codes, groups and class balance. `rows`: manifest columns as lists."""
-    ids, paths, splits = rows["sample_id"], rows["image_path"], rows["split"]
+def check_rows(columns: dict[str, list], classes: list[ClassInfo] | None) -> Iterator[Finding]:
+    """Findings about ids, splits, codes, groups and class balance. `columns`: manifest columns as lists."""
+    ids, paths, splits = columns["sample_id"], columns["image_path"], columns["split"]
     yield from finding("duplicate_sample_id", "error", "sample ids occur more than once", _repeated(ids))
     yield from finding("duplicate_path", "error", "photos occur in more than one row", _repeated(paths))
     odd = [name for name, split in zip(ids, splits, strict=True) if split not in ("train", "val")]
@@ -26,18 +26,18 @@ def check_rows(rows: dict[str, list], classes: list[ClassInfo] | None) -> Iterat
     for split in ("train", "val"):
         if split not in splits:
             yield from finding(f"no_{split}", "error", f"the manifest has no {split} photos", [split])
-    yield from _check_codes(rows, classes)
+    yield from _check_codes(columns, classes)
     sides = defaultdict(set)
-    for group, split in zip(rows["group"], splits, strict=True):
+    for group, split in zip(columns["group"], splits, strict=True):
         sides[group].add(split)
     overlap = sorted(str(group) for group, seen in sides.items() if len(seen) > 1)
     yield from finding("group_overlap", "error", "groups are in train and val: near-identical photos leak", overlap)
-    yield from _check_balance(rows)
+    yield from _check_balance(columns)
 
 
-def check_boxes(rows: dict[str, list]) -> Iterator[Finding]:
+def check_boxes(columns: dict[str, list]) -> Iterator[Finding]:
     """Findings about labels: their number, and boxes that are empty or outside the frame (pixels, [x, y, w, h])."""
-    ids, codes, boxes = rows["sample_id"], rows["codes"], rows["boxes"]
+    ids, codes, boxes = columns["sample_id"], columns["codes"], columns["boxes"]
     uneven = [name for name, a, b in zip(ids, codes, boxes, strict=True) if len(a) != len(b)]
     yield from finding("uneven_boxes", "error", "rows have different numbers of boxes and codes", uneven)
     incomplete = [name for name, row in zip(ids, boxes, strict=True) if any(box is None for box in row)]
@@ -55,7 +55,7 @@ def check_boxes(rows: dict[str, list]) -> Iterator[Finding]:
         return
     owner = np.array(owners)
     x, y, w, h = np.array(values, dtype=np.float64).T
-    width, height = np.array(rows["width"])[owner], np.array(rows["height"])[owner]
+    width, height = np.array(columns["width"])[owner], np.array(columns["height"])[owner]
     known = (width > 0) & (height > 0)
     finite = np.isfinite([x, y, w, h]).all(axis=0)
     empty = ~finite | (w <= 0) | (h <= 0)
@@ -72,8 +72,8 @@ def check_boxes(rows: dict[str, list]) -> Iterator[Finding]:
     yield from finding("box_crosses_border", "warning", "boxes cross the border: they are clipped", named(crossing))
 
 
-def _check_codes(rows: dict[str, list], classes: list[ClassInfo] | None) -> Iterator[Finding]:
-    ids, codes, splits = rows["sample_id"], rows["codes"], rows["split"]
+def _check_codes(columns: dict[str, list], classes: list[ClassInfo] | None) -> Iterator[Finding]:
+    ids, codes, splits = columns["sample_id"], columns["codes"], columns["split"]
     trained = {code for row, split in zip(codes, splits, strict=True) if split == "train" for code in row}
     untrained = sorted({code for row in codes for code in row} - trained)
     yield from finding("class_only_in_val", "error", "classes occur in validation but not in training", untrained)
@@ -85,7 +85,7 @@ def _check_codes(rows: dict[str, list], classes: list[ClassInfo] | None) -> Iter
         yield from finding("unknown_code", "error", "codes are not in classes.json", unknown)
         yield from finding("unused_class", "warning", "classes have no training photo", sorted(known - trained))
     mismatched = []
-    for name, path, row in zip(ids, rows["image_path"], codes, strict=True):
+    for name, path, row in zip(ids, columns["image_path"], codes, strict=True):
         parsed = parse_name(path)
         if parsed is not None and list(parsed.codes) != list(row):
             mismatched.append(name)
@@ -94,9 +94,9 @@ def _check_codes(rows: dict[str, list], classes: list[ClassInfo] | None) -> Iter
     yield from finding("background", "warning", "photos show no pill: used for detection only", unnamed)
 
 
-def _check_balance(rows: dict[str, list]) -> Iterator[Finding]:
+def _check_balance(columns: dict[str, list]) -> Iterator[Finding]:
     counts = {"train": Counter(), "val": Counter()}  # type: dict[str, Counter[str]]
-    for codes, split in zip(rows["codes"], rows["split"], strict=True):
+    for codes, split in zip(columns["codes"], columns["split"], strict=True):
         if split in counts:
             counts[split].update(set(codes))
     train = counts["train"]
@@ -114,7 +114,7 @@ def _repeated(values: list) -> list[str]:
     return sorted(str(value) for value, count in Counter(values).items() if count > 1)
 
 
-def columns(table: pa.Table) -> dict[str, list]:
+def read_columns(table: pa.Table) -> dict[str, list]:
     """The columns that the checks read, as Python lists."""
     names = ("sample_id", "image_path", "image_type", "codes", "boxes", "width", "height", "group", "split")
     return {name: table[name].to_pylist() for name in names}

@@ -8,6 +8,7 @@ import pytest
 from pillsnap.errors import UserError
 from pillsnap.manifest import aihub
 from pillsnap.manifest import scan as scanning
+from tests.unit.conftest import Tree
 
 
 def test_parse_single_name() -> None:
@@ -55,7 +56,7 @@ def paths(scan: scanning.Scan) -> list[str]:
     return [scan.path(photo) for photo in range(len(scan))]
 
 
-def test_scan_finds_photos_and_counts_other_entries(tree) -> None:
+def test_scan_finds_photos_and_counts_other_entries(tree: Tree) -> None:
     first = tree.single("K-000001")
     second = tree.combination(["K-000001", "K-000002"])
     (second.parent / f"{second.parent.name}_index.png").write_bytes(b"x")
@@ -66,7 +67,7 @@ def test_scan_finds_photos_and_counts_other_entries(tree) -> None:
     assert scan.refused.counts == {"stray_image": 1, "other_file": 1}
 
 
-def test_scan_takes_the_codes_from_the_file_name_not_the_folder(tree) -> None:
+def test_scan_takes_the_codes_from_the_file_name_not_the_folder(tree: Tree) -> None:
     photo = tree.single("K-000001")
     stray = photo.with_name("K-000009_0_2_0_0_75_000_200.png")
     shutil.copy(photo, stray)
@@ -76,7 +77,7 @@ def test_scan_takes_the_codes_from_the_file_name_not_the_folder(tree) -> None:
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])
-def test_scan_is_the_same_with_any_number_of_threads(tree, num_threads: int) -> None:
+def test_scan_is_the_same_with_any_number_of_threads(tree: Tree, num_threads: int) -> None:
     tree.many(4)
     for part in (2, 3):
         tree.single("K-000050", part=part, longitude=part)
@@ -85,7 +86,7 @@ def test_scan_is_the_same_with_any_number_of_threads(tree, num_threads: int) -> 
     assert len(scan) == 4 * 6 * 4 + 4 * 3 + 2
 
 
-def test_scan_accepts_a_data_level(tree) -> None:
+def test_scan_accepts_a_data_level(tree: Tree) -> None:
     tree.single("K-000001")
     (tree.root / "data").mkdir()
     (tree.root / "train").rename(tree.root / "data/train")
@@ -94,7 +95,7 @@ def test_scan_accepts_a_data_level(tree) -> None:
     ]
 
 
-def test_scan_follows_part_folders_on_other_disks(tree, tmp_path: Path) -> None:
+def test_scan_follows_part_folders_on_other_disks(tree: Tree, tmp_path: Path) -> None:
     tree.single("K-000001")
     part = tree.root / "train/images/single/TS_1_single"
     part.rename(tmp_path / "other_disk")
@@ -102,7 +103,7 @@ def test_scan_follows_part_folders_on_other_disks(tree, tmp_path: Path) -> None:
     assert len(scanning.scan(tree.root)) == 1
 
 
-def test_only_the_training_tree_is_scanned_if_there_is_one(tree) -> None:
+def test_only_the_training_tree_is_scanned_if_there_is_one(tree: Tree) -> None:
     tree.single("K-000001")
     tree.single("K-000002", tree="val")
     assert scanning.scan(tree.root).prefixes == ["K-000001"]

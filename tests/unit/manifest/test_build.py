@@ -4,16 +4,21 @@ import json
 import unicodedata
 from collections import defaultdict
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
 from pillsnap.errors import UserError
 from pillsnap.manifest.audit.audit import audit
 from pillsnap.manifest.build import BuildResult, build_manifest
+from pillsnap.manifest.label_reading import LabelReader
 from pillsnap.manifest.table import read_classes, read_manifest
+from tests.unit.conftest import Tree
+
+Form = Literal["NFC", "NFD"]
 
 
-def build(tree, out: Path, **change) -> BuildResult:
+def build(tree: Tree, out: Path, **change: Any) -> BuildResult:
     return build_manifest(tree.root, out, **({"num_photos": None, "num_classes": None} | change))
 
 
@@ -21,7 +26,7 @@ def rows(result: BuildResult) -> list[dict]:
     return read_manifest(result.path).to_pylist()
 
 
-def test_row_of_a_single_photo(tree, tmp_path: Path) -> None:
+def test_row_of_a_single_photo(tree: Tree, tmp_path: Path) -> None:
     for longitude in (0, 20, 260):
         tree.single("K-000114", direction=1, light=2, longitude=longitude)
     row = rows(build(tree, tmp_path / "out"))[2]
@@ -36,7 +41,7 @@ def test_row_of_a_single_photo(tree, tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_combination_boxes_follow_the_codes_of_the_name(tree, tmp_path: Path) -> None:
+def test_combination_boxes_follow_the_codes_of_the_name(tree: Tree, tmp_path: Path) -> None:
     codes = ["K-000003", "K-000001", "K-000002"]
     boxes = {code: [10.0 * int(code[-1]), 0.0, 5.0, 5.0] for code in codes}
     for latitude in (70, 75):
@@ -52,7 +57,7 @@ def test_combination_boxes_follow_the_codes_of_the_name(tree, tmp_path: Path) ->
     assert any("2 of 6 pills have no box" in note for note in result.report["notes"])
 
 
-def test_bad_labels_are_null_boxes_counted_and_listed(tree, tmp_path: Path) -> None:
+def test_bad_labels_are_null_boxes_counted_and_listed(tree: Tree, tmp_path: Path) -> None:
     tree.single("K-000001", longitude=0)
     tree.single("K-000001", longitude=20, label=b"{broken")
     tree.single("K-000001", longitude=40, label={"bbox": [5, 5, 0, 3]})
@@ -70,7 +75,7 @@ def test_bad_labels_are_null_boxes_counted_and_listed(tree, tmp_path: Path) -> N
     ("label_reader", "num_workers"), [("auto", 1), ("auto", 2), ("processes", 2), ("processes", 3), ("ray", 2)]
 )
 def test_bytes_depend_only_on_tree_and_seed(
-    tree, tmp_path: Path, label_reader: str, num_workers: int, monkeypatch: pytest.MonkeyPatch
+    tree: Tree, tmp_path: Path, label_reader: LabelReader, num_workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pillsnap.manifest.label_reading._CHUNK", 7)
     monkeypatch.setattr("pillsnap.manifest.label_reading._RAY_CHUNK", 7)
@@ -92,7 +97,7 @@ def test_bytes_depend_only_on_tree_and_seed(
     assert second.report == first.report
 
 
-def test_counts_are_as_requested(tree, tmp_path: Path) -> None:
+def test_counts_are_as_requested(tree: Tree, tmp_path: Path) -> None:
     tree.many(8, combinations=8)
     result = build(tree, tmp_path / "out", num_photos=100, num_classes=5, combination_fraction=0.06, val_fraction=0.2)
     got = result.report["got"]
@@ -107,7 +112,7 @@ def test_counts_are_as_requested(tree, tmp_path: Path) -> None:
     assert classes[0].name == f"약 {classes[0].code}"
 
 
-def test_shortage_is_noted(tree, tmp_path: Path) -> None:
+def test_shortage_is_noted(tree: Tree, tmp_path: Path) -> None:
     tree.many(3, combinations=1)
     result = build(tree, tmp_path / "out", num_photos=1000, num_classes=50, combination_fraction=0.5)
     assert result.report["got"]["num_photos"] == 3 * 24 + 3
@@ -118,7 +123,7 @@ def test_shortage_is_noted(tree, tmp_path: Path) -> None:
     ]
 
 
-def test_no_group_in_both_splits_and_no_class_only_in_validation(tree, tmp_path: Path) -> None:
+def test_no_group_in_both_splits_and_no_class_only_in_validation(tree: Tree, tmp_path: Path) -> None:
     tree.many(7, longitudes=5, combinations=7)
     for seed in range(5):
         found = rows(build(tree, tmp_path / str(seed), seed=seed, val_fraction=0.4, combination_fraction=0.3))
@@ -131,7 +136,7 @@ def test_no_group_in_both_splits_and_no_class_only_in_validation(tree, tmp_path:
         assert 0.3 < sum(row["split"] == "val" for row in found) / len(found) < 0.5
 
 
-def test_tree_of_combinations_only(tree, tmp_path: Path) -> None:
+def test_tree_of_combinations_only(tree: Tree, tmp_path: Path) -> None:
     for number in range(1, 9):
         for latitude in (70, 75, 90):
             tree.combination([f"K-{number:06d}", f"K-{number % 8 + 1:06d}"], latitude=latitude)
@@ -143,7 +148,7 @@ def test_tree_of_combinations_only(tree, tmp_path: Path) -> None:
     assert sum(row["split"] == "val" for row in found) == 6
 
 
-def test_class_with_one_photo_is_left_out_and_listed(tree, tmp_path: Path) -> None:
+def test_class_with_one_photo_is_left_out_and_listed(tree: Tree, tmp_path: Path) -> None:
     tree.many(3)
     tree.single("K-000099")
     result = build(tree, tmp_path / "out")
@@ -151,7 +156,7 @@ def test_class_with_one_photo_is_left_out_and_listed(tree, tmp_path: Path) -> No
     assert "K-000099" not in {info.code for info in read_classes(tmp_path / "out")}
 
 
-def test_photo_in_two_folders_is_taken_once_and_listed(tree, tmp_path: Path) -> None:
+def test_photo_in_two_folders_is_taken_once_and_listed(tree: Tree, tmp_path: Path) -> None:
     tree.many(2, combinations=0)
     tree.single("K-000001", part=2)
     result = build(tree, tmp_path / "out")
@@ -162,7 +167,7 @@ def test_photo_in_two_folders_is_taken_once_and_listed(tree, tmp_path: Path) -> 
     }
 
 
-def test_excluded_validation_groups_never_train(tree, tmp_path: Path) -> None:
+def test_excluded_validation_groups_never_train(tree: Tree, tmp_path: Path) -> None:
     tree.many(6)
     earlier = build(tree, tmp_path / "stage1", num_photos=60)
     later = build(tree, tmp_path / "stage2", exclude=tmp_path / "stage1")
@@ -172,7 +177,7 @@ def test_excluded_validation_groups_never_train(tree, tmp_path: Path) -> None:
     assert later.report["left_out"]["photos_of_excluded_groups"] >= len(earlier_val)
 
 
-def test_exclusion_uses_the_present_groups(tree, tmp_path: Path) -> None:
+def test_exclusion_uses_the_present_groups(tree: Tree, tmp_path: Path) -> None:
     """An earlier manifest grouped by latitude, excluded from one grouped by side and longitude."""
     for latitude in (60, 70, 75, 90):
         for longitude in range(0, 100, 20):
@@ -186,7 +191,7 @@ def test_exclusion_uses_the_present_groups(tree, tmp_path: Path) -> None:
     assert not held_out & {(row["direction"], row["longitude"]) for row in later}
 
 
-def test_photos_are_grouped_by_the_stated_fields(tree, tmp_path: Path) -> None:
+def test_photos_are_grouped_by_the_stated_fields(tree: Tree, tmp_path: Path) -> None:
     for latitude in (60, 70, 75, 90):
         for longitude in range(0, 100, 20):
             tree.single("K-000001", latitude=latitude, longitude=longitude)
@@ -197,7 +202,7 @@ def test_photos_are_grouped_by_the_stated_fields(tree, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("photos", "labels"), [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
-def test_photos_and_labels_match_across_unicode_forms(tree, tmp_path: Path, photos: str, labels: str) -> None:
+def test_photos_and_labels_match_across_unicode_forms(tree: Tree, tmp_path: Path, photos: Form, labels: Form) -> None:
     for longitude in range(0, 100, 20):
         tree.single("K-000001", longitude=longitude)
     for kind, part, form in (("images", "TS_1", photos), ("labels", "TL_1", labels)):
@@ -209,7 +214,7 @@ def test_photos_and_labels_match_across_unicode_forms(tree, tmp_path: Path, phot
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-def test_validation_copies_of_training_photos_are_left_out(tree, tmp_path: Path, zipped: bool) -> None:
+def test_validation_copies_of_training_photos_are_left_out(tree: Tree, tmp_path: Path, zipped: bool) -> None:
     """A training photo has a copy in each split: the one in validation is left out and listed."""
     photos = [
         tree.single("K-000001", longitude=longitude, direction=direction, latitude=latitude, pixels=True)
@@ -238,7 +243,7 @@ def test_validation_copies_of_training_photos_are_left_out(tree, tmp_path: Path,
     assert not audit(unchecked.path, root).fit
 
 
-def test_tree_of_copies_is_noted(tree, tmp_path: Path) -> None:
+def test_tree_of_copies_is_noted(tree: Tree, tmp_path: Path) -> None:
     for longitude in range(0, 300, 20):
         photo = tree.single("K-000001", longitude=longitude, pixels=True)
         photo.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))
@@ -248,7 +253,7 @@ def test_tree_of_copies_is_noted(tree, tmp_path: Path) -> None:
     assert f"{num_val} validation photos are byte-identical to training photos" in result.report["notes"][-1]
 
 
-def test_sample_does_not_depend_on_folders(tree, tmp_path: Path) -> None:
+def test_sample_does_not_depend_on_folders(tree: Tree, tmp_path: Path) -> None:
     tree.many(5, combinations=0)
     before = rows(build(tree, tmp_path / "a", num_photos=40))
     images = tree.root / "train/images/single"
@@ -263,14 +268,14 @@ def test_sample_does_not_depend_on_folders(tree, tmp_path: Path) -> None:
     assert before == after
 
 
-def test_empty_sample_is_a_one_line_error(tree, tmp_path: Path) -> None:
+def test_empty_sample_is_a_one_line_error(tree: Tree, tmp_path: Path) -> None:
     tree.single("K-000001")
     with pytest.raises(UserError, match="none of 1 photos is left after sampling: 1 classes have fewer than 2"):
         build(tree, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_progress_reaches_its_total(tree, tmp_path: Path) -> None:
+def test_progress_reaches_its_total(tree: Tree, tmp_path: Path) -> None:
     tree.many(3)
     calls: list[tuple[str, int, int]] = []
     build(tree, tmp_path / "out", progress=lambda *call: calls.append(call))

@@ -5,6 +5,7 @@ import io
 import json
 import unicodedata
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
@@ -12,10 +13,13 @@ from pillsnap.errors import UserError
 from pillsnap.manifest.build import build_manifest
 from pillsnap.manifest.import_csv import import_csv
 from pillsnap.manifest.table import read_classes, read_manifest
+from tests.unit.conftest import Tree
 
 HOME = "/home/someone/pillsnap_data"
 COMBINATION = "K-015280-020014-020238"
 HEADER = "image_path,mapping_code,image_type,source\n"
+
+Form = Literal["NFC", "NFD"]
 
 
 def combination_row(latitude: int = 90, part: int = 7, code: str = "K-015280") -> str:
@@ -23,7 +27,7 @@ def combination_row(latitude: int = 90, part: int = 7, code: str = "K-015280") -
     return f"{HOME}/train/images/combination/TS_{part}_combo/{COMBINATION}/{name},{code},combination,train\n"
 
 
-def run(tmp_path: Path, text: str | bytes, name: str = "manifest_train.csv", **options) -> list[dict]:
+def run(tmp_path: Path, text: str | bytes, name: str = "manifest_train.csv", **options: Any) -> list[dict]:
     source = tmp_path / name
     source.write_bytes(text if isinstance(text, bytes) else text.encode())
     return read_manifest(import_csv(source, tmp_path / "out", **options)).to_pylist()
@@ -67,7 +71,7 @@ def test_equal_names_in_two_folders_are_two_samples(tmp_path: Path) -> None:
     ]
 
 
-def test_boxes_are_read_under_the_data_root(tree, tmp_path: Path) -> None:
+def test_boxes_are_read_under_the_data_root(tree: Tree, tmp_path: Path) -> None:
     codes = ["K-015280", "K-020014", "K-020238"]
     boxes = {code: [float(i), 0.0, 5.0, 5.0] for i, code in enumerate(codes)}
     tree.combination(codes, latitude=90, part=7, boxes=boxes, without=["K-020014"])
@@ -88,7 +92,7 @@ def test_missing_photos_are_listed(tmp_path: Path) -> None:
     assert len(problems(tmp_path)["missing_photo"]) == 1
 
 
-def test_own_csv_round_trip(tree, tmp_path: Path) -> None:
+def test_own_csv_round_trip(tree: Tree, tmp_path: Path) -> None:
     tree.many(4)
     built = build_manifest(tree.root, tmp_path / "built", num_photos=None, num_classes=None)
     imported = import_csv(tmp_path / "built", tmp_path / "out", data_root=tree.root)
@@ -167,7 +171,7 @@ def test_hangul_in_two_unicode_forms_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
-def test_paths_take_the_unicode_form_on_disk(tmp_path: Path, forms: tuple[str, str]) -> None:
+def test_paths_take_the_unicode_form_on_disk(tmp_path: Path, forms: tuple[Form, Form]) -> None:
     on_disk, written = (unicodedata.normalize(form, "약/사진.jpg") for form in forms)
     (tmp_path / "root" / on_disk).parent.mkdir(parents=True)
     (tmp_path / "root" / on_disk).write_bytes(b"x")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -131,7 +132,7 @@ def test_names_in_every_form(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", ["", "a,a", "a,,b", ["a|b"]])
-def test_invalid_names_are_one_line(names) -> None:
+def test_invalid_names_are_one_line(names: Any) -> None:
     with pytest.raises(UserError):
         read_names(names)
 

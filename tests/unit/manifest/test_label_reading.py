@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,8 +56,16 @@ def test_automatic_choice(
 ) -> None:
     used = ["here"]
     monkeypatch.setattr(label_reading, "PARALLEL_FROM", 10)
-    monkeypatch.setattr(label_reading, "_with_processes", lambda *_: used.append("processes") or iter(()))
-    monkeypatch.setattr(label_reading, "_with_ray_data", lambda *_: used.append("ray") or iter(()))
+
+    def reader(name: str) -> Callable[..., Iterator[list[Label]]]:
+        def read(*_: Any) -> Iterator[list[Label]]:
+            used.append(name)
+            return iter(())
+
+        return read
+
+    monkeypatch.setattr(label_reading, "_with_processes", reader("processes"))
+    monkeypatch.setattr(label_reading, "_with_ray_data", reader("ray"))
     monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.delitem(sys.modules, "ray", raising=False)
     read_all_labels(tmp_path, [("", "K-1")] * num_jobs, num_workers)

@@ -10,6 +10,7 @@ import json
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 from pillsnap.cli.main import app
 from pillsnap.manifest.import_csv import import_csv
 from pillsnap.manifest.table import read_classes, read_manifest
+from tests.unit.conftest import Tree
 
 HEADER = ["image_path", "mapping_code", "image_type", "source"]
 NAMES = {"train": "manifest_train_combo.csv", "val": "manifest_val_combo.csv"}
@@ -27,7 +29,7 @@ def write_look_alikes(folder: Path, counts: dict[str, int], seed: int = 3) -> No
     """Rows of combinations of two to four drugs at three latitudes, split photo by photo as the owner did."""
     rng = random.Random(seed)
     drugs = [f"{number:06d}" for number in rng.sample(range(100, 42_000), 90)]
-    photos = {}
+    photos: dict[str, Any] = {}
     while len(photos) < sum(counts.values()):
         codes = "-".join(sorted(rng.sample(drugs, rng.randint(2, 4))))
         part = rng.randint(1, 8)
@@ -100,7 +102,7 @@ def test_command_takes_files_or_their_folder(tmp_path: Path, monkeypatch: pytest
     assert results[0] == results[1]
 
 
-def test_command_takes_photos_and_boxes_from_the_data_root(tree, tmp_path: Path) -> None:
+def test_command_takes_photos_and_boxes_from_the_data_root(tree: Tree, tmp_path: Path) -> None:
     write_look_alikes(tmp_path, {"train": 9, "val": 3})
     for name in NAMES.values():
         for line in (tmp_path / name).read_text(encoding="utf-8").splitlines()[1:]:

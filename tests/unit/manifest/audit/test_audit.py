@@ -17,6 +17,7 @@ from pillsnap.errors import UserError
 from pillsnap.manifest.audit.audit import audit
 from pillsnap.manifest.audit.report import AuditReport
 from pillsnap.manifest.table import SCHEMA, class_list, write_manifest
+from tests.unit.conftest import Tree
 
 
 def pixels(seed: int, size: tuple[int, int] = (64, 80)) -> np.ndarray:
@@ -299,7 +300,7 @@ def test_missing_manifest_and_root_are_one_line(photos: Set, tmp_path: Path) -> 
         audit(tmp_path / "nowhere", photos.root)
 
 
-def test_built_manifest_of_a_tree_is_fit(tree, tmp_path: Path) -> None:
+def test_built_manifest_of_a_tree_is_fit(tree: Tree, tmp_path: Path) -> None:
     from pillsnap.manifest.build import build_manifest
 
     for code in ("K-000001", "K-000002"):
