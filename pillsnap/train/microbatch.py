@@ -65,9 +65,9 @@ class MicrobatchRunner:
         for start in range(0, rows, self.size):
             taken = slice(start, start + self.size)
             targets = {name: tensor[taken] for name, tensor in batch.targets.items()}
-            members = int((batch.index[taken] >= 0).sum())
+            num_samples = int((batch.index[taken] >= 0).sum())
             # Which rows of unreadable photos are empty is known on the device only: this is a host sync.
-            num_valid = members if all_read else int(targets["valid"].sum())
+            num_valid = num_samples if all_read else int(targets["valid"].sum())
             yield replace(
                 batch, images=batch.images[taken], targets=targets, index=batch.index[taken], num_valid=num_valid
             )

@@ -137,8 +137,8 @@ class TrainingState:
         if self.loss_scale is None:
             return ~good.bool()
         # A non-finite gradient is bad when the loss is not finite; else the loss scale may be too large.
-        hopeless = ~torch.isfinite(torch.stack(list(shares.values()))).all() | self.loss_scale.exhausted
-        bad = self._group.sum_on_device((hopeless & ~good.bool()).float()) > 0
+        unrecoverable = ~torch.isfinite(torch.stack(list(shares.values()))).all() | self.loss_scale.exhausted
+        bad = self._group.sum_on_device((unrecoverable & ~good.bool()).float()) > 0
         self.loss_scale.update(good)
         return bad
 
