@@ -1,4 +1,4 @@
-"""Judge a run: both models over the validation photos, figures, verdict, report."""
+"""Evaluates a run: both models over the validation photos, metrics, targets, report."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow.compute as pc
 
 from pillsnap.errors import UserError
-from pillsnap.evaluate.inference import TABLES, Predictions, predict_manifest
-from pillsnap.evaluate.judge import judge, write_metrics
+from pillsnap.evaluate.inference import Predictions, predict_manifest
+from pillsnap.evaluate.metrics_json import collect_metrics, write_metrics
 from pillsnap.evaluate.report.page import write_report
 from pillsnap.evaluate.verify import model_problems
 from pillsnap.observe.events import EventLog, read_events
@@ -20,53 +20,45 @@ SPLIT = "val"
 
 
 def evaluate_run(run: Run, *, compare: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Write `predictions/`, `metrics.json` and `report.html`, log the verdict, return the metrics. Ray must be up."""
+    """Write `predictions/`, `metrics.json` and `report.html`, log the `verdict` event, return the metrics.
+
+    `compare` are the metrics of an earlier run, shown in the report. Ray must be initialised.
+    """
     photos = run.manifest.filter(pc.equal(run.manifest["split"], SPLIT))
     if not len(photos):
-        raise UserError(
-            "The manifest has no validation photos to judge on: build it again with sampling.val_fraction above 0."
-        )
+        raise UserError("The manifest has no validation photos: build it again with sampling.val_fraction above 0.")
     problems = model_problems(run)
     predictions = Predictions(None, None, None, {})
     if any(find_run_checkpoint(run.where, task, "best")[0] for task in run.settings.tasks):
         predictions = predict_manifest(photos, run.where, run.settings, run.codes, run.data_root)
     predictions.write(run.run_dir)
-    for name in TABLES:  # of an earlier judgement, when the run had more models
-        if getattr(predictions, name) is None:
-            (run.run_dir / "predictions" / f"{name}.parquet").unlink(missing_ok=True)
     if predictions.errors:
-        first = next(iter(predictions.errors.items()))
+        sample_id, reason = next(iter(predictions.errors.items()))
         problems.append(
             f"{len(predictions.errors)} of {len(photos)} validation photos cannot be read, "
-            f"the first {first[0]} ({first[1]})."
+            f"the first {sample_id} ({reason})."
         )
-    metrics = judge(
-        run.run_dir,
+    metrics = collect_metrics(
+        predictions,
         run.manifest,
         run.codes,
-        predictions.detections,
-        predictions.classification,
-        predictions.pipeline,
-        run.settings.targets.model_dump(exclude_none=True),
-        training_time_s(run.run_dir),
-        run.settings.stage,
-        SPLIT,
-        problems,
+        run_name=run.run_dir.name,
+        stage=run.settings.stage,
+        targets=run.settings.targets.model_dump(exclude_none=True),
+        total_time_s=training_time_s(run.run_dir),
+        split=SPLIT,
+        problems=problems,
     )
-    if metrics["classification"]:
-        metrics["classification"]["calibration"]["temperature"] = predictions.temperature
     metrics_path = write_metrics(run.run_dir, metrics)
-    events = read_events(run.run_dir)
     report_path = write_report(
         run.run_dir,
         metrics,
+        predictions,
         manifest=run.manifest,
         classes=run.classes,
-        tables={name: getattr(predictions, name) for name in TABLES},
-        events=events,
+        events=read_events(run.run_dir),
         data_root=run.data_root,
         compare=compare,
-        unread=predictions.errors,
         confidence=run.settings.evaluation.confidence,
         max_pixels=run.settings.data.max_pixels,
     )

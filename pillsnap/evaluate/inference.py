@@ -1,7 +1,4 @@
-"""Two-stage inference over a manifest: Ray Data tasks decode, actors hold the models.
-
-One pass over the photos gives all three prediction tables.
-"""
+"""Two-stage inference over a manifest in one pass: Ray Data tasks decode, actors run both models."""
 
 from __future__ import annotations
 
@@ -47,31 +44,34 @@ _RESULT = pa.schema(
 
 @dataclass(frozen=True)
 class Predictions:
-    """Tables of one split; a table is None where its model was not trained. `errors`: sample id -> why it could not be
-    read.
-    """
+    """Tables of one split; None where a model was not trained. `errors`: sample id -> why it could not be read."""
 
     detections: pa.Table | None
     classification: pa.Table | None
     pipeline: pa.Table | None
     errors: dict[str, str]
     temperature: float = 1.0
-    """What the classifier's logits were divided by."""
+    """Divisor of the classifier's logits."""
+
+    @property
+    def tables(self) -> dict[str, pa.Table | None]:
+        return {name: getattr(self, name) for name in TABLES}
 
     def write(self, run_dir: Path) -> None:
-        """Write `predictions/<table>.parquet`."""
+        """Write `predictions/<table>.parquet`; delete the files of tables that are None."""
         folder = run_dir / "predictions"
         folder.mkdir(parents=True, exist_ok=True)
-        for name in TABLES:
-            table = getattr(self, name)
-            if table is not None:
+        for name, table in self.tables.items():
+            if table is None:
+                (folder / f"{name}.parquet").unlink(missing_ok=True)
+            else:
                 pq.write_table(table, folder / f"{name}.parquet")
 
 
 def predict_manifest(
     manifest: pa.Table, run: str | Path, settings: Settings, codes: list[str], data_root: str, *, classify: bool = True
 ) -> Predictions:
-    """Run both models of a run, in a folder or beneath a URI, over the photos of `manifest`. Ray must be up."""
+    """Run both models of `run` (a folder or URI) over the photos of `manifest`. Ray must be initialised."""
     rows = infer(manifest, run, settings, codes, data_root, classify=classify)
     errors = {row["sample_id"]: row["error"] for row in rows if row["error"]}
     rows = [row for row in rows if not row["error"]]
@@ -128,9 +128,9 @@ def infer(
     classify: bool = True,
     min_score: float = MIN_SCORE,
 ) -> list[dict[str, Any]]:
-    """One row a photo with everything that both models say of it; `photos` has manifest columns. Ray must be up.
+    """One row per photo with the output of both models; `photos` has manifest columns. Ray must be initialised.
 
-    Detections below `min_score` are left out: figures need nearly all of them, use does not.
+    Detections below `min_score` are left out; metrics need nearly all of them.
     """
     import ray
     from ray.data import DataContext
@@ -149,7 +149,7 @@ def infer(
         num_cpus=settings.data.decoding_cpus / 2,
     )
     with warnings.catch_warnings():
-        # Actors that may restart make Ray log an error (their arguments could be gone); this Ray has no other way out.
+        # max_restarts=0: with restarts Ray logs an error about actor arguments that may be lost.
         warnings.simplefilter("ignore", DeprecationWarning)
         inferred = decoded.map_batches(
             _Model,
@@ -190,7 +190,7 @@ def _decode(batch: pa.Table, *, reader: PhotoReader) -> pa.Table:
 
 
 class _Model:
-    """An actor that holds both models."""
+    """Actor with both models."""
 
     def __init__(self, run: str | Path, settings: Settings, codes: list[str], classify: bool, min_score: float) -> None:
         import os
@@ -231,10 +231,10 @@ class _Model:
              if box is not None and code in self._labels]
             for row in rows
         ]  # fmt: skip
-        found = [self._sure_boxes(result) for result in results]
+        found = [self._confident_boxes(result) for result in results]
         boxes = [
-            np.array([*(box for _, _, box in pills), *sure], np.float32).reshape(-1, 4)
-            for pills, sure in zip(labelled, found, strict=True)
+            np.array([*(box for _, _, box in pills), *confident], np.float32).reshape(-1, 4)
+            for pills, confident in zip(labelled, found, strict=True)
         ]
         for result, pills, names in zip(results, labelled, self._models.classify(photos, boxes), strict=True):
             given, named = names.rows(slice(0, len(pills))), names.rows(slice(len(pills), None))
@@ -245,8 +245,8 @@ class _Model:
             if self._models.detector is not None:
                 result["named_top"], result["named_probs"], result["named_raw"] = _lists(named)
 
-    def _sure_boxes(self, result: dict[str, Any]) -> list[list[float]]:
-        """Boxes that are named: a prefix of all that were found, which come best first."""
+    def _confident_boxes(self, result: dict[str, Any]) -> list[list[float]]:
+        """The boxes to classify: those at or above the confidence threshold, a prefix of all found boxes."""
         scored = zip(result["boxes"] or [], result["scores"] or [], strict=True)
         return [box for box, score in scored if score >= self._settings.evaluation.confidence]
 

@@ -1,4 +1,4 @@
-"""Name the pills of any photos with a trained run."""
+"""Predictions of a trained run for any photos."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ _SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def list_photos(paths: Sequence[Path]) -> list[Path]:
-    """Absolute paths of photos: those named, and those in the folders named. Raises UserError for a path that is not
-    there.
-    """
+    """Absolute paths of the given photos and of those in the given folders. Raises UserError for a missing path."""
     photos: list[Path] = []
     for path in paths:
         if path.is_dir():
@@ -34,16 +32,16 @@ def list_photos(paths: Sequence[Path]) -> list[Path]:
         else:
             raise UserError(f"There is no photo or folder {path}.")
     if not photos:
-        raise UserError(f"No PNG or JPEG lies in {', '.join(map(str, paths))}.")
+        raise UserError(f"There is no PNG or JPEG in {', '.join(map(str, paths))}.")
     return [photo.absolute() for photo in photos]
 
 
 def predict_photos(run: Run, photos: Sequence[Path], *, single: bool = False) -> list[dict[str, Any]]:
-    """One entry a photo, in order: `path`, `error` (None when it could be read) and `pills`, best first. Ray must be
-    up.
+    """One entry per photo, in order: `path`, `error` (None when it could be read) and `pills`, best first. Ray must be
+    initialised.
 
-    A pill has `box` (x, y, w, h in pixels), `score` of the detector, `code`, `name`, `edi_codes`, `confidence` (as
-    calibrated on validation) and `top5`. With `single` only the pill of the highest score is named.
+    A pill has `box` (x, y, w, h in pixels), `score` of the detector, `code`, `name`, `edi_codes`, `confidence`
+    (calibrated on the validation split) and `top5`. With `single` only the pill of the highest score is returned.
     """
     root = os.path.commonpath([photo.parent for photo in photos])
     paths = [os.path.relpath(photo, root) for photo in photos]
@@ -53,9 +51,8 @@ def predict_photos(run: Run, photos: Sequence[Path], *, single: bool = False) ->
 def predict_manifest_photos(
     run: Run, manifest_path: str | Path, data_root: str | None, split: str | None, *, single: bool = False
 ) -> list[dict[str, Any]]:
-    """As `predict_photos`, over a manifest's photos (of one split, if named) beneath `data_root` (or else the run's).
-
-    Raises UserError when the manifest has no such photo.
+    """Like `predict_photos`, for the photos of a manifest (of one `split`, unless None) under `data_root` (default: the
+    run's). Raises UserError when there is none.
     """
     manifest = read_manifest(local_manifest(manifest_path))
     if split is not None:
@@ -76,8 +73,8 @@ def _predict(run: Run, names: list[str], locations: list[str], root: str, single
             "boxes": pa.array([[] for _ in names], pa.list_(pa.list_(pa.float32()))),
         }
     )
-    sure = run.settings.evaluation.confidence
-    found = infer(table, run.where, run.settings, run.codes, root, min_score=sure)
+    confidence = run.settings.evaluation.confidence
+    found = infer(table, run.where, run.settings, run.codes, root, min_score=confidence)
     rows = {row["sample_id"]: row for row in found}
     return [_entry(run, rows[name], single) for name in names]
 

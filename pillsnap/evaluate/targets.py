@@ -1,4 +1,4 @@
-"""Targets of a run, the verdict on them, and the verdict as a table for the terminal."""
+"""Targets of a run: whether each is met, and the table of results for the terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Kind:
-    """What a target name stands for: where its value is in the metrics, and which side of the target is good."""
+    """A kind of target: its task (None: the whole run), direction and unit."""
 
     label: str
     task: str | None
@@ -22,7 +22,7 @@ class Kind:
     is_fraction: bool
 
     def text(self, value: float | None) -> str:
-        """The value as people read it."""
+        """The value formatted for people."""
         if value is None:
             return "–"
         return percent(value) if self.is_fraction else duration(value)
@@ -36,11 +36,11 @@ KINDS = {
 
 
 def check_targets(metrics: Mapping[str, Any], targets: Mapping[str, float | None]) -> tuple[dict[str, Any], list[str]]:
-    """Targets as `{name: {target, value, met}}`, and one line for each that is missed.
+    """Results as `{name: {target, value, met}}`, and one line for each missed target.
 
-    A target of None is no target. Raises UserError for a name that is not one of KINDS.
+    A target of None is not checked. Raises UserError for a name that is not one of KINDS.
     """
-    judged: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     misses: list[str] = []
     for name, target in targets.items():
         if name not in KINDS:
@@ -50,10 +50,10 @@ def check_targets(metrics: Mapping[str, Any], targets: Mapping[str, float | None
         kind = KINDS[name]
         value = metrics[name] if kind.task is None else (metrics[kind.task] or {}).get(name)
         met = value is not None and (value >= target if kind.at_least else value <= target)
-        judged[name] = {"target": float(target), "value": value, "met": bool(met)}
+        results[name] = {"target": float(target), "value": value, "met": bool(met)}
         if not met:
             misses.append(_miss(name, kind, value, target, metrics))
-    return judged, misses
+    return results, misses
 
 
 def _miss(name: str, kind: Kind, value: float | None, target: float, metrics: Mapping[str, Any]) -> str:
@@ -61,14 +61,14 @@ def _miss(name: str, kind: Kind, value: float | None, target: float, metrics: Ma
         side = "below" if kind.at_least else "above"
         return f"{kind.label} is {kind.text(value)}, {side} the target of {kind.text(target)}."
     if kind.task is None:
-        return f"{kind.label} is not known, so its target of {kind.text(target)} is not met."
+        return f"{kind.label} is unknown, so its target of {kind.text(target)} is not met."
     if metrics[kind.task] is None:
-        return f"{kind.label} has no value: the {kind.task} task was not judged in this run."
-    return f"{kind.label} has no value: no labelled sample of the {metrics['split']} split could be judged."
+        return f"{kind.label} has no value: the {kind.task} task was not evaluated in this run."
+    return f"{kind.label} has no value: the {metrics['split']} split has no labelled sample that could be evaluated."
 
 
-def verdict_lines(metrics: Mapping[str, Any]) -> Table:
-    """The verdict as a rich table: targets first, then the figures without one. `misses` are not in it."""
+def results_table(metrics: Mapping[str, Any]) -> Table:
+    """The results as a rich table: targets first, then metrics without one. It does not contain `misses`."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -88,30 +88,30 @@ def verdict_lines(metrics: Mapping[str, Any]) -> Table:
         sign = "≥" if kind.at_least else "≤"
         met = Text("yes", "green") if entry["met"] else Text("no", "bold red")
         table.add_row(kind.label, kind.text(entry["value"]), f"{sign} {kind.text(entry['target'])}", met)
-    for label, text in other_figures(metrics):
+    for label, text in other_metrics(metrics):
         table.add_row(label, text, "", "")
     return table
 
 
-def other_figures(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Headline figures that have no target, as (label, text), leaving out the tasks that were not judged."""
+def other_metrics(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Headline metrics without a target, as (label, text), of the tasks that were evaluated."""
     rows: Sequence[tuple[str, str, str]] = (
         ("detection", "map50", "Detection mAP@0.5"),
         ("detection", "map50_95", "Detection mAP@0.5:0.95"),
         ("classification", "top1", "Classification top-1"),
         ("classification", "top5", "Classification top-5"),
         ("classification", "macro_f1", "Classification macro-F1"),
-        ("pipeline", "pill_accuracy", "End to end, pills right"),
-        ("pipeline", "photo_accuracy", "End to end, photos all right"),
+        ("pipeline", "pill_accuracy", "End to end, pills correct"),
+        ("pipeline", "photo_accuracy", "End to end, photos all correct"),
     )
-    figures = [
+    found = [
         (label, percent(metrics[part][name]))
         for part, name, label in rows
         if name not in metrics["targets"] and metrics[part] and metrics[part][name] is not None
     ]
     if "total_time_s" not in metrics["targets"] and metrics["total_time_s"] is not None:
-        figures.append(("Total time", duration(metrics["total_time_s"])))
-    return figures
+        found.append(("Total time", duration(metrics["total_time_s"])))
+    return found
 
 
 def percent(fraction: float | None, digits: int = 2) -> str:
@@ -120,7 +120,7 @@ def percent(fraction: float | None, digits: int = 2) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as people read them: 12 s, 3 min 05 s, 1 h 58 min."""
+    """Seconds formatted for people: 12 s, 3 min 05 s, 1 h 58 min."""
     if seconds is None:
         return "–"
     if seconds < 10:

@@ -1,4 +1,4 @@
-"""The two trained models chained: photo -> boxes -> crops from the original pixels -> codes."""
+"""Both trained models chained: photo -> boxes -> crops from the original pixels -> codes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _STRIDE = 32
 
 @dataclass(frozen=True)
 class Detections:
-    """Found boxes of one photo, best first: `boxes` (k, 4) x, y, w, h in pixels of the photo, `scores` (k,) 0 to 1."""
+    """Boxes of one photo, best first: `boxes` (k, 4) x, y, w, h in pixels of the photo, `scores` (k,) 0 to 1."""
 
     boxes: np.ndarray
     scores: np.ndarray
@@ -33,8 +33,8 @@ class Detections:
 
 @dataclass(frozen=True)
 class Names:
-    """What the classifier makes of k crops: the `top` five class indices (k, 5), best first, their calibrated
-    probabilities `probs` (k, 5), and the best one's probability before calibration, `raw` (k,).
+    """Classes of k crops: the `top` five class indices (k, 5), best first, their calibrated probabilities `probs`
+    (k, 5), and the probability of the best class before calibration, `raw` (k,).
     """
 
     top: np.ndarray
@@ -47,7 +47,7 @@ class Names:
 
 
 class TwoStage:
-    """The best detector and classifier of a run in a folder or beneath a URI, on one device. Either may be missing."""
+    """The best detector and classifier of a run (a folder or URI) on one device. Either may be None."""
 
     def __init__(self, run: str | Path, settings: Settings, codes: list[str], *, classify: bool = True) -> None:
         self._settings = settings
@@ -59,12 +59,12 @@ class TwoStage:
         if detection is None and classification is None:
             raise UserError(f"{run} has no complete checkpoint: train it first, with `pillsnap train --run {run}`.")
         self.detector = None if detection is None else self._ready(detection).fuse(verbose=False)
-        self.classifier = None if classification is None else self._quick_classifier(classification)
+        self.classifier = None if classification is None else self._fused_classifier(classification)
         self.temperature = 1.0 if classification is None else classification.metrics.get("temperature", 1.0)
 
     @torch.inference_mode()
     def detect(self, photos: Sequence[np.ndarray], min_score: float = MIN_SCORE) -> list[Detections]:
-        """Boxes of photos of any size, (height, width, 3) uint8 RGB each, that score at least `min_score`."""
+        """Boxes with a score of at least `min_score`. Each photo is (height, width, 3) uint8 RGB, of any size."""
         from pillsnap.models.detector import detect
 
         assert self.detector is not None
@@ -81,7 +81,7 @@ class TwoStage:
 
     @torch.inference_mode()
     def classify(self, photos: Sequence[np.ndarray], boxes: Sequence[np.ndarray]) -> list[Names]:
-        """The names of the k boxes (k, 4) of each photo; the crops come from the photo's own pixels."""
+        """Classes of the k boxes (k, 4) of each photo; crops are cut from the photo at full resolution."""
         assert self.classifier is not None
         settings = self._settings.classification
         crops = [self._crop(photo, box) for photo, rows in zip(photos, boxes, strict=True) for box in rows]
@@ -121,7 +121,7 @@ class TwoStage:
             )
         return augment.crop(photo, box, settings.image_size_px, settings.crop_margin, NO_CROP_JITTER, self._rng)
 
-    def _quick_classifier(self, best: Best) -> Any:
+    def _fused_classifier(self, best: Best) -> Any:
         from pillsnap.models.classifier import input_statistics
         from pillsnap.models.fusion import fused
 
@@ -135,8 +135,8 @@ class TwoStage:
 
 
 def _window(photos: Sequence[np.ndarray], size_px: int) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of what the letterboxed photos cover, in whole strides of the detector: the padding of
-    photos that are all portrait or all landscape need not be computed on.
+    """Left, top, right, bottom of the area that the letterboxed photos cover, in whole strides of the detector: removes
+    padding that all photos of a batch share.
     """
     shares = np.array([photo.shape[:2] for photo in photos]) / np.max([photo.shape[:2] for photo in photos], 1)[:, None]
     height, width = (min(size_px, math.ceil(share * size_px / _STRIDE) * _STRIDE) for share in shares.max(0))

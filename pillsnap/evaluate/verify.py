@@ -1,4 +1,4 @@
-"""Is a run sound and judged, and is everything there for the next stage?"""
+"""Checks that a run is complete and evaluated, and ready for the next stage."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _LAST_STAGE = 4
 
 
 def verify_run(run: Run) -> list[Check]:
-    """Checkpoint integrity, targets, restarts, and the next stage's manifest; reads only."""
+    """Check checkpoint integrity, targets, restarts and the manifest of the next stage; reads only."""
     checks = [check for task in run.settings.tasks for check in _checkpoint_checks(run, task)]
     return [*checks, *_target_checks(run), _restart_check(run.run_dir), *_next_stage_checks(run)]
 
 
 def model_problems(run: Run) -> list[str]:
-    """One line for each best model or checkpoint of the run that is missing or damaged, saying which."""
+    """One line for each best model or checkpoint of the run that is missing or damaged."""
     problems = []
     for task in run.settings.tasks:
         problem = exported_model_problem(run.export_path(task), task)
@@ -33,7 +33,7 @@ def model_problems(run: Run) -> list[str]:
         checkpoint, damaged = find_run_checkpoint(run.where, task, "best")
         if checkpoint is None and not damaged:
             problems.append(f"The {task} task has no checkpoint in {join(run.where, f'checkpoints/{task}')}.")
-        instead = f" Judged with {checkpoint.path.name} instead." if checkpoint is not None else ""
+        instead = f" Evaluated with {checkpoint.path.name} instead." if checkpoint is not None else ""
         problems += [f"The best {task} checkpoint cannot be used: {text}{instead}" for text in damaged[:1]]
     return problems
 
@@ -51,20 +51,20 @@ def exported_model_problem(path: Path, task: str) -> str:
         from pillsnap.models.detector import read_exported
 
         read_exported(path)
-    except Exception as error:  # a damaged file raises whatever its reader stumbles over
+    except Exception as error:  # a damaged file can raise any exception
         return f"{path} is damaged ({type(error).__name__})"
     return ""
 
 
 def _checkpoint_checks(run: Run, task: str) -> list[Check]:
     problem = exported_model_problem(run.export_path(task), task)
-    place = join(run.where, run.export_path(task).relative_to(run.run_dir).as_posix())
-    exported = Check(f"{task}: best model", not problem, problem or place, "train the task again")
+    location = join(run.where, run.export_path(task).relative_to(run.run_dir).as_posix())
+    exported = Check(f"{task}: best model", not problem, problem or location, "train the task again")
     checks = [exported]
     for pointer in ("best", "last"):
         checkpoint, damaged = find_run_checkpoint(run.where, task, pointer)
         found = f"{checkpoint.path.name}, every file as recorded" if checkpoint and not damaged else "; ".join(damaged)
-        advice = "the newest sound one is used instead" if checkpoint else "train the task again"
+        advice = "the newest complete one is used instead" if checkpoint else "train the task again"
         checks.append(Check(f"{task}: {pointer} checkpoint", bool(checkpoint and not damaged), found or "none", advice))
     return checks
 
@@ -73,13 +73,13 @@ def _target_checks(run: Run) -> list[Check]:
     try:
         metrics: dict[str, Any] = json.loads((run.run_dir / "metrics.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return [Check("targets", False, "not judged yet", f"run `pillsnap evaluate --run {run.where}`")]
+        return [Check("targets", False, "not evaluated yet", f"run `pillsnap evaluate --run {run.where}`")]
     missed, total_s = metrics["misses"], metrics["total_time_s"]
     target = metrics["targets"].get("total_time_s")
     found = duration(total_s) + (f", the target is {duration(target['target'])}" if target else ", without a target")
     return [
         Check("targets", not missed, "all met" if not missed else " ".join(missed), "see the report"),
-        Check("total time", target["met"] if target else None, found, "look at Time in the report"),
+        Check("total time", target["met"] if target else None, found, "see Time in the report"),
     ]
 
 
@@ -87,7 +87,7 @@ def _restart_check(run_dir: Path) -> Check:
     events = read_events(run_dir)
     starts = [event for event in events if event["kind"] == "run"]
     failures = [event["message"] for event in events if event["kind"] == "failure"]
-    found = f"{len(starts)} starts of the run, {len(failures)} failures"
+    found = f"starts of the run: {len(starts)}, failures: {len(failures)}"
     stable = not failures or events[-1]["kind"] == "verdict"
     return Check("restarts", stable, found, failures[-1] if failures else "")
 

@@ -143,7 +143,7 @@ def _photos(wandb: Any, judged: Any, tables: Mapping[str, pa.Table | None]) -> d
 
     reader = PhotoReader(judged.data_root, judged.settings.data.max_pixels)
     confidence = judged.settings.evaluation.confidence
-    cases = gallery.judge_photos(read_photos(judged.manifest, "val"), tables, judged.codes, confidence)
+    cases = gallery.photo_outcomes(read_photos(judged.manifest, "val"), tables, judged.codes, confidence)
     row = {}
     for name, chosen in (
         ("worst", gallery.worst(cases, NUM_WORST)),

@@ -1,4 +1,4 @@
-"""The report's account of what a run used up: worker and GPU hours, energy, and money where a price was given."""
+"""Report data on what a run used: worker and GPU hours, energy, and money where a price is set."""
 
 from __future__ import annotations
 
@@ -6,42 +6,37 @@ from collections.abc import Mapping, Sequence
 from itertools import compress, pairwise
 from typing import Any
 
-from pillsnap.evaluate.report.curves import TASKS, Events, of_kind
-from pillsnap.evaluate.report.markup import Content, Markup, grid, section, tag
+from pillsnap.config import TASKS
+from pillsnap.evaluate.report.curves import Events, of_kind
 from pillsnap.evaluate.targets import duration, percent
 
-# Between readings further apart the run was interrupted; they come every 15 s.
+# Readings come every 15 s; the run was interrupted between readings that are further apart than this.
 _MAX_GAP_S = 120.0
 
 
-def cost(events: Events) -> Markup | None:
+def cost(events: Events) -> dict[str, Any] | None:
     """Time, worker-hours, GPU-hours, energy and price of each task, over all starts of the run."""
     runs = of_kind(events, "run")
-    rows: list[list[Content]] = []
-    totals = {"seconds": 0.0, "worker_hours": 0.0, "gpu_hours": 0.0, "kwh": 0.0}
-    price, currency = _price(runs)
-    for task in TASKS:
-        used = _used(events, task)
-        if used is None:
-            continue
-        totals = {name: totals[name] + used[name] for name in totals}
-        rows.append(_row(task.capitalize(), used, price))
-    if not rows:
+    settings = (runs[-1].get("config") or {}).get("evaluation") or {} if runs else {}
+    price, currency = settings.get("price_per_hour"), settings.get("currency", "USD")
+    used = {task.capitalize(): found for task in TASKS if (found := _used(events, task))}
+    if not used:
         return None
-    if len(rows) > 1:
-        rows.append([tag("b", cell) for cell in _row("Both", totals, price)])
-    headings = ["", "Time", "Worker-hours", "GPU-hours", "GPU energy", f"Cost, {currency}"]
-    notes: list[Content] = ["Over all starts of the run; judging is not in it."]
-    known = [True, True, True, totals["gpu_hours"] > 0, totals["gpu_hours"] > 0, price is not None]
-    headings = list(compress(headings, known))
-    rows = [list(compress(row, known)) for row in rows]
-    if price is None:
-        notes.append(" For a cost, set what an hour of the hardware costs: evaluation.price_per_hour.")
-    else:
-        notes.append(f" At {price:g} {currency} an hour for all of the hardware (evaluation.price_per_hour).")
-    if totals["gpu_hours"] and not totals["kwh"]:
-        notes.append(" No GPU told its power, so its energy is not known.")
-    return section("cost", "Cost", tag("p", notes), grid(headings, rows, tuple(range(1, len(headings)))), _busy(events))
+    totals = {
+        name: sum(each[name] for each in used.values()) for name in ("seconds", "worker_hours", "gpu_hours", "kwh")
+    }
+    if len(used) > 1:
+        used["Both"] = totals
+    headings = ("", "Time", "Worker-hours", "GPU-hours", "GPU energy", f"Cost, {currency}")
+    known = (True, True, True, totals["gpu_hours"] > 0, totals["gpu_hours"] > 0, price is not None)
+    return {
+        "headings": list(compress(headings, known)),
+        "rows": [list(compress(_row(name, each, price), known)) for name, each in used.items()],
+        "price": price,
+        "currency": currency,
+        "has_unknown_energy": bool(totals["gpu_hours"] and not totals["kwh"]),
+        "hardware": _hardware(events),
+    }
 
 
 def energy_kwh(events: Events, start_time: float, end_time: float) -> float:
@@ -78,24 +73,19 @@ def _used(events: Events, task: str) -> dict[str, float] | None:
     }
 
 
-def _row(name: str, used: Mapping[str, float], price: float | None) -> list[Content]:
-    return [
+def _row(name: str, used: Mapping[str, float], price: float | None) -> Sequence[str]:
+    return (
         name,
         duration(used["seconds"]),
         f"{used['worker_hours']:.2f}",
         f"{used['gpu_hours']:.2f}" if used["gpu_hours"] else "none",
         f"{used['kwh']:.3f} kWh" if used["kwh"] else "–",
         f"{used['seconds'] / 3600 * (price or 0.0):.2f}",
-    ]
+    )
 
 
-def _price(runs: Sequence[Mapping[str, Any]]) -> tuple[float | None, str]:
-    settings = (runs[-1].get("config") or {}).get("evaluation") or {} if runs else {}
-    return settings.get("price_per_hour"), settings.get("currency", "USD")
-
-
-def _busy(events: Events) -> Markup | None:
-    """How busy each GPU and each node's processors were on average."""
+def _hardware(events: Events) -> list[Sequence[str]]:
+    """Name, mean utilisation and highest memory use of each GPU and of each node's processors."""
     found: dict[str, list[tuple[float | None, int | None, int | None]]] = {}
     for event in of_kind(events, "system"):
         node = event["node"]
@@ -104,11 +94,11 @@ def _busy(events: Events) -> Markup | None:
         for gpu in event["gpus"]:
             reading = (gpu.get("utilization"), gpu.get("memory_used_bytes"), gpu.get("memory_total_bytes"))
             found.setdefault(f"{node}: GPU {gpu['index']} {gpu.get('name') or ''}", []).append(reading)
-    rows: list[list[Content]] = []
+    rows: list[Sequence[str]] = []
     for name, readings in sorted(found.items()):
         shares = [share for share, _, _ in readings if share is not None]
         most = max((used for _, used, _ in readings if used is not None), default=None)
         total = readings[-1][2]
         memory_text = "–" if most is None or not total else f"{most / 2**30:.1f} of {total / 2**30:.1f} GiB"
-        rows.append([name, percent(sum(shares) / len(shares), 0) if shares else "–", memory_text])
-    return grid(("Hardware", "Busy (mean)", "Memory used (most)"), rows, (1, 2)) if rows else None
+        rows.append((name, percent(sum(shares) / len(shares), 0) if shares else "–", memory_text))
+    return rows

@@ -1,15 +1,15 @@
-"""Which photos the report shows, and how: the worst ones and some that went right, with their boxes."""
+"""Selects the photos that the report shows, the worst and some correct ones, and prepares them with their boxes."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from pillsnap.evaluate.report.markup import Content, Markup, number, tag
 from pillsnap.metrics.boxes import Boxes, Photo, match_boxes, read_boxes
 from pillsnap.metrics.classification import read_crops
 from pillsnap.metrics.end_to_end import NamedBoxes, match_photo, read_named_boxes
@@ -25,7 +25,7 @@ _MAX_LINES = 6
 
 @dataclass(frozen=True)
 class Pill:
-    """One pill or detection: `outcome` is right, wrong (name), missed or surplus; `box` x y w h, None where unknown."""
+    """One pill or detection: `outcome` is right, wrong (code), missed or surplus; `box` x y w h, None where unknown."""
 
     outcome: str
     box: np.ndarray | None
@@ -35,26 +35,25 @@ class Pill:
 
 
 @dataclass(frozen=True)
-class Case:
-    """How one photo went."""
+class PhotoOutcome:
+    """A photo and the outcome of each of its pills."""
 
     photo: Photo
     pills: tuple[Pill, ...]
 
     @property
-    def badness(self) -> float:
-        """Mistakes per labelled pill, and a little more when a wrong name was given with confidence."""
+    def error(self) -> float:
+        """Mistakes per labelled pill, plus up to 0.2 for the highest confidence of a wrong code."""
         cost = {"right": 0.0, "wrong": 1.0, "missed": 1.0, "surplus": 0.5}
         mistakes = sum(cost[pill.outcome] for pill in self.pills) / max(len(self.photo.codes), 1)
         return mistakes + 0.2 * max((p.confidence or 0.0 for p in self.pills if p.outcome == "wrong"), default=0.0)
 
 
-def judge_photos(
+def photo_outcomes(
     photos: Sequence[Photo], tables: Mapping[str, pa.Table | None], classes: Sequence[str], confidence: float
-) -> list[Case]:
-    """How each photo with complete labels went, by the best table there is for it.
-
-    The two-stage result where there is one; else the labelled crops; else the detections of `confidence` or more.
+) -> list[PhotoOutcome]:
+    """The result of each photo with complete labels, by the first table of `tables` that is not None: pipeline,
+    classification (labelled crops), detections (of `confidence` or more).
     """
     pipeline, crops, detections = (tables.get(name) for name in ("pipeline", "classification", "detections"))
     if pipeline is not None:
@@ -68,16 +67,16 @@ def judge_photos(
     return []
 
 
-def worst(cases: Sequence[Case], count: int) -> list[Case]:
-    """The photos that went worst, one of each set of codes before a second of any (twins differ only in the camera)."""
-    bad = sorted((case for case in cases if case.badness > 0), key=lambda case: (-case.badness, case.photo.sample_id))
+def worst(cases: Sequence[PhotoOutcome], count: int) -> list[PhotoOutcome]:
+    """The photos with the largest errors, one of each set of codes before a second of any."""
+    bad = sorted((case for case in cases if case.error > 0), key=lambda case: (-case.error, case.photo.sample_id))
     return _varied(bad, count)
 
 
-def examples(cases: Sequence[Case], count: int) -> list[Case]:
-    """Photos that went right, spread over the split, combinations and single photos alike."""
-    good = [case for case in cases if case.badness == 0 and case.pills]
-    chosen: list[Case] = []
+def examples(cases: Sequence[PhotoOutcome], count: int) -> list[PhotoOutcome]:
+    """Photos without a mistake, spread over the split, as many single photos as combinations."""
+    good = [case for case in cases if case.error == 0 and case.pills]
+    chosen: list[PhotoOutcome] = []
     kinds = sorted({case.photo.image_type for case in good})
     for kind in kinds:
         of_kind = _varied([case for case in good if case.photo.image_type == kind], len(good))
@@ -86,55 +85,53 @@ def examples(cases: Sequence[Case], count: int) -> list[Case]:
     return chosen[:count]
 
 
-def picture(case: Case, reader: PhotoReader) -> Markup:
-    """A figure: the photo, at most 480 px long, with its boxes, and what became of each pill."""
+def picture(case: PhotoOutcome, reader: PhotoReader) -> dict[str, Any]:
+    """Template data of one photo: `drawing` with its boxes (or `problem`, why it cannot be read) and the `pills`."""
     photo = reader.read(case.photo.location)
-    if isinstance(photo, BadImage):
-        drawing: Content = tag("div", f"This photo cannot be shown: {photo}", class_="nophoto")
-    else:
-        drawing = _drawing(case, photo)
-    lines = [tag("li", tag("i", class_=f"key o-{pill.outcome}"), _sentence(pill)) for pill in case.pills[:_MAX_LINES]]
-    if len(case.pills) > _MAX_LINES:
-        lines.append(tag("li", f"and {len(case.pills) - _MAX_LINES} more"))
-    caption = tag("figcaption", tag("div", case.photo.sample_id, class_="id"), tag("ul", lines))
-    return tag("figure", drawing, caption, class_="photo")
+    return {
+        "sample_id": case.photo.sample_id,
+        "problem": str(photo) if isinstance(photo, BadImage) else None,
+        "drawing": None if isinstance(photo, BadImage) else _drawing(case, photo),
+        "pills": [(pill.outcome, _sentence(pill)) for pill in case.pills[:_MAX_LINES]],
+        "num_more": max(len(case.pills) - _MAX_LINES, 0),
+    }
 
 
-def _by_pipeline(photo: Photo, named: NamedBoxes, classes: Sequence[str]) -> Case:
+def _by_pipeline(photo: Photo, named: NamedBoxes, classes: Sequence[str]) -> PhotoOutcome:
     result = match_photo(photo, named, classes)
     pills = []
-    for claim, right, box, index, prob in zip(
+    for claim, is_correct, box, index, prob in zip(
         result.claims, result.correct, named.boxes.xywh, named.indices, named.probs, strict=True
     ):
-        outcome = "surplus" if claim < 0 else "right" if right else "wrong"
+        outcome = "surplus" if claim < 0 else "right" if is_correct else "wrong"
         true = photo.codes[claim] if claim >= 0 else None
         pills.append(Pill(outcome, box, true, classes[index], float(prob)))
-    return Case(photo, (*pills, *_missed(photo, result.claims)))
+    return PhotoOutcome(photo, (*pills, *_missed(photo, result.claims)))
 
 
-def _by_boxes(photo: Photo, found: Boxes, confidence: float) -> Case:
+def _by_boxes(photo: Photo, found: Boxes, confidence: float) -> PhotoOutcome:
     kept = found.scores >= confidence
     claims = match_boxes(photo.boxes, found.xywh[kept])
     pills = [
         Pill("surplus" if claim < 0 else "right", box, "pill" if claim >= 0 else None, "pill", float(score))
         for claim, box, score in zip(claims, found.xywh[kept], found.scores[kept], strict=True)
     ]
-    return Case(photo, (*pills, *_missed(photo, claims)))
+    return PhotoOutcome(photo, (*pills, *_missed(photo, claims)))
 
 
-def _by_crops(photos: Sequence[Photo], table: pa.Table, classes: Sequence[str]) -> list[Case]:
+def _by_crops(photos: Sequence[Photo], table: pa.Table, classes: Sequence[str]) -> list[PhotoOutcome]:
     crops = read_crops(table)
     by_id = {photo.sample_id: photo for photo in photos}
     pills: dict[str, list[Pill]] = {}
     columns = (table["sample_id"].to_pylist(), table["box_index"].to_pylist(), crops.predicted, crops.probs[:, 0])
-    for sample_id, position, predicted, prob in zip(*columns, strict=True):
+    for sample_id, box_index, predicted, prob in zip(*columns, strict=True):
         photo = by_id.get(sample_id)
         if photo is not None:
-            box = None if np.isnan(photo.boxes[position]).any() else photo.boxes[position]
-            outcome = "right" if classes[predicted] == photo.codes[position] else "wrong"
-            pill = Pill(outcome, box, photo.codes[position], classes[predicted], float(prob))
+            box = None if np.isnan(photo.boxes[box_index]).any() else photo.boxes[box_index]
+            outcome = "right" if classes[predicted] == photo.codes[box_index] else "wrong"
+            pill = Pill(outcome, box, photo.codes[box_index], classes[predicted], float(prob))
             pills.setdefault(sample_id, []).append(pill)
-    return [Case(by_id[sample_id], tuple(found)) for sample_id, found in pills.items()]
+    return [PhotoOutcome(by_id[sample_id], tuple(found)) for sample_id, found in pills.items()]
 
 
 def _missed(photo: Photo, claims: np.ndarray) -> Iterable[Pill]:
@@ -142,10 +139,10 @@ def _missed(photo: Photo, claims: np.ndarray) -> Iterable[Pill]:
     return [Pill("missed", photo.boxes[i], code) for i, code in enumerate(photo.codes) if i not in found]
 
 
-def _varied(cases: Sequence[Case], count: int) -> list[Case]:
+def _varied(cases: Sequence[PhotoOutcome], count: int) -> list[PhotoOutcome]:
     seen: set[tuple[str, ...]] = set()
-    first: list[Case] = []
-    later: list[Case] = []
+    first: list[PhotoOutcome] = []
+    later: list[PhotoOutcome] = []
     for case in cases:
         key = tuple(sorted(case.photo.codes))
         (later if key in seen else first).append(case)
@@ -158,13 +155,13 @@ def _sentence(pill: Pill) -> str:
     if pill.outcome == "right":
         return f"{pill.true}{sure}"
     if pill.outcome == "wrong":
-        return f"{pill.true} named {pill.predicted}{sure}"
+        return f"{pill.true} taken for {pill.predicted}{sure}"
     if pill.outcome == "missed":
         return f"{pill.true} not found"
-    return f"box without a labelled pill, named {pill.predicted}{sure}"
+    return f"no labelled pill here, taken for {pill.predicted}{sure}"
 
 
-def _drawing(case: Case, photo: np.ndarray) -> Markup:
+def _drawing(case: PhotoOutcome, photo: np.ndarray) -> dict[str, Any]:
     import cv2
 
     left, top, width, height = _window(case, photo.shape[1], photo.shape[0])
@@ -176,19 +173,20 @@ def _drawing(case: Case, photo: np.ndarray) -> Markup:
         data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
         if len(data) <= _MAX_JPEG_BYTES:
             break
-    source = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
     boxed = [(pill, (pill.box - (left, top, 0, 0)) * scale) for pill in case.pills if pill.box is not None]
-    parts: list[Content] = [tag("image", href=source, width=size[0], height=size[1])]
-    parts += [_frame(pill, box) for pill, box in boxed]
-    parts += [_plate(pill, box, size) for pill, box in boxed]
-    label = f"Photo {case.photo.sample_id}"
-    return tag("svg", parts, viewBox=f"0 0 {size[0]} {size[1]}", role="img", aria_label=label)
+    return {
+        "source": f"data:image/jpeg;base64,{base64.b64encode(data).decode()}",
+        "width": size[0],
+        "height": size[1],
+        "boxes": [(pill.outcome, np.round(box, 1).tolist()) for pill, box in boxed],
+        "plates": [_plate(pill, box, size) for pill, box in boxed],
+        "font_px": _FONT_PX,
+    }
 
 
-def _window(case: Case, width: int, height: int) -> tuple[int, int, int, int]:
-    """The part to show, x y w h: all boxes with room around them, in the photo's shape, half of it or more.
-
-    A single pill is small in its photo; without this its imprint could not be read in the report.
+def _window(case: PhotoOutcome, width: int, height: int) -> tuple[int, int, int, int]:
+    """The part to show, x y w h: all boxes with a margin, in the photo's aspect ratio, at least half of its size, so
+    that the imprint of a single pill can be read in the report.
     """
     boxes = np.array([pill.box for pill in case.pills if pill.box is not None]).reshape(-1, 4)
     if not len(boxes):
@@ -200,19 +198,13 @@ def _window(case: Case, width: int, height: int) -> tuple[int, int, int, int]:
     return int(corner[0]), int(corner[1]), int(size[0]), int(size[1])
 
 
-def _frame(pill: Pill, box: np.ndarray) -> Markup:
-    x, y, width, height = (float(value) for value in box)
-    return tag("rect", x=x, y=y, width=width, height=height, class_=f"box o-{pill.outcome}", rx=3)
-
-
-def _plate(pill: Pill, box: np.ndarray, size: tuple[int, int]) -> Markup:
-    """The name that a box was given, above it, or below where there is no room."""
+def _plate(pill: Pill, box: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
+    """The code of a box above it, or below where there is no room."""
     x, y, _, height = (float(value) for value in box)
     text = pill.predicted or pill.true or ""
     text = text if len(text) <= 16 else f"{text[:15]}…"
     wide, tall = 0.6 * _FONT_PX * len(text) + 10, _FONT_PX + 5
     left = min(max(x - 1.5, 0), max(size[0] - wide, 0))
     top = y - tall if y >= tall else min(y + height, size[1] - tall)
-    plate = tag("rect", x=left, y=top, width=wide, height=tall, class_=f"o-{pill.outcome}", rx=3)
-    name = tag("text", text, x=left + 5, y=top + tall - 7, font_size=number(_FONT_PX), textLength=number(wide - 10))
-    return tag("g", plate, name)
+    corner = {"x": round(left, 1), "y": round(top, 1), "width": round(wide, 1), "height": tall}
+    return {"outcome": pill.outcome, "text": text, **corner}

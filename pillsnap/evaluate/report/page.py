@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that needs nothing outside itself."""
+"""Writes the report of a run: one HTML file without external resources, from the templates beside this module."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ import hashlib
 import re
 import time
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pyarrow as pa
+from markupsafe import Markup
 
+from pillsnap.evaluate.inference import Predictions
 from pillsnap.evaluate.report import classes as report_classes
-from pillsnap.evaluate.report import cost as report_cost
-from pillsnap.evaluate.report import curves as report_curves
-from pillsnap.evaluate.report import gallery
-from pillsnap.evaluate.report import results as report_results
-from pillsnap.evaluate.report import run_summary as report_run
-from pillsnap.evaluate.report.markup import Content, Markup, join, section, tag
+from pillsnap.evaluate.report import cost, curves, gallery, results, run_summary
+from pillsnap.evaluate.report.charts import reliability_diagram
+from pillsnap.evaluate.targets import duration, percent
 from pillsnap.files import write_atomically
 from pillsnap.manifest.table import ClassInfo
 from pillsnap.metrics.boxes import read_photos
@@ -29,102 +28,86 @@ from pillsnap.photos.reader import PhotoReader
 REPORT_NAME = "report.html"
 NUM_WORST, NUM_EXAMPLES = 12, 8
 DEFAULT_CONFIDENCE = 0.25
+# HTML cannot hold control characters, nor UTF-8 lone surrogates.
+_NOT_PRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def write_report(
     run_dir: Path,
     metrics: Mapping[str, Any],
+    predictions: Predictions,
     *,
     manifest: pa.Table,
     classes: Sequence[ClassInfo],
-    tables: Mapping[str, pa.Table | None],
     events: Sequence[Mapping[str, Any]],
     data_root: Path | str | None,
     compare: Mapping[str, Any] | None = None,
-    unread: Mapping[str, str] | None = None,
     confidence: float = DEFAULT_CONFIDENCE,
     max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> Path:
     """Write `report.html` into the run directory, atomically, and return its path.
 
-    `metrics` is what `judge` gave, `compare` what it gave for an earlier run; `tables` has the prediction tables by
-    name (detections, classification, pipeline; None where there is none); `unread` says why a photo could not be read,
-    by sample id. Without a `data_root` the report shows no photos.
+    `metrics` are those of `collect_metrics`, `compare` those of an earlier run. Without a `data_root` the report shows
+    no photos.
     """
     reader = None if data_root is None else PhotoReader(str(data_root), max_pixels)
     codes = [info.code for info in classes]
-    names = {info.code: info.name for info in classes}
-    photos = _photos(metrics["split"], manifest, codes, tables, reader, confidence)
-    figures = metrics["classification"]
-    sections: list[Markup | None] = [
-        report_results.verdict(metrics),
-        report_results.tiles(metrics),
-        report_results.comparison(metrics, compare) if compare is not None else None,
-        report_curves.learning_curves(events),
-        report_results.detection(metrics["detection"]),
-        report_classes.classification(figures, tables.get("classification"), codes),
-        report_results.end_to_end(metrics["pipeline"]),
-        *photos,
-        report_classes.class_table(tables.get("classification"), codes, names),
-        report_run.data_quality(metrics, manifest, events, unread or {}),
-        report_run.time_breakdown(metrics, events),
-        report_cost.cost(events),
-        report_run.environment(events),
-    ]
+    detection, classification, crops = metrics["detection"], metrics["classification"], predictions.classification
+    outcomes = gallery.photo_outcomes(read_photos(manifest, metrics["split"]), predictions.tables, codes, confidence)
+    shown = {
+        "photos": gallery.worst(outcomes, NUM_WORST), "examples": gallery.examples(outcomes, NUM_EXAMPLES)
+    }  # fmt: skip
+    page = _templates().get_template("page.html").render(
+        metrics=metrics,
+        verdict=results.verdict(metrics),
+        about=run_summary.split_sentence(metrics),
+        comparison=None if compare is None else results.comparison(metrics, compare),
+        curves=curves.learning_curves(events),
+        precision_recall=results.precision_recall_chart(detection) if detection and detection["num_boxes"] else None,
+        reliability=_reliability(classification),
+        confusion=None if crops is None else report_classes.confusion(crops, codes),
+        num_classes=len(codes),
+        num_photos=len(outcomes),
+        num_mistaken=sum(outcome.error > 0 for outcome in outcomes),
+        can_show_photos=reader is not None,
+        pictures={
+            name: [gallery.picture(outcome, reader) for outcome in chosen] for name, chosen in shown.items()
+        } if reader is not None else {},
+        classes=None if crops is None else report_classes.class_rows(
+            crops, codes, {info.code: info.name for info in classes}
+        ),
+        data=run_summary.data_quality(manifest, events, predictions.errors),
+        time=run_summary.time_breakdown(metrics, events),
+        cost=cost.cost(events),
+        environment=run_summary.environment(events),
+        written_at=time.time(),
+    )  # fmt: skip
     path = Path(run_dir) / REPORT_NAME
-    write_atomically(path, _page(metrics, [part for part in sections if part], events).encode("utf-8"))
+    write_atomically(path, _NOT_PRINTABLE.sub("\ufffd", page).encode("utf-8"))
     return path
 
 
-def _photos(
-    split: str,
-    manifest: pa.Table,
-    classes: Sequence[str],
-    tables: Mapping[str, pa.Table | None],
-    reader: PhotoReader | None,
-    confidence: float,
-) -> list[Markup]:
-    cases = gallery.judge_photos(read_photos(manifest, split), tables, classes, confidence)
-    if not cases:
-        return []
-    if reader is None:
-        text = "Photos are not shown: the report was written without the folder that holds them (--data-root)."
-        return [section("photos", "Photos", tag("p", text))]
-    bad = sum(case.badness > 0 for case in cases)
-    kinds = (("right", "right"), ("wrong", "wrong name"), ("missed", "not found"), ("surplus", "no labelled pill here"))
-    legend = tag("div", [tag("span", tag("i", class_=f"key o-{k}"), text) for k, text in kinds], class_="legend")
-    sections = []
-    mistakes = f"{bad:,} of {len(cases):,} photos have a mistake."
-    for name, title, text, chosen in (
-        ("photos", "Worst photos", mistakes, gallery.worst(cases, NUM_WORST)),
-        ("examples", "Photos that went right", "A sample of the others.", gallery.examples(cases, NUM_EXAMPLES)),
-    ):
-        if chosen:
-            shown = tag("div", [gallery.picture(case, reader) for case in chosen], class_="photos")
-            sections.append(section(name, title, tag("p", text), legend, shown))
-    return sections
+def _reliability(classification: Mapping[str, Any] | None) -> Any:
+    if classification is None or not classification["num_samples"]:
+        return None
+    calibration = classification["calibration"]
+    return reliability_diagram(calibration["confidence"], calibration["accuracy"], calibration["count"])
 
 
-def _page(metrics: Mapping[str, Any], body: Sequence[Markup], events: Sequence[Mapping[str, Any]]) -> str:
-    folder = resources.files("pillsnap.evaluate.report")
-    script = (folder / "page.js").read_text(encoding="utf-8")
-    stage = metrics["stage"]
-    title = f"{metrics['run']}: {'all targets met' if metrics['met'] else 'targets missed'}"
-    about: list[Content] = [f"Stage {stage} · " if isinstance(stage, int) else None, f"{metrics['split']} split"]
-    runs = report_curves.of_kind(events, "run")
-    if runs:
-        about.append(f" · started {report_run.moment(runs[0]['time'])}")
-    names = re.findall(r'<section id="(\w+)"', "".join(body))
-    values: dict[str, str] = {
-        "title": join(title),
-        "heading": join(metrics["run"]),
-        "about": tag("p", about, class_="soft") + tag("p", report_run.split_sentence(metrics)),
-        "navigation": tag("nav", [tag("a", name.capitalize(), href=f"#{name}") for name in names]),
-        "body": "\n".join(body),
-        "footer": join(f"Written by PillSnap, {report_run.moment(time.time())}. The figures are also in metrics.json."),
-        "script": script,
+def _templates() -> jinja2.Environment:
+    loader = jinja2.PackageLoader("pillsnap.evaluate.report")
+    templates = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    script, _, _ = loader.get_source(templates, "page.js")
+    templates.globals |= {
+        "script": Markup(script),
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     }
-    template = (folder / "page.html").read_text(encoding="utf-8")
-    # One pass: what is put in is not searched again, so no name of a class can pose as a slot.
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
+    templates.filters |= {
+        "percent": percent,
+        "duration": duration,
+        "number": "{:,}".format,
+        "moment": run_summary.moment,
+    }
+    return templates

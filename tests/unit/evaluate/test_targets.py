@@ -6,9 +6,9 @@ import pytest
 from rich.console import Console
 
 from pillsnap.errors import UserError
-from pillsnap.evaluate.targets import check_targets, duration, verdict_lines
+from pillsnap.evaluate.targets import check_targets, duration, results_table
 
-FIGURES = {
+METRICS = {
     "split": "val",
     "detection": {"map50": 0.5, "map50_95": 0.4},
     "classification": {"top1": 0.9, "top5": 0.99, "macro_f1": 0.88},
@@ -18,15 +18,15 @@ FIGURES = {
 
 
 def test_accuracy_must_reach_its_target_and_time_must_stay_within():
-    judged, misses = check_targets(FIGURES, {"top1": 0.9, "map50": 0.5, "total_time_s": 100})
-    assert [entry["met"] for entry in judged.values()] == [True, True, True]
+    results, misses = check_targets(METRICS, {"top1": 0.9, "map50": 0.5, "total_time_s": 100})
+    assert [entry["met"] for entry in results.values()] == [True, True, True]
     assert misses == []
-    assert judged["top1"] == {"target": 0.9, "value": 0.9, "met": True}
+    assert results["top1"] == {"target": 0.9, "value": 0.9, "met": True}
 
 
-def test_a_miss_is_said_in_one_line_with_both_figures():
-    judged, misses = check_targets(FIGURES, {"top1": 0.901, "map50": 0.51, "total_time_s": 99})
-    assert [entry["met"] for entry in judged.values()] == [False, False, False]
+def test_missed_target_gives_one_line_with_both_values():
+    results, misses = check_targets(METRICS, {"top1": 0.901, "map50": 0.51, "total_time_s": 99})
+    assert [entry["met"] for entry in results.values()] == [False, False, False]
     assert misses == [
         "Classification top-1 is 90.00 %, below the target of 90.10 %.",
         "Detection mAP@0.5 is 50.00 %, below the target of 51.00 %.",
@@ -34,34 +34,34 @@ def test_a_miss_is_said_in_one_line_with_both_figures():
     ]
 
 
-def test_a_task_that_was_not_judged_misses_its_target_with_the_reason():
-    figures = {**FIGURES, "detection": None, "total_time_s": None}
-    judged, misses = check_targets(figures, {"map50": 0.3, "total_time_s": 9})
-    assert judged["map50"] == {"target": 0.3, "value": None, "met": False}
-    assert "detection task was not judged" in misses[0]
-    assert "not known" in misses[1]
+def test_task_that_was_not_evaluated_misses_its_target():
+    metrics = {**METRICS, "detection": None, "total_time_s": None}
+    results, misses = check_targets(metrics, {"map50": 0.3, "total_time_s": 9})
+    assert results["map50"] == {"target": 0.3, "value": None, "met": False}
+    assert "detection task was not evaluated" in misses[0]
+    assert "unknown" in misses[1]
 
 
 def test_no_target_and_unknown_target():
-    assert check_targets(FIGURES, {"top1": None}) == ({}, [])
+    assert check_targets(METRICS, {"top1": None}) == ({}, [])
     with pytest.raises(UserError, match=r"top_1.*top1, map50, total_time_s"):
-        check_targets(FIGURES, {"top_1": 0.9})
+        check_targets(METRICS, {"top_1": 0.9})
 
 
 def shown(metrics: dict) -> str:
     console = Console(width=110, record=True, file=io.StringIO())
-    console.print(verdict_lines(metrics))
+    console.print(results_table(metrics))
     return console.export_text()
 
 
-def test_verdict_table_names_split_and_targets():
-    judged, misses = check_targets(FIGURES, {"top1": 0.85, "map50": 0.6})
-    text = shown({**FIGURES, "targets": judged, "met": not misses, "misses": misses})
+def test_results_table_has_split_and_targets():
+    results, misses = check_targets(METRICS, {"top1": 0.85, "map50": 0.6})
+    text = shown({**METRICS, "targets": results, "met": not misses, "misses": misses})
     assert "targets missed (val split)" in text
     rows = [line.split() for line in text.splitlines()]
     assert ["Classification", "top-1", "90.00", "%", "≥", "85.00", "%", "yes"] in rows
     assert ["Detection", "mAP@0.5", "50.00", "%", "≥", "60.00", "%", "no"] in rows
-    assert ["End", "to", "end,", "pills", "right", "80.00", "%"] in rows
+    assert ["End", "to", "end,", "pills", "correct", "80.00", "%"] in rows
     assert misses == ["Detection mAP@0.5 is 50.00 %, below the target of 60.00 %."]
 
 

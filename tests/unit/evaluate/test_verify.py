@@ -31,12 +31,12 @@ def run(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> Run:
             meta={"elapsed_s": 1.0}, best=epoch == 2, keep=2,
         )  # fmt: skip
     torch.save({"state_dict": {}, "codes": found.codes, "model": "m"}, found.export_path("classification"))
-    judged(found, [], {"total_time_s": {"target": 7200.0, "value": 5400.0, "met": True}})
+    record_metrics(found, [], {"total_time_s": {"target": 7200.0, "value": 5400.0, "met": True}})
     log(found)
     return found
 
 
-def judged(run: Run, misses: list[str], targets: dict[str, Any]) -> None:
+def record_metrics(run: Run, misses: list[str], targets: dict[str, Any]) -> None:
     metrics = {"misses": misses, "targets": targets, "total_time_s": targets["total_time_s"]["value"]}
     (run.run_dir / "metrics.json").write_text(json.dumps(metrics))
 
@@ -53,14 +53,16 @@ def by_name(run: Run) -> dict[str, Check]:
     return {check.name: check for check in verify_run(run)}
 
 
-def test_all_is_well_but_the_next_manifest(run: Run, monkeypatch: pytest.MonkeyPatch, toy_manifest: Path) -> None:
+def test_complete_run_lacks_only_the_next_manifest(
+    run: Run, monkeypatch: pytest.MonkeyPatch, toy_manifest: Path
+) -> None:
     checks = by_name(run)
     assert [name for name, check in checks.items() if not check.ok] == ["stage 4: manifest"]
     assert "pillsnap manifest build --stage 4" in checks["stage 4: manifest"].advice
     assert checks["classification: best checkpoint"].found == "step-00000002-epoch-0002, every file as recorded"
     assert checks["classification: last checkpoint"].found == "step-00000003-epoch-0003, every file as recorded"
     assert checks["total time"].found == "1 h 30 min, the target is 2 h 00 min"
-    assert checks["restarts"].found == "1 starts of the run, 0 failures"
+    assert checks["restarts"].found == "starts of the run: 1, failures: 0"
     assert model_problems(run) == []
 
     toy = read_manifest(toy_manifest)
@@ -78,12 +80,12 @@ def test_all_is_well_but_the_next_manifest(run: Run, monkeypatch: pytest.MonkeyP
 
 def test_missed_targets_and_too_long_a_time(run: Run) -> None:
     misses = ["Total time is 3 h 00 min, above the target of 2 h 00 min."]
-    judged(run, misses, {"total_time_s": {"target": 7200.0, "value": 10800.0, "met": False}})
+    record_metrics(run, misses, {"total_time_s": {"target": 7200.0, "value": 10800.0, "met": False}})
     checks = by_name(run)
     assert checks["targets"].ok is False and checks["targets"].found == misses[0]
     assert checks["total time"].ok is False
     (run.run_dir / "metrics.json").unlink()
-    assert by_name(run)["targets"].found == "not judged yet"
+    assert by_name(run)["targets"].found == "not evaluated yet"
 
 
 @pytest.mark.parametrize("damage", ["torn", "missing", "export"])
@@ -102,12 +104,12 @@ def test_damage_is_named(run: Run, damage: str) -> None:
     assert checks[name].ok is False and text in checks[name].found
     (problem,) = model_problems(run)
     assert text in problem and "\n" not in problem
-    assert ("Judged with step-00000003-epoch-0003 instead." in problem) == (damage != "export")
+    assert ("Evaluated with step-00000003-epoch-0003 instead." in problem) == (damage != "export")
 
 
-def test_a_run_that_failed_is_not_stable_until_it_got_over_it(run: Run) -> None:
+def test_failure_counts_until_the_run_is_evaluated(run: Run) -> None:
     log(run, ("failure", {"message": "worker 0 died"}))
     check = by_name(run)["restarts"]
-    assert check.ok is False and (check.found, check.advice) == ("2 starts of the run, 1 failures", "worker 0 died")
+    assert check.ok is False and (check.found, check.advice) == ("starts of the run: 2, failures: 1", "worker 0 died")
     log(run, ("verdict", {"met": True, "targets": {}}))
     assert by_name(run)["restarts"].ok is True

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pillsnap.config import load_settings
-from pillsnap.evaluate.judge import judge, write_metrics
+from pillsnap.evaluate.inference import Predictions
+from pillsnap.evaluate.metrics_json import collect_metrics, write_metrics
 from pillsnap.observe.events import EventLog
 from pillsnap.runs.directory import Run, open_run
 from pillsnap.tracking.mirror import WandbMirror
@@ -65,7 +66,10 @@ def judged(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> Run:
     for name, table in tables.items():
         pq.write_table(table, run.run_dir / "predictions" / f"{name}.parquet")
     targets = {"top1": 0.99, "map50": 0.3}
-    metrics = judge(run.run_dir, run.manifest, run.codes, **tables, targets=targets, total_time_s=60.0, stage=1)
+    metrics = collect_metrics(
+        Predictions(**tables, errors={}), run.manifest, run.codes, run_name="run", stage=1, targets=targets,
+        total_time_s=60.0,
+    )  # fmt: skip
     write_metrics(run.run_dir, metrics)
     with EventLog(run.run_dir) as log:
         facts = {"name": "toy", "stage": 1, "config": {}, "manifest_hash": "h", "num_workers": 1, "versions": {}}

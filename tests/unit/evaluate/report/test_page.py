@@ -11,7 +11,9 @@ import html5lib
 import numpy as np
 import pytest
 
-from pillsnap.evaluate.judge import judge
+from pillsnap.evaluate.inference import Predictions
+from pillsnap.evaluate.metrics_json import collect_metrics
+from pillsnap.evaluate.report.classes import confusion
 from pillsnap.evaluate.report.cost import energy_kwh
 from pillsnap.evaluate.report.page import write_report
 from pillsnap.evaluate.report.run_summary import split_sentence
@@ -84,7 +86,7 @@ def events(manifest_hash: str = "ab" * 32) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def run(tmp_path, manifest_of, detections_of, crops_of, pipeline_of):
-    """A judged run of given classes whose names are hostile, with photos of noise; returns the keywords of a report."""
+    """An evaluated run of classes with hostile names and photos of noise; returns the arguments of `write_report`."""
 
     def make(num_classes: int, num_photos: int, wrong: float = 0.3) -> dict[str, Any]:
         data_root = tmp_path / "data"
@@ -112,23 +114,22 @@ def run(tmp_path, manifest_of, detections_of, crops_of, pipeline_of):
         noise = SEED.integers(0, 255, (80, 64, 3), dtype=np.uint8)
         for number in range(min(num_photos, 30)):
             cv2.imwrite(str(data_root / f"{number}.jpg"), cv2.resize(noise, (976, 1280)))
-        tables = {
-            "detections": detections_of(found),
-            "classification": crops_of(labels, top, image_types=kinds),
-            "pipeline": pipeline_of(named),
-        }
+        crops = crops_of(labels, top, image_types=kinds)
+        predictions = Predictions(detections_of(found), crops, pipeline_of(named), {})
         manifest = manifest_of(rows)
         targets = {"top1": 0.5, "map50": 0.3, "total_time_s": 100.0}
         run_dir = tmp_path / EVIL.replace("/", "")
         run_dir.mkdir()
-        metrics = judge(run_dir, manifest, codes, *tables.values(), targets=targets, total_time_s=260.0, stage=1)
+        metrics = collect_metrics(
+            predictions, manifest, codes, run_name=run_dir.name, stage=1, targets=targets, total_time_s=260.0
+        )
         classes = [ClassInfo(code, i, name=EVIL) for i, code in enumerate(codes)]
         return {
             "run_dir": run_dir,
             "metrics": metrics,
             "manifest": manifest,
             "classes": classes,
-            "tables": tables,
+            "predictions": predictions,
             "events": events(),
             "data_root": data_root,
         }
@@ -142,7 +143,7 @@ def read(path: Path) -> tuple[str, Page, str]:
     return html, page, " ".join(" ".join(page.text).split())
 
 
-def test_report_says_what_the_judge_found(run):
+def test_report_contains_the_metrics(run):
     kept = run(6, 9)
     path = write_report(**kept, compare={**kept["metrics"], "run": "before", "total_time_s": 520.0})
     assert path == kept["run_dir"] / "report.html"
@@ -154,7 +155,7 @@ def test_report_says_what_the_judge_found(run):
     assert "9 photos of 6 classes" in text
     assert "None of its 9 photo groups and 3 pill combinations was trained on." in text
     assert "Compared with before" in text and "−50 %" in text
-    assert "best 90.0 %" in text  # the validation curve
+    assert "best 90.0 %" in text  # mark of the validation curve
     assert "2 workers: 0.14 worker-hours." in text
     assert "detection.lr" in text and "abab" in text
     assert set(page.ids) >= {
@@ -173,7 +174,7 @@ def test_report_says_what_the_judge_found(run):
     assert len(page.ids) == len(set(page.ids))
 
 
-def test_names_are_text_and_only_the_reports_own_script_runs(run):
+def test_names_are_escaped_and_only_the_script_of_the_report_runs(run):
     html, page, text = read(write_report(**run(6, 9)))
     assert page.count["script"] == 1
     assert "alert(" in text
@@ -196,43 +197,45 @@ def test_a_thousand_classes_stay_under_five_megabytes(run):
     _, page, text = read(path)
     assert "1,000 classes" in text
     assert page.count["image"] > 12
-    assert "Confusion among the" in text
+    assert "most confused classes: true classes down, predicted across" in text
     assert re.search(r"On paper: the 60 worst classes", text)
 
 
-def test_a_run_of_one_task_without_photos_or_events(run):
+def test_run_of_one_task_without_photos_or_events(run):
     kept = run(6, 9)
-    kept["tables"] |= {"classification": None, "pipeline": None}
+    kept["predictions"] = Predictions(kept["predictions"].detections, None, None, {})
     kept["metrics"] |= {"classification": None, "pipeline": None}
     kept |= {"events": [], "data_root": None}
     _, page, text = read(write_report(**kept))
-    assert "The classification task was not judged in this run." in text
+    assert "The classification task was not evaluated in this run." in text
     assert "Photos are not shown" in text
     assert not {"curves", "environment", "classes"} & set(page.ids)
 
 
-def test_a_run_without_any_figure(run, manifest_of, detections_of, crops_of, pipeline_of):
+def test_run_without_any_metric(run, manifest_of, detections_of, crops_of, pipeline_of):
     kept = run(3, 2)
     manifest = manifest_of([{"sample_id": "a", "codes": ["K-1"], "boxes": [None]}])
-    tables = {"detections": detections_of([]), "classification": crops_of([], []), "pipeline": pipeline_of([])}
+    predictions = Predictions(detections_of([]), crops_of([], []), pipeline_of([]), {})
     codes = [info.code for info in kept["classes"]]
-    metrics = judge(kept["run_dir"], manifest, codes, *tables.values(), targets={}, total_time_s=None, stage=None)
-    kept |= {"metrics": metrics, "manifest": manifest, "tables": tables}
+    metrics = collect_metrics(predictions, manifest, codes, run_name="run", stage=None, targets={}, total_time_s=None)
+    kept |= {"metrics": metrics, "manifest": manifest, "predictions": predictions}
     _, _, text = read(write_report(**kept))
     assert "No targets were set" in text
-    assert "nothing to judge the detector by" in text
+    assert "so the detector cannot be evaluated" in text
     assert "no combination photo" in text
 
 
 def test_unread_photos_and_quarantine_are_listed(run):
-    _, _, text = read(write_report(**run(6, 9), unread={"K-9_cut": "corrupt: the PNG cannot be decoded"}))
+    kept = run(6, 9)
+    kept["predictions"].errors["K-9_cut"] = "corrupt: the PNG cannot be decoded"
+    _, _, text = read(write_report(**kept))
     assert "2 photos could not be used" in text
     assert "K-9_cut (corrupt: the PNG cannot be decoded)" in text
     assert f"{EVIL} (truncated: cut)" in text
     assert f"Mind {EVIL}" in text
 
 
-def test_time_is_shared_out(run):
+def test_time_is_divided_by_task_and_activity(run):
     _, _, text = read(write_report(**run(6, 9)))
     # 4 epochs of 20 s with a quarter of waiting, 4 validations of 5 s, 120 s in all; 260 s for the run.
     assert "Detection: training 1 min 00 s 23.1 %" in text
@@ -242,13 +245,13 @@ def test_time_is_shared_out(run):
     assert "Between and after the tasks 20 s 7.7 %" in text
 
 
-def test_split_sentence_owns_up_to_what_training_has_seen():
+def test_split_sentence_counts_what_was_also_trained_on():
     facts = {"num_photos": 10, "num_classes": 3, "num_photos_trained": 40, "num_classes_not_trained": 1}
     facts |= {"num_groups": 5, "shared_groups": 2, "num_combinations": 4, "shared_combinations": 0}
     facts |= {"num_camera_views": 0, "shared_camera_views": 0}
     assert split_sentence({"split": "val", "split_facts": facts}) == (
-        "All figures are from the val split: 10 photos of 3 classes; training had 40 other photos. None of its 4 pill "
-        "combinations was trained on. Training has also seen 2 of its 5 photo groups. Not trained at all: 1 of its "
+        "All metrics are of the val split: 10 photos of 3 classes; training used 40 other photos. None of its 4 pill "
+        "combinations was trained on. Training also used 2 of its 5 photo groups. Not trained at all: 1 of its "
         "classes."
     )
 
@@ -256,7 +259,8 @@ def test_split_sentence_owns_up_to_what_training_has_seen():
 def test_the_page_is_valid_html(run):
     """By html5lib's strict parser, which stops at the first fault of the HTML standard's parsing rules."""
     kept = run(70, 20)
-    path = write_report(**kept, compare={**kept["metrics"], "run": EVIL}, unread={EVIL: EVIL})
+    kept["predictions"].errors[EVIL] = EVIL
+    path = write_report(**kept, compare={**kept["metrics"], "run": EVIL})
     document = html5lib.HTMLParser(strict=True, namespaceHTMLElements=False).parse(path.read_bytes())
     assert document.find("head/title").text.endswith("targets missed")
     assert len(document.findall(".//section")) >= 11
@@ -264,7 +268,7 @@ def test_the_page_is_valid_html(run):
         html5lib.HTMLParser(strict=True).parse(path.read_bytes().replace(b"</section>", b"</sectoin>", 1))
 
 
-def test_what_a_run_used_up(run):
+def test_hours_energy_and_price_of_a_run(run):
     kept = run(6, 9)
     gpu = {"index": 0, "name": "H", "utilization": 0.5, "memory_used_bytes": 2**31, "memory_total_bytes": 2**33}
     for task, first in (("detection", 0), ("classification", 600)):
@@ -281,7 +285,7 @@ def test_what_a_run_used_up(run):
     # 300 s at 200 to 500 W are 105,000 J; 2 workers for 360 s.
     assert "Detection 6 min 00 s 0.20 0.20 0.029 kWh" in text
     assert "Both 12 min 00 s 0.40 0.40 0.058 kWh" in text
-    assert "set what an hour of the hardware costs" in text and "Cost, USD" not in text
+    assert "set the price of the hardware per hour" in text and "Cost, USD" not in text
     assert f"{EVIL}: GPU 0 H 50 % 2.0 of 8.0 GiB" in text and f"{EVIL}: processors 25 %" in text
 
     kept["events"][0]["config"] = {"evaluation": {"price_per_hour": 2.5, "currency": "EUR"}}
@@ -289,7 +293,7 @@ def test_what_a_run_used_up(run):
     assert "Both 12 min 00 s 0.40 0.40 0.058 kWh 0.50" in text and "Cost, EUR" in text
 
 
-def test_energy_leaves_out_what_lies_between_two_starts():
+def test_energy_leaves_out_the_time_between_two_starts():
     readings = [(0, 100.0), (15, 100.0), (3600, 100.0), (3615, 100.0), (3630, None)]
     found = [
         {"kind": "system", "node": "n", "time": time, "gpus": [{"index": 0, "power_w": power}]}
@@ -297,3 +301,28 @@ def test_energy_leaves_out_what_lies_between_two_starts():
     ]
     assert energy_kwh(found, 0, 1e4) == pytest.approx(3000 / 3.6e6)
     assert energy_kwh(found, 10, 20) == 0.0
+
+
+def test_control_characters_are_replaced(run):
+    kept = run(6, 9)
+    kept["classes"][0] = ClassInfo(kept["classes"][0].code, 0, name="a\x00b\ud800c")
+    _, _, text = read(write_report(**kept))
+    assert "a\ufffdb\ufffdc" in text
+
+
+def test_confusion_has_shares_of_each_row(crops_of):
+    table = crops_of([0] * 4 + [1] * 2, [[0], [0], [0], [1], [1], [1]])
+    assert confusion(table, ["K-1", "K-2"]) == {
+        "codes": ["K-1", "K-2"],
+        "rows": [
+            [{"count": 3, "total": 4, "opacity": 0.88}, {"count": 1, "total": 4, "opacity": 0.56}],
+            [None, {"count": 2, "total": 2, "opacity": 1.0}],
+        ],
+        "is_part": False,
+    }
+    assert confusion(crops_of([], []), ["K-1"]) is None
+
+
+def test_wrong_cells_of_the_confusion_matrix_are_marked(run):
+    html, _, _ = read(write_report(**run(6, 9, wrong=1.0)))
+    assert 'class="bad" style="opacity:1.0" title="K-000000 taken for K-000001: 3 of 3"' in html

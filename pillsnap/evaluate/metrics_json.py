@@ -1,4 +1,4 @@
-"""The judge: prediction tables and a manifest become the figures and the verdict of `metrics.json`."""
+"""The contents of `metrics.json`: metrics of the prediction tables, facts about the split, and the targets' results."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pillsnap.evaluate.inference import Predictions
 from pillsnap.evaluate.targets import check_targets
 from pillsnap.files import write_atomically
 from pillsnap.metrics.classification import classification_metrics
@@ -18,50 +19,52 @@ from pillsnap.metrics.end_to_end import pipeline_metrics
 
 SCHEMA_VERSION = 1
 METRICS_NAME = "metrics.json"
-# A JSON string never holds a raw line break, so this cannot match within one.
+# A JSON string cannot contain a raw line break, so this cannot match within one.
 _NUMBER_LIST = re.compile(r"\[\n(?:[\s\d.,eE+-]|null)*\]")
 
 
-def judge(
-    run_dir: Path,
+def collect_metrics(
+    predictions: Predictions,
     manifest: pa.Table,
     classes: Sequence[str],
-    detections: pa.Table | None,
-    classification: pa.Table | None,
-    pipeline: pa.Table | None,
+    *,
+    run_name: str,
+    stage: int | str | None,
     targets: Mapping[str, float | None],
     total_time_s: float | None,
-    stage: int | str | None,
     split: str = "val",
     problems: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Everything that `metrics.json` holds; fractions are 0 to 1, times in seconds.
+    """The contents of `metrics.json`; fractions are 0 to 1, times in seconds.
 
-    A table of None is a task that was not trained: its part is None and a target on it is missed. `problems` are
-    faults found elsewhere, one line each (a torn checkpoint): with any of them the verdict is not met. `misses` has one
-    line for each reason why `met` is false.
+    A prediction table of None is a task that was not trained: its metrics are None and its targets are missed.
+    `problems` are faults such as a damaged checkpoint, one line each; with any of them `met` is false. `misses` has one
+    line per reason why `met` is false.
     """
+    detections, crops, named = predictions.detections, predictions.classification, predictions.pipeline
     metrics: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
-        "run": Path(run_dir).name,
+        "run": run_name,
         "stage": stage,
         "split": split,
         "split_facts": split_facts(manifest, split),
         "detection": None if detections is None else detection_metrics(manifest, detections, split),
-        "classification": None if classification is None else classification_metrics(classification, classes),
-        "pipeline": None if pipeline is None else pipeline_metrics(manifest, pipeline, classes, split),
+        "classification": None if crops is None else classification_metrics(crops, classes),
+        "pipeline": None if named is None else pipeline_metrics(manifest, named, classes, split),
         "total_time_s": total_time_s,
     }
-    judged, misses = check_targets(metrics, targets)
+    if metrics["classification"]:
+        metrics["classification"]["calibration"]["temperature"] = predictions.temperature
+    results, misses = check_targets(metrics, targets)
     misses += problems
-    return {**metrics, "targets": judged, "met": not misses, "misses": misses}
+    return {**metrics, "targets": results, "met": not misses, "misses": misses}
 
 
 def split_facts(manifest: pa.Table, split: str) -> dict[str, Any]:
-    """How many photos the split holds, and what of it training has seen, so that a reader can weigh the figures.
+    """Number of photos in the split, and how much of it was also trained on.
 
-    `shared_groups` and `shared_combinations` (sets of codes) occur on both sides; `camera_views` are the distinct
-    (direction, latitude, longitude) of single photos by code, where file names give them.
+    `shared_groups` and `shared_combinations` (sets of codes) occur in the split and in the rest; `camera_views` are the
+    distinct (direction, latitude, longitude) of single photos by code, where file names contain them.
     """
     groups: dict[bool, set[str]] = {True: set(), False: set()}
     combinations: dict[bool, set[tuple[str, ...]]] = {True: set(), False: set()}
@@ -93,7 +96,7 @@ def split_facts(manifest: pa.Table, split: str) -> dict[str, Any]:
 
 
 def write_metrics(run_dir: Path, metrics: Mapping[str, Any]) -> Path:
-    """Write `metrics.json` into the run directory, atomically; curves stay on one line each. Returns its path."""
+    """Write `metrics.json` into the run directory, atomically, each list of numbers on one line. Returns its path."""
     text = json.dumps(metrics, ensure_ascii=False, indent=2, allow_nan=False)
     text = _NUMBER_LIST.sub(lambda match: "[" + " ".join(match.group()[1:-1].split()) + "]", text)
     path = Path(run_dir) / METRICS_NAME

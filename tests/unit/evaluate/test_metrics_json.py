@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from pillsnap.evaluate.judge import judge, split_facts, write_metrics
+from pillsnap.evaluate.inference import Predictions
+from pillsnap.evaluate.metrics_json import collect_metrics, split_facts, write_metrics
 
 CLASSES = ["K-1", "K-2"]
 LEFT, RIGHT = [0, 0, 20, 20], [50, 0, 20, 20]
@@ -16,47 +17,52 @@ def manifest(manifest_of):
 
 
 @pytest.fixture
-def tables(detections_of, crops_of, pipeline_of):
-    return {
-        "detections": detections_of([("a", [LEFT, RIGHT], [0.9, 0.8])]),
-        "classification": crops_of([0, 1], [[0, 1], [1, 0]], image_types=["combination"] * 2),
-        "pipeline": pipeline_of([("a", [LEFT, RIGHT], [0.9, 0.8], [0, 1])]),
-    }
-
-
-def test_metrics_hold_what_the_design_asks_for(tmp_path, manifest, tables):
-    metrics = judge(
-        tmp_path, manifest, CLASSES, **tables, targets={"top1": 0.85, "map50": 0.3}, total_time_s=12.5, stage=3
+def predictions(detections_of, crops_of, pipeline_of):
+    return Predictions(
+        detections_of([("a", [LEFT, RIGHT], [0.9, 0.8])]),
+        crops_of([0, 1], [[0, 1], [1, 0]], image_types=["combination"] * 2),
+        pipeline_of([("a", [LEFT, RIGHT], [0.9, 0.8], [0, 1])]),
+        {},
+        temperature=1.5,
     )
+
+
+def collect(predictions, manifest, targets, **fields):
+    common = {"run_name": "toy", "stage": 3, "total_time_s": 12.5}
+    return collect_metrics(predictions, manifest, CLASSES, targets=targets, **common, **fields)
+
+
+def test_metrics_have_the_documented_fields(manifest, predictions):
+    metrics = collect(predictions, manifest, {"top1": 0.85, "map50": 0.3})
     assert metrics["schema_version"] == 1
-    assert (metrics["stage"], metrics["split"], metrics["total_time_s"]) == (3, "val", 12.5)
+    assert (metrics["run"], metrics["stage"], metrics["split"], metrics["total_time_s"]) == ("toy", 3, "val", 12.5)
     assert {"map50", "map50_95", "precision", "recall", "num_photos", "num_boxes"} <= set(metrics["detection"])
-    figures = {"top1", "top5", "macro_f1", "num_samples"}
-    assert figures | {"single", "combination"} <= set(metrics["classification"])
-    assert figures == set(metrics["classification"]["single"]) == set(metrics["classification"]["combination"])
+    fields = {"top1", "top5", "macro_f1", "num_samples"}
+    assert fields | {"single", "combination"} <= set(metrics["classification"])
+    assert fields == set(metrics["classification"]["single"]) == set(metrics["classification"]["combination"])
+    assert metrics["classification"]["calibration"]["temperature"] == 1.5
     assert {"pill_accuracy", "photo_accuracy", "num_pills", "num_photos"} <= set(metrics["pipeline"])
     assert metrics["classification"]["combination"]["top1"] == metrics["pipeline"]["photo_accuracy"] == 1.0
     assert metrics["targets"]["top1"] == {"target": 0.85, "value": 1.0, "met": True}
     assert (metrics["met"], metrics["misses"]) == (True, [])
 
 
-def test_a_run_of_one_task_has_nulls_and_misses_the_other_target(tmp_path, manifest, tables):
-    tables |= {"classification": None, "pipeline": None}
-    metrics = judge(tmp_path, manifest, CLASSES, **tables, targets={"top1": 0.5}, total_time_s=1.0, stage=1)
+def test_run_of_one_task_has_nulls_and_misses_the_target_of_the_other(manifest, predictions):
+    metrics = collect(Predictions(predictions.detections, None, None, {}), manifest, {"top1": 0.5})
     assert metrics["classification"] is metrics["pipeline"] is None
     assert metrics["detection"]["recall"] == 1.0
     assert (metrics["met"], metrics["targets"]["top1"]["value"]) == (False, None)
     assert [miss.split(":")[0] for miss in metrics["misses"]] == ["Classification top-1 has no value"]
 
 
-def test_a_torn_checkpoint_spoils_the_verdict(tmp_path, manifest, tables):
-    problem = "checkpoints/best.pt is torn."
-    metrics = judge(tmp_path, manifest, CLASSES, **tables, targets={}, total_time_s=1.0, stage=1, problems=[problem])
+def test_a_damaged_checkpoint_is_a_miss(manifest, predictions):
+    problem = "checkpoints/best.pt is damaged."
+    metrics = collect(predictions, manifest, {}, problems=[problem])
     assert (metrics["met"], metrics["misses"]) == (False, [problem])
 
 
-def test_metrics_file_is_read_back_equal_and_curves_take_one_line(tmp_path, manifest, tables):
-    metrics = judge(tmp_path, manifest, CLASSES, **tables, targets={}, total_time_s=1.0, stage=None)
+def test_metrics_file_is_read_back_equal_with_each_curve_on_one_line(tmp_path, manifest, predictions):
+    metrics = collect(predictions, manifest, {})
     metrics["note"] = "[ 1,  2 ]"
     path = write_metrics(tmp_path, metrics)
     assert path == tmp_path / "metrics.json"
@@ -65,7 +71,7 @@ def test_metrics_file_is_read_back_equal_and_curves_take_one_line(tmp_path, mani
     assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.json"]
 
 
-def test_split_facts_count_what_training_has_seen(manifest_of):
+def test_split_facts_count_what_was_also_trained_on(manifest_of):
     view = {"direction": 0, "latitude": 70, "longitude": 0}
     rows = [
         {"sample_id": "t1", "codes": ["K-1"], "boxes": [None], "split": "train", "group": "g1", **view},
