@@ -93,7 +93,7 @@ def prepare(folder: Path, num_photos: int) -> Prepared:
     for number, key in enumerate(RECIPE.keys(samples).tolist()):
         window = store.shards.get(key)
         assert window is not None
-        box = window.decode(0).place(np.array(samples["box"][number].as_py()))
+        box = window.decode(0).map_boxes(np.array(samples["box"][number].as_py()))
         data = bytes(window.data)
         (folder / "crops" / f"{number:06d}.jpg").write_bytes(data)
         boxes.append(box)

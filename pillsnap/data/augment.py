@@ -1,5 +1,4 @@
-"""Pure geometry and colour: (image, boxes, rng) -> (image, boxes). Every picture is warped once, straight from its
-original.
+"""Pure geometry and colour: (image, boxes, rng) -> (image, boxes). Each image is warped once, from its original.
 
 Boxes are (n, 4) float32 arrays of x, y, w, h in pixels. Images are (height, width, 3) uint8 RGB.
 """
@@ -26,7 +25,7 @@ _STEPS = np.arange(256, dtype=np.float64)[:, None]
 
 @dataclass(frozen=True)
 class FrameJitter:
-    """Ranges of detection augmentation; shares unless a unit is named."""
+    """Ranges of detection augmentation; fractions unless the name has a unit."""
 
     mosaic: float = 0.0
     scale: float = 0.0
@@ -41,8 +40,9 @@ class FrameJitter:
 
 @dataclass(frozen=True)
 class CropJitter:
-    """Ranges of classification augmentation; shares of the crop's side unless a unit is named. No flips: a mirrored
-    imprint is another pill.
+    """Ranges of classification augmentation; fractions of the crop's side unless the name has a unit.
+
+    There are no flips: a mirrored imprint is another pill.
     """
 
     center: float = 0.0
@@ -52,19 +52,20 @@ class CropJitter:
     saturation: float = 0.0
     brightness: float = 0.0
     erase: float = field(default=0.0, repr=False)
-    """Share of crops that lose a rectangle. What is cut out for a store, which its name tells, does not depend on it.
+    """Fraction of crops with an erased rectangle. Not in `repr`, which names the store: stored windows do not depend
+    on it.
     """
 
 
 def sample_rng(seed: int, epoch: int, sample_id: str) -> np.random.Generator:
-    """The random numbers of one sample in one epoch: the same wherever, whenever and however often it is made."""
+    """Random number generator of one sample in one epoch; independent of process, worker and earlier draws."""
     digest = hashlib.blake2b(f"{seed}/{epoch}/{sample_id}".encode(), digest_size=16).digest()
     seed_sequence = cast("np.random.SeedSequence", _Key(np.frombuffer(digest, "<u8")))
     return np.random.Generator(np.random.Philox(seed_sequence))
 
 
 class _Key(ISeedSequence):
-    """Philox's key, as the seed that it is: given as `key`, NumPy asks the kernel for random bytes it does not use."""
+    """Philox's key as a seed sequence. With the argument `key`, NumPy also reads unused entropy from the kernel."""
 
     def __init__(self, words: np.ndarray) -> None:
         self._words = words
@@ -82,9 +83,10 @@ def crop(
     rng: np.random.Generator,
     target: np.ndarray | None = None,
 ) -> np.ndarray:
-    """A square of `size_px` around one box: centre, scale and rotation jittered, in one warp, into `target` if given.
+    """A jittered square around one box, (size_px, size_px, 3), in one warp; written to `target` if given.
 
-    The square's side is the box's longer side plus `margin` of it on each side.
+    The square's side is the box's longer side, plus the fraction `margin` of it on each side; `jitter` moves, scales
+    and rotates it.
     """
     x, y, width, height = box.tolist()
     grow, right, down, turn = (2 * draw - 1 for draw in rng.random(4).tolist())
@@ -94,7 +96,7 @@ def crop(
     angle = math.radians(turn * jitter.rotation_deg)
     scale = size_px / side
     cosine, sine = scale * math.cos(angle), scale * math.sin(angle)
-    # The crop's middle is the box's, in pixel centres.
+    # Maps the jittered box centre to the centre of the crop, in coordinates of pixel centres.
     half, left, top = (size_px - 1) / 2, center_x - 0.5, center_y - 0.5
     matrix = np.array(
         (
@@ -111,7 +113,7 @@ def crop(
 
 
 def erase(image: np.ndarray, rng: np.random.Generator) -> None:
-    """Fill a rectangle of 2 to 20 % of a square image with one colour, in place: glare, a finger, another pill.
+    """Fill a rectangle of 2 to 20 % of a square image with one colour, in place.
 
     Zhong et al., "Random Erasing Data Augmentation", 2020.
     """
@@ -124,7 +126,7 @@ def erase(image: np.ndarray, rng: np.random.Generator) -> None:
 
 
 def letterbox_matrix(width: int, height: int, size_px: int) -> np.ndarray:
-    """3 x 3 map of a frame's pixels into a centred square of `size_px`, aspect kept."""
+    """3 x 3 matrix from a frame's pixels to a centred square of `size_px`, aspect ratio kept."""
     scale = size_px / max(width, height)
     left, top = (size_px - width * scale) / 2, (size_px - height * scale) / 2
     return _translation(left, top) @ _scaling(scale, scale)
@@ -155,11 +157,11 @@ def frame_sample(
     rng: np.random.Generator,
     maps: list[np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One training frame of `size_px` from one photo, or a mosaic from four, with its boxes. `maps`, if given, gets
-    each photo's 3 x 3 map into the frame.
+    """One training frame (size_px, size_px, 3) from one photo, or a mosaic of four, with its boxes (n, 4).
 
-    A mosaic lays four letterbox-scaled photos corner to corner on a canvas of twice the size and cuts a jittered
-    window from its middle, as ultralytics does; here each tile is warped straight from its original into the window.
+    A mosaic puts four letterboxed photos corner to corner on a canvas of twice the size and cuts a jittered window from
+    its middle, as ultralytics does. Each tile is warped from its original directly into the window. Each photo's 3 x 3
+    matrix into the frame is appended to `maps`, if given.
     """
     canvas_px = 2 * size_px if len(images) == 4 else size_px
     window = _window_matrix(canvas_px, size_px, jitter, rng)
@@ -172,10 +174,10 @@ def frame_sample(
             scale = size_px / max(width, height)
             left = meeting_x - width * scale if tile % 2 == 0 else meeting_x
             top = meeting_y - height * scale if tile < 2 else meeting_y
-            place = _translation(left, top) @ _scaling(scale, scale)
+            tile_matrix = _translation(left, top) @ _scaling(scale, scale)
         else:
-            place = letterbox_matrix(width, height, size_px)
-        matrix = window @ place
+            tile_matrix = letterbox_matrix(width, height, size_px)
+        matrix = window @ tile_matrix
         warp(image, _pixel_centres(matrix), size_px, border=cv2.BORDER_TRANSPARENT, target=frame)
         placed.append(_visible(tile_boxes, matrix, size_px))
         if maps is not None:
@@ -185,7 +187,7 @@ def frame_sample(
 
 
 def area_in_frame(width: int, height: int, matrix: np.ndarray, size_px: int) -> np.ndarray:
-    """The part of a square frame, (4,) x y w h, that a photo of that size takes under a 3 x 3 map."""
+    """The part of a square frame, (4,) x y w h, that a photo of `width` x `height` covers under a 3 x 3 matrix."""
     x, y, w, h = transform_boxes(np.array([[0, 0, width, height]]), matrix)[0]
     low, high = np.clip([x, y], 0, size_px), np.clip([x + w, y + h], 0, size_px)
     return np.concatenate([low, high - low]).astype(np.float32)
@@ -194,8 +196,9 @@ def area_in_frame(width: int, height: int, matrix: np.ndarray, size_px: int) -> 
 def warp(
     image: np.ndarray, matrix: np.ndarray, size_px: int, *, border: int, target: np.ndarray | None = None
 ) -> np.ndarray:
-    """`image` through a 3 x 3 pixel map into a square of `size_px`; reduced by whole halves first, so that small
-    prints survive.
+    """`image` warped by a 3 x 3 pixel matrix into a square of `size_px`.
+
+    It is first halved by area averaging while the scale is at most 0.5, which keeps small imprints legible.
     """
     (a, b, _), (c, d, _), _ = matrix.tolist()
     scale = math.sqrt(abs(a * d - b * c))
@@ -244,7 +247,7 @@ def _visible(boxes: np.ndarray, matrix: np.ndarray, size_px: int) -> np.ndarray:
 def _colour(
     image: np.ndarray, hue: float, saturation: float, brightness: float, rng: np.random.Generator
 ) -> np.ndarray:
-    # In place.
+    # Modifies the image. The draws are made even when unused, so that later draws do not depend on the settings.
     draws = rng.random(3)
     if not (hue or saturation or brightness):
         return image
@@ -258,7 +261,7 @@ def _colour(
 
 
 def _pixel_centres(matrix: np.ndarray) -> np.ndarray:
-    # Boxes live in continuous coordinates, where a pixel's centre lies at +0.5; cv2 warps centre indices.
+    # Boxes are in continuous coordinates (pixel centres at +0.5), cv2 warps pixel indices.
     return _translation(-0.5, -0.5) @ matrix @ _translation(0.5, 0.5)
 
 

@@ -1,12 +1,11 @@
-"""Processes of a train worker that decode and augment its batches, into memory that they share with it.
+"""Decode workers: processes of a train worker that decode and augment its batches into memory shared with it.
 
-A batch is made in the pages in which the worker reads it: its pixels are written once, and pages are used again, since
-fresh ones of the kernel cost as much as a tenth of decoding. Each process has an interpreter of its own: threads of the
-worker would wait for one another's, and for the training loop's.
+Pixels are written once, to pages that are reused: new pages would cost up to a tenth of the decoding time. Processes,
+because threads would share the interpreter lock with the training loop.
 
-    worker                                         decoding process
-    Task(slot number, what was shipped, where) ->  the slot's batch, its images at that place
-                                               <-  the batch's other arrays, or the error
+    train worker                                     decode worker
+    _Task(slot number, shipped windows, offset)  ->  writes the images at that offset of the shared memory
+                                                 <-  the batch's other arrays, or the error
 """
 
 from __future__ import annotations
@@ -37,76 +36,74 @@ from pillsnap.data.recipes import Batch, Row
 from pillsnap.data.sources import Shipped, ShippedSource
 
 _AHEAD = 3
-"""Batches asked of each process at a time: one is being made, the others wait."""
+"""Batches submitted to each process: one in progress, the others queued."""
 _END_S = 5.0
-"""Within which a process ends that has nobody to work for."""
+"""Grace period for idle workers to exit."""
 
 
 @dataclass(frozen=True)
 class _Task:
     number: int
     shipped: Shipped
-    place: int
-    """Where in the shared memory the images go, in bytes."""
+    offset: int
+    """Of the images in the shared memory, in bytes."""
 
 
-class DecodingProcesses:
-    """`count` processes that make batches of a stream. Batches are taken in the order in which they were asked for."""
+class DecodeWorkers:
+    """`count` processes that make batches of a stream; results come in the order of submission."""
 
     def __init__(self, maker: BatchMaker, count: int) -> None:
         size_px = maker.recipe.size_px
         self._memory = _SharedImages((maker.plan.worker_batch_size, size_px, size_px, 3))
         tables = [_table_file(maker.samples[training]) for training in (True, False)]
-        known = (replace(maker, samples={}, keys={}), self._memory.shape)  # the processes map the samples
-        self._processes = [_Process((self._memory.file.fileno(), *tables), known) for _ in range(count)]
+        setup = (replace(maker, samples={}, keys={}), self._memory.shape)  # the processes map the samples
+        self._processes = [_Process((self._memory.file.fileno(), *tables), setup) for _ in range(count)]
         for table in tables:
             os.close(table)
-        self._asked: deque[tuple[_Process, int]] = deque()
+        self._submitted: deque[tuple[_Process, int]] = deque()
 
     def __len__(self) -> int:
-        """Batches that were asked for and not taken."""
-        return len(self._asked)
+        """Batches that were submitted and not taken."""
+        return len(self._submitted)
 
-    def ask(self, number: int, shipped: Shipped) -> None:
-        """Let the batch of a slot be made."""
+    def submit(self, number: int, shipped: Shipped) -> None:
+        """Start making the batch of a slot."""
         process = min(self._processes, key=_Process.num_to_make)
-        # Of several that have as much to do, the one whose turn is longest ago.
+        # Of equally busy processes, min() takes the first: the least recently used one.
         self._processes.remove(process)
         self._processes.append(process)
-        place = self._memory.take()
-        process.ask(_Task(number, shipped, place))
-        self._asked.append((process, place))
+        offset = self._memory.take()
+        process.submit(_Task(number, shipped, offset))
+        self._submitted.append((process, offset))
 
     def take(self) -> Batch:
-        """The next batch, when it is made. Its images may be written over when nothing refers to them any more.
+        """Wait for the next batch. The memory of its images is reused once nothing refers to them.
 
-        Raises what its recipe raised, and RuntimeError when the process died.
+        Raises the error of its recipe, or RuntimeError when the process died.
         """
-        process, place = self._asked.popleft()
+        process, offset = self._submitted.popleft()
         batch = process.answer()
-        return batch | {"image": self._memory.images(place)}
+        return batch | {"image": self._memory.images(offset)}
 
     def close(self) -> None:
-        """End the processes. Batches that were taken stay."""
+        """End the processes. Batches that were taken stay valid."""
         for process in self._processes:
             process.close()
         self._memory.file.close()
 
 
 def decode_ahead(rows: Iterable[Row], maker: BatchMaker, num_processes: int) -> Iterator[Batch]:
-    """Batches in the order of the packed rows, made by `num_processes` processes ahead of the consumer, which
-    start at once.
-    """
-    return _decode(rows, maker.plan, DecodingProcesses(maker, num_processes), _AHEAD * num_processes)
+    """Batches of packed rows, in order, made ahead of the consumer by `num_processes` processes, started at once."""
+    return _decode(rows, maker.plan, DecodeWorkers(maker, num_processes), _AHEAD * num_processes)
 
 
-def _decode(rows: Iterable[Row], plan: StreamPlan, processes: DecodingProcesses, num_ahead: int) -> Iterator[Batch]:
+def _decode(rows: Iterable[Row], plan: StreamPlan, processes: DecodeWorkers, num_ahead: int) -> Iterator[Batch]:
     try:
         for row in rows:
             windows = unpack(row)
             for number in row["slots"][0].tolist():
                 members = plan.slot(number).members.tolist()
-                processes.ask(number, {member: next(windows) for member in members})
+                processes.submit(number, {member: next(windows) for member in members})
                 if len(processes) > num_ahead:
                     yield processes.take()
         while len(processes):
@@ -116,8 +113,8 @@ def _decode(rows: Iterable[Row], plan: StreamPlan, processes: DecodingProcesses,
 
 
 class _SharedImages:
-    """Memory for batches of images, of which each place is used again when its batch is gone. It has no name in the
-    file system, and so cannot be left behind.
+    """Shared memory for batches of images, reused when a batch is gone. It has no name in the file system, so that none
+    is left behind.
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
@@ -128,19 +125,19 @@ class _SharedImages:
         self._free: deque[int] = deque()
 
     def take(self) -> int:
-        """A free place, in bytes from the beginning."""
+        """The offset of memory for one batch, in bytes."""
         if self._free:
             return self._free.popleft()
-        place = len(self._maps) * self._bytes
-        self.file.truncate(place + self._bytes)
-        self._maps[place] = mmap.mmap(self.file.fileno(), self._bytes, offset=place)
-        return place
+        offset = len(self._maps) * self._bytes
+        self.file.truncate(offset + self._bytes)
+        self._maps[offset] = mmap.mmap(self.file.fileno(), self._bytes, offset=offset)
+        return offset
 
-    def images(self, place: int) -> np.ndarray:
-        """The images at a place, which is free again when nothing refers to them any more."""
-        images = _as_images(self._maps[place], self.shape)
+    def images(self, offset: int) -> np.ndarray:
+        """The images at an offset, which becomes free when nothing refers to them."""
+        images = _as_images(self._maps[offset], self.shape)
         assert isinstance(images.base, np.ndarray)
-        weakref.finalize(images.base, self._free.append, place).atexit = False
+        weakref.finalize(images.base, self._free.append, offset).atexit = False
         return images
 
 
@@ -149,7 +146,7 @@ def _as_images(memory: mmap.mmap, shape: tuple[int, ...]) -> np.ndarray:
 
 
 class _Process:
-    def __init__(self, files: tuple[int, ...], known: object) -> None:
+    def __init__(self, files: tuple[int, ...], setup: object) -> None:
         ours, theirs = socket.socketpair()
         files = (theirs.fileno(), *files)
         self._process = subprocess.Popen(
@@ -160,22 +157,22 @@ class _Process:
         )
         theirs.close()
         self._connection = Connection(ours.detach())
-        self._num_asked = 0
+        self._num_pending = 0
         self._answers: deque[Batch | BaseException] = deque()
-        self._send(known)
+        self._send(setup)
 
     def num_to_make(self) -> int:
-        """Batches that it was asked for and has not made."""
+        """Batches that were submitted and are not made yet."""
         while self._connection.poll():
             self._receive()
-        return self._num_asked
+        return self._num_pending
 
-    def ask(self, task: _Task) -> None:
+    def submit(self, task: _Task) -> None:
         self._send(task)
-        self._num_asked += 1
+        self._num_pending += 1
 
     def answer(self) -> Batch:
-        """The first batch that was not taken yet, when it is made."""
+        """Wait for the oldest batch that was not taken."""
         if not self._answers:
             self._receive()
         answer = self._answers.popleft()
@@ -188,7 +185,7 @@ class _Process:
             self._answers.append(self._connection.recv())
         except (EOFError, OSError):
             self._raise_death()
-        self._num_asked -= 1
+        self._num_pending -= 1
 
     def close(self) -> None:
         self._connection.close()
@@ -209,13 +206,13 @@ class _Process:
         code = self._process.returncode
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         raise RuntimeError(
-            f"A process that decodes ended ({how}); if the kernel ended it for want of memory, let fewer of them run "
+            f"A decode worker died ({how}). If the kernel killed it for lack of memory, use fewer of them "
             "(data.decoding_processes)."
         )
 
 
 def _table_file(table: pa.Table) -> int:
-    """A descriptor of memory that holds the table, for processes that map it and so hold it once together."""
+    """File descriptor of shared memory with the table, which all processes map."""
     descriptor = os.memfd_create("pillsnap-samples")
     with os.fdopen(os.dup(descriptor), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
@@ -223,7 +220,7 @@ def _table_file(table: pa.Table) -> int:
 
 
 def main() -> None:
-    """A decoding process: its connection, the images' memory and the tables of samples are descriptors in argv."""
+    """Entry point of a decode worker. argv: descriptors of its connection, the shared images and the sample tables."""
     import cv2
 
     cv2.setNumThreads(1)
@@ -237,17 +234,17 @@ def main() -> None:
         threading.Thread(target=_receive, args=(worker, tasks), daemon=True).start()
         maps: dict[int, np.ndarray] = {}
         while (task := tasks.get()) is not None:
-            if task.place not in maps:
+            if task.offset not in maps:
                 length = int(np.prod(shape))
-                maps[task.place] = _as_images(mmap.mmap(memory, length, offset=task.place), shape)
-            worker.send(_answer(maker, task, maps[task.place]))
+                maps[task.offset] = _as_images(mmap.mmap(memory, length, offset=task.offset), shape)
+            worker.send(_answer(maker, task, maps[task.offset]))
     except (EOFError, OSError):
-        pass  # the worker is gone
-    os._exit(0)  # the thread waits in a read that nobody ends
+        pass  # the train worker has exited
+    os._exit(0)  # the receiving thread is blocked in a read
 
 
 def _receive(worker: Connection, tasks: queue.SimpleQueue[_Task | None]) -> None:
-    # A worker that hands over windows must never wait for a process that is itself waiting to hand over a batch.
+    # In a thread: if both sides only sent, each would wait for the other to receive.
     try:
         while True:
             tasks.put(worker.recv())
@@ -261,7 +258,7 @@ def _answer(maker: BatchMaker, task: _Task, images: np.ndarray) -> Batch | BaseE
         source = ShippedSource(maker.reader, shipped=task.shipped, store=maker.source(slot.training))
         batch = maker.make(slot, source, images)
         return {name: value for name, value in batch.items() if name != "image"}
-    except Exception as error:  # raised again in the worker, whatever it is
+    except Exception as error:  # raised again in the train worker
         try:
             pickle.loads(pickle.dumps(error))
         except Exception:

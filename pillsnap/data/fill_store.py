@@ -1,4 +1,4 @@
-"""Fills the decode-once store of a task by Ray Data: shards of neighbouring samples, resumable, in any order."""
+"""Fills the decode-once store of a task by Ray Data, one shard of consecutive samples per task; resumable."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ if TYPE_CHECKING:
     import ray
 
 VERSION = 1
-"""Counts up when windows of the same parameters would have other pixels."""
+"""Increased when the same parameters give other pixels."""
 SAMPLES_PER_SHARD = 256
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Filled:
-    """What filling a store came to."""
+    """Result of filling a store."""
 
     num_stored: int
-    """Samples in the store now."""
+    """Samples that are in the store."""
     num_new: int
     num_bytes: int
     """Size of the store on disk."""
     bad: list[tuple[str, str]]
-    """(sample id, reason) of samples whose photo cannot be read."""
+    """(sample id, reason) of photos that cannot be read."""
 
 
 def store_folder(store_dir: str | None, run: str | Path) -> str:
-    """Where the stores of a run, itself in a folder or beneath a URI, are: a folder or a URI."""
+    """Folder or URI of the stores of a run, which is itself a folder or URI; `store_dir` overrides it."""
     return store_dir.rstrip("/") if store_dir else join(str(run), "store")
 
 
@@ -55,9 +55,9 @@ def remove_stores(folder: str) -> None:
 
 
 def split_stores(folder: str, task: str, cutter: Cutter, codec: Codec, manifest_hash: str) -> dict[str, SplitStore]:
-    """The stores of a task's two splits in `folder`, described there; they may be empty or partly filled.
+    """The stores of a task's two splits in `folder`, perhaps empty or partly filled; writes their descriptions.
 
-    A store's name holds all that decides its content: another manifest, crop size or margin gets another store.
+    The name of a store has a hash of everything that determines its content, such as manifest, crop size and margin.
     """
     stores = {}
     for split in ("train", "val"):
@@ -73,7 +73,7 @@ def split_stores(folder: str, task: str, cutter: Cutter, codec: Codec, manifest_
 def fill(
     store: SplitStore, samples: pa.Table, reader: PhotoReader, decoding_cpus: float, progress: Progress | None = None
 ) -> Filled:
-    """Make the windows that a store lacks; those it has stay. Ray must be up. Raises UserError when it cannot write."""
+    """Make the windows that are missing in a store. Ray must be initialised. Raises UserError when writing fails."""
     import ray
 
     keys = store.cutter.keys(samples)

@@ -1,5 +1,6 @@
-"""Dataset shard -> batches on the device. The only seam between Ray Data and training; the time spent waiting is
-measured.
+"""Batches of the stream -> batches on the device, with the time that the loop waits for each.
+
+The training loop sees Ray Data only through `Loader`, so any iterable of batches can replace the stream.
 """
 
 from __future__ import annotations
@@ -31,21 +32,20 @@ class DeviceBatch:
     targets: dict[str, torch.Tensor]
     """The recipe's other arrays, `valid` among them."""
     index: np.ndarray
-    """(capacity,) sample numbers, -1 where there is none."""
+    """(capacity,) sample numbers, -1 in rows without a sample."""
     num_valid: int
-    """Rows that hold a sample; `targets["valid"]` says which."""
+    """Number of rows with a sample, marked in `targets["valid"]`."""
     quarantine: list[tuple[str, str]] = field(default_factory=list)
     """(sample id, reason) of photos that could not be decoded."""
     wait_s: float = 0.0
     """Time the training loop waited for this batch."""
     stage_s: dict[str, float] = field(default_factory=dict)
-    """Time that this batch took to `read`, `decode` and `warp`, wherever that was, and to `hand_over` to the device."""
+    """Seconds to `read`, `decode` and `warp` this batch where it was made, and to `hand_over` to the device."""
 
 
 class Loader:
-    """Iterates over device batches. `ahead`, the default where there is a GPU: a thread makes the next one meanwhile
-    (pinned memory, side stream), so that the loop that launches a step does not copy pixels first. Nor is that thread
-    in the inference mode in which the loop validates while an epoch's first batch is made.
+    """Iterates over device batches. With `ahead` (default: on a GPU) a thread prepares the next batch during a step:
+    pinned memory, copied on a side stream. The thread does not inherit inference_mode from a loop that validates.
     """
 
     def __init__(self, batches: Iterable[Batch], device: torch.device, *, ahead: bool | None = None) -> None:
@@ -77,12 +77,12 @@ class Loader:
         return batch
 
     def close(self) -> None:
-        """Make no further batch."""
+        """Stop preparing batches."""
         if self._thread is not None:
             self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _choose_device(self) -> None:
-        if self._copy_stream is not None:  # else pinned memory would be the first GPU's affair
+        if self._copy_stream is not None:  # a thread starts with GPU 0, which would own the pinned memory
             torch.cuda.set_device(self._device)
 
     def _load(self) -> DeviceBatch:
@@ -107,7 +107,7 @@ class Loader:
             if array.flags.writeable:
                 return torch.from_numpy(array)
             with warnings.catch_warnings():
-                # A row from Ray Data is a read-only view into the object store, and nothing writes to a batch.
+                # Rows from Ray Data are read-only views into the object store; nothing writes to a batch.
                 warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
                 return torch.from_numpy(array)
         pinned = torch.empty(array.shape, dtype=_torch_dtype(array), pin_memory=True)

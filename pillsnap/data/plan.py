@@ -1,4 +1,4 @@
-"""The order of all samples as a function of (seed, position): what every worker gets at every step of every epoch."""
+"""The order of all samples as a function of (seed, position): the samples of each worker at each step."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ class Slot(NamedTuple):
     members: np.ndarray
     """Sample numbers, at most a worker's batch; fewer at the end of an epoch."""
 
-    def place(self) -> dict[str, np.ndarray]:
-        """Where in the stream it is: what a batch says of it."""
+    def position(self) -> dict[str, np.ndarray]:
+        """Its position in the stream, as fields of a batch."""
         return {"epoch": np.array(self.epoch), "training": np.array(self.training), "step": np.array(self.step)}
 
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """One stream over all epochs: each epoch's training steps, then its validation steps, `num_workers` slots a step.
+    """One stream over all epochs: each epoch's training steps, then its validation steps, `num_workers` slots per
+    step.
 
-    Samples of a step are the same whatever the number of workers is; each sample comes exactly once an epoch.
+    The samples of a step do not depend on the number of workers. Each sample comes exactly once per epoch.
     """
 
     seed: int
@@ -36,12 +37,12 @@ class StreamPlan:
     num_train: int
     num_val: int
     batch_size: int
-    """Samples a step over all workers."""
+    """Samples per step over all workers."""
     num_workers: int
 
     @property
     def worker_batch_size(self) -> int:
-        """Most samples of a step that one worker gets; where they cannot be shared evenly, the last gets fewer."""
+        """Maximum samples of one worker per step; the last workers get fewer when the batch does not divide evenly."""
         return -(-self.batch_size // self.num_workers)
 
     @property
@@ -61,15 +62,15 @@ class StreamPlan:
         return self.epochs * self.steps_per_epoch * self.num_workers
 
     def first_slot(self, epoch: int, train_step: int = 0) -> int:
-        """The slot at which the stream goes on after `train_step` training steps of `epoch` (both from 0)."""
+        """The first slot after `train_step` training steps of `epoch` (both from 0)."""
         return (epoch * self.steps_per_epoch + train_step) * self.num_workers
 
     def samples_in_step(self, training: bool, step: int) -> int:
-        """Samples that all workers get together in one step."""
+        """Samples of one step over all workers."""
         return min(self.batch_size, (self.num_train if training else self.num_val) - step * self.batch_size)
 
     def slot(self, number: int) -> Slot:
-        """What slot `number` holds."""
+        """The slot with that number."""
         position, worker = divmod(number, self.num_workers)
         epoch, step = divmod(position, self.steps_per_epoch)
         training = step < self.train_steps

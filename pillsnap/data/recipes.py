@@ -1,9 +1,8 @@
-"""Recipes: sample numbers -> one worker's batch as NumPy arrays. They run in Ray Data tasks and know neither Ray nor
-torch.
+"""Recipes: sample numbers -> one worker's batch as NumPy arrays, without Ray or torch.
 
-A batch has always room for `capacity` samples; `valid` says which rows hold one. A photo that cannot be decoded leaves
-its row empty and its id and reason in `quarantine`. `stage_s` (3,) has the seconds spent on
-each of STAGES.
+Fields of every batch: `image` (capacity, size, size, 3) uint8; `index` (capacity,) sample numbers, -1 in rows without
+one; `valid` (capacity,) bool; `quarantine`, JSON [[sample id, reason]] of photos that could not be decoded, whose rows
+are not valid; `stage_s` (3,) seconds of each of STAGES.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ from pillsnap.photos.decode import BadImage
 
 Batch = dict[str, np.ndarray]
 Row = dict[str, np.ndarray]
-"""What Ray Data hands over: batches of one worker, or what becomes some, behind a first axis of length 1."""
+"""One row of Ray Data: packed or stacked batches of one worker (see packing.py), behind a first axis of length 1."""
 STAGES = ("read", "decode", "warp")
 NO_CROP_JITTER = CropJitter()
 NO_FRAME_JITTER = FrameJitter()
 
 
 class Recipe(Cutter, Protocol):
-    """Makes one worker's batch of a task."""
+    """Makes batches of a task, and cuts its windows."""
 
     @property
     def size_px(self) -> int: ...
@@ -56,18 +55,18 @@ class CropRecipe:
     def make(
         self, samples: pa.Table, slot: Slot, seed: int, capacity: int, source: Source, images: np.ndarray | None = None
     ) -> Batch:
-        """`image` (capacity, size, size, 3) uint8 and `label` (capacity,) int64, beside what every batch has."""
-        batch = _Rows(capacity, self.size_px, images)
+        """`label` (capacity,) int64 and the fields of every batch."""
+        batch = _BatchBuilder(capacity, self.size_px, images)
         labels = np.zeros(capacity, np.int64)
         jitter = self._jitter(slot.training)
         members = slot.members.tolist()
-        source.expect(samples, members)
-        # Column by column: Arrow takes several microseconds for every single value.
+        source.prefetch(samples, members)
+        # By column: Arrow needs several microseconds per single value.
         chosen = samples.select(["sample_id", "label", *([] if self.whole_frame else ["box"])]).take(slot.members)
         labels[: len(members)] = chosen["label"].to_numpy()
         boxes = [None] * len(members) if self.whole_frame else np.array(chosen["box"].to_pylist())
         sample_ids = chosen["sample_id"].to_pylist()
-        # Beforehand, since decoding a photo drives the interpreter out of the processor's caches.
+        # Before decoding, which evicts the interpreter from the CPU caches.
         rngs = [augment.sample_rng(seed, slot.epoch, sample_id) for sample_id in sample_ids]
         for row, (number, sample_id, box, rng) in enumerate(zip(members, sample_ids, boxes, rngs, strict=True)):
             window = source.window(samples, number, batch.times)
@@ -76,22 +75,22 @@ class CropRecipe:
                 labels[row] = 0
                 continue
             if box is None:
-                place, margin = np.array((0, 0, window.pixels.shape[1], window.pixels.shape[0])), 0.0
+                target_box, margin = np.array((0, 0, window.pixels.shape[1], window.pixels.shape[0])), 0.0
             else:
-                place, margin = window.place(box), self.margin
-            augment.crop(window.pixels, place, self.size_px, margin, jitter, rng, target=batch.image[row])
+                target_box, margin = window.map_boxes(box), self.margin
+            augment.crop(window.pixels, target_box, self.size_px, margin, jitter, rng, target=batch.image[row])
             batch.accept(row, number)
         return batch.finish() | {"label": labels}
 
     def cut(self, photo: np.ndarray, samples: pa.Table, number: int, training: bool, codec: Codec) -> Window:
-        """What `make` needs of a photo for one sample."""
+        """The part of a photo that `make` needs for one sample."""
         if self.whole_frame:
             return Window(photo) if codec == "png" else frame_window(photo, self.size_px)
         box = np.array(samples["box"][number].as_py())
         return crop_window(photo, box, self.size_px, self.margin, self._jitter(training), codec)
 
     def keys(self, samples: pa.Table) -> np.ndarray:
-        """The window depends on the photo and the box."""
+        """Keys of photo and box, which determine the window."""
         boxes = [""] * len(samples) if self.whole_frame else samples["box"].to_pylist()
         return _keys(f"{name} {box}" for name, box in zip(samples["sample_id"].to_pylist(), boxes, strict=True))
 
@@ -101,37 +100,38 @@ class CropRecipe:
 
 @dataclass(frozen=True)
 class FrameRecipe:
-    """Detection: letterboxed frames, or mosaics of neighbours in the epoch's order, with their boxes."""
+    """Detection: letterboxed frames, or mosaics of samples of the same batch, with their boxes."""
 
     size_px: int
     jitter: FrameJitter
     mosaic_group: int
+    """Mosaics are made within groups of this many consecutive rows of a batch."""
     mosaic_epochs: int
-    """Epochs with mosaic; the ones after them close the gap to whole frames."""
+    """Number of epochs with mosaic; the epochs after them train on whole frames."""
     max_boxes: int
-    """Most boxes of one photo."""
+    """Maximum number of boxes of one photo."""
     mark_incomplete: bool = field(default=False, repr=False)
-    """Whether a batch says where its frames show photos with unlabelled pills. No store depends on it."""
+    """Whether batches have `unsure`. Not in `repr`, which names the store: windows do not depend on it."""
 
     def make(
         self, samples: pa.Table, slot: Slot, seed: int, capacity: int, source: Source, images: np.ndarray | None = None
     ) -> Batch:
-        """`image` (capacity, size, size, 3) uint8, `boxes` (capacity, 4 * max_boxes, 4) float32 x, y, w, h in pixels
-        of the
-        image, and `num_boxes` (capacity,), beside what every batch has. Marked, also `unsure` (capacity, 4, 4) float32
-        x, y, w, h: the parts of a frame in which pills may lack a box, empty where there are fewer than four."""
-        batch = _Rows(capacity, self.size_px, images)
+        """`boxes` (capacity, 4 * max_boxes, 4) float32 x, y, w, h in pixels of the image, `num_boxes` (capacity,) and
+        the fields of every batch. With `mark_incomplete` also `unsure` (capacity, 4, 4) float32 x, y, w, h: the areas
+        of a frame that show photos with unlabelled pills, zeros in unused entries.
+        """
+        batch = _BatchBuilder(capacity, self.size_px, images)
         boxes = np.zeros((capacity, 4 * self.max_boxes, 4), np.float32)
         num_boxes = np.zeros(capacity, np.int64)
         unsure = np.zeros((capacity, 4, 4), np.float32)
         members = slot.members.tolist()
-        source.expect(samples, members)
+        source.prefetch(samples, members)
         windows = [source.window(samples, number, batch.times) for number in members]
         pixels, labels = {}, {}
         for row, (number, window) in enumerate(zip(members, windows, strict=True)):
             if not isinstance(window, BadImage):
                 pixels[row] = window.pixels
-                labels[row] = window.place(np.array(samples["boxes"][number].as_py(), np.float32).reshape(-1, 4))
+                labels[row] = window.map_boxes(np.array(samples["boxes"][number].as_py(), np.float32).reshape(-1, 4))
         for row, (number, window) in enumerate(zip(members, windows, strict=True)):
             sample_id = samples["sample_id"][number].as_py()
             if isinstance(window, BadImage):
@@ -159,11 +159,11 @@ class FrameRecipe:
         return batch.finish() | {"boxes": boxes, "num_boxes": num_boxes} | marked
 
     def cut(self, photo: np.ndarray, samples: pa.Table, number: int, training: bool, codec: Codec) -> Window:
-        """What `make` needs of a photo: it, reduced by whole halves to no less than the frame."""
+        """The photo, halved while its longer side stays at least `size_px`."""
         return frame_window(photo, self.size_px)
 
     def keys(self, samples: pa.Table) -> np.ndarray:
-        """The window depends on the photo."""
+        """Keys of the photo, which determines the window."""
         return _keys(samples["sample_id"].to_pylist())
 
     def _tiles(self, row: int, readable: Container[int], epoch: int, rng: np.random.Generator) -> list[int]:
@@ -181,7 +181,9 @@ def _keys(names: Iterable[str]) -> np.ndarray:
 
 
 @dataclass
-class _Rows:
+class _BatchBuilder:
+    """Collects the rows of a batch; images go to `images` if given."""
+
     capacity: int
     size_px: int
     images: InitVar[np.ndarray | None]
@@ -208,7 +210,7 @@ class _Rows:
     def finish(self) -> Batch:
         filled = np.flatnonzero(self.valid)
         if len(filled):
-            # Batch normalisation sees every row: copies of the batch's own images keep its statistics what they were.
+            # Batch normalisation averages over all rows: copies of the valid images keep its statistics realistic.
             empty = np.flatnonzero(~self.valid)
             self.image[empty] = self.image[filled[np.arange(len(empty)) % len(filled)]]
         else:

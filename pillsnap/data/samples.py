@@ -1,4 +1,4 @@
-"""From manifest rows to the samples of a task: photos for detection, labelled crops for classification."""
+"""Manifest rows -> the samples of a task: photos for detection, labelled pills for classification."""
 
 from __future__ import annotations
 
@@ -13,21 +13,19 @@ from pillsnap.errors import UserError
 
 @dataclass(frozen=True)
 class TaskSamples:
-    """Samples of one task. `train` and `val` have the columns sample_id, location (see photos/archives.py) and
-    those the task needs.
-    """
+    """Samples of one task. `train` and `val` have sample_id, location (photos/archives.py) and columns of the task."""
 
     train: pa.Table
     val: pa.Table
     left_out: dict[str, int]
-    """Manifest rows or pills that are not trained on, by reason."""
+    """Number of photos or pills left out, by reason."""
 
 
 def detection_samples(manifest: pa.Table, *, keep_incomplete: bool = False) -> TaskSamples:
-    """One sample a photo, with `boxes` (list of [x, y, w, h] in pixels) and whether they are `complete`.
+    """One sample per photo, with `boxes` (list of [x, y, w, h] in pixels) and `complete`, whether all pills have one.
 
-    A photo that shows more pills than it has boxes teaches that pills are background: it is left out unless asked for,
-    and always left out of validation, where it would count right detections as wrong.
+    An incomplete photo would train unlabelled pills as background: it is left out of training unless
+    `keep_incomplete`, and always out of validation, where it would count correct detections as false.
     """
     complete = np.array([all(box is not None for box in boxes) for boxes in manifest["boxes"].to_pylist()], dtype=bool)
     split = manifest["split"].to_numpy(zero_copy_only=False)
@@ -47,8 +45,8 @@ def classification_samples(
     """One sample per labelled pill: sample_id, location, photo_id, image_type, box_index, box ([x, y, w, h] in
     pixels), label.
 
-    `found_boxes` (sample id -> boxes in the order of its codes, None where none was found) fills in what the manifest
-    lacks.
+    `found_boxes` (sample id -> boxes in the order of its codes, None for not found) replaces missing boxes. Raises
+    UserError when there is no sample.
     """
     found_boxes = found_boxes or {}
     labels = {code: index for index, code in enumerate(codes)}
@@ -99,25 +97,25 @@ def _without_empty_boxes(table: pa.Table) -> pa.Table:
 
 
 def balance_classes(samples: pa.Table, strength: float) -> pa.Table:
-    """Repeat samples of rare classes; the commonest class and every sample stay. `samples` has sample_id and label.
+    """Repeat samples of rare classes. `samples` has sample_id and label; each sample is kept.
 
-    A class of n samples gets m * (n / m) ** (1 - strength) places, m being the commonest's n: 0 changes nothing, 1
-    makes all classes equally frequent. A repetition has an id of its own, and so augmentations of its own.
+    A class of n samples gets m * (n / m) ** (1 - strength) rows, where m is the n of the most frequent class: 0 changes
+    nothing, 1 makes all classes equally frequent. A repetition has its own id, and so its own augmentation.
     """
     labels = samples["label"].to_numpy()
     if strength == 0 or not len(labels):
         return samples
     counts = np.bincount(labels)
     most = counts.max()
-    places = np.round(most * (counts / most) ** (1 - strength)).astype(np.int64)
+    num_rows = np.round(most * (counts / most) ** (1 - strength)).astype(np.int64)
     order = np.argsort(labels, kind="stable")
     within = np.empty(len(labels), np.int64)
     within[order] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    base, extra = np.divmod(places[labels], counts[labels])
+    base, extra = np.divmod(num_rows[labels], counts[labels])
     copies = base + (within < extra)
     rows = np.repeat(np.arange(len(labels)), copies)
-    lap = np.arange(len(rows)) - np.repeat(np.cumsum(copies) - copies, copies)
+    repetition = np.arange(len(rows)) - np.repeat(np.cumsum(copies) - copies, copies)
     ids = samples["sample_id"].take(rows).to_pylist()
-    ids = [f"{name}~{number + 1}" if number else name for name, number in zip(ids, lap.tolist(), strict=True)]
-    place = samples.column_names.index("sample_id")
-    return samples.take(rows).set_column(place, "sample_id", pa.array(ids, pa.string()))
+    ids = [f"{name}~{number + 1}" if number else name for name, number in zip(ids, repetition.tolist(), strict=True)]
+    column = samples.column_names.index("sample_id")
+    return samples.take(rows).set_column(column, "sample_id", pa.array(ids, pa.string()))

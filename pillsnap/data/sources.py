@@ -1,4 +1,4 @@
-"""Where a recipe gets its windows from: photos, the decode-once store, or bytes that were shipped to it."""
+"""Sources of a recipe's windows: photos, the decode-once store, or bytes sent by a Ray Data task."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from pillsnap.photos.decode import BadImage
 from pillsnap.photos.reader import PhotoReader, ReadAhead
 
 Shipped = Mapping[int, EncodedWindow | BadImage | None]
-"""The window of each of a slot's samples by its number; None where the store has it."""
+"""Windows of a slot by sample number; None for one in the store."""
 
 
 class Cutter(Hashable, Protocol):
-    """Cuts the part of a photo that a recipe needs of it."""
+    """Cuts the part of a photo that a recipe needs."""
 
     def cut(self, photo: np.ndarray, samples: pa.Table, number: int, training: bool, codec: Codec) -> Window: ...
 
     def keys(self, samples: pa.Table) -> np.ndarray:
-        """(n,) uint64 that differ for samples whose windows would."""
+        """(n,) uint64; samples with different windows have different keys."""
         ...
 
 
 @dataclass(frozen=True)
 class SplitStore:
-    """The store of one split of a task, and how its windows are cut; travels with every task that reads it."""
+    """The store of one split of a task, and how its windows are cut; sent with every task that reads it."""
 
     shards: ShardStore
     cutter: Cutter
@@ -39,21 +39,21 @@ class SplitStore:
     training: bool
 
     def source(self, reader: PhotoReader, keys: KeyMemo | None = None) -> StoreSource:
-        """Windows from this store, and from photos where it lacks one."""
+        """Windows from this store, or from the photo when it is missing there."""
         self.shards.refresh()
         return StoreSource(reader, store=self, keys=keys or KeyMemo(self.cutter))
 
 
 class KeyMemo:
-    """The keys of one table's samples, each worked out once."""
+    """The keys of one table's samples, each computed once."""
 
     def __init__(self, cutter: Cutter) -> None:
         self._cutter = cutter
         self._keys = np.zeros(0, np.uint64)
-        """0 where it is not known yet."""
+        """0 where not computed yet."""
 
     def of(self, samples: pa.Table, numbers: np.ndarray) -> np.ndarray:
-        """Keys (n,) uint64 of the samples of those numbers (n,)."""
+        """Keys (n,) uint64 of the samples `numbers` (n,)."""
         if not len(self._keys):
             self._keys = np.zeros(len(samples), np.uint64)
         new = numbers[self._keys[numbers] == 0]
@@ -64,7 +64,7 @@ class KeyMemo:
 
 @dataclass
 class FetchTimes:
-    """Seconds that one batch took to read and to decode its windows."""
+    """Seconds spent reading and decoding the windows of one batch."""
 
     read_s: float = 0.0
     decode_s: float = 0.0
@@ -72,40 +72,43 @@ class FetchTimes:
 
 @dataclass
 class Source:
-    """Windows of samples by number. Not safe for use by two threads at a time."""
+    """Windows of samples by number, from their photos. Not thread-safe.
+
+    `prefetch` the samples of a batch, then call `window` for each.
+    """
 
     reader: PhotoReader
     _ahead: ReadAhead | None = None
-    _paths: dict[int, str] = field(default_factory=dict)
-    """Of samples that were announced: Arrow takes several microseconds for every single value."""
+    _locations: dict[int, str] = field(default_factory=dict)
+    """Locations of prefetched samples: Arrow needs several microseconds per single value."""
 
-    def expect(self, samples: pa.Table, numbers: Sequence[int]) -> None:
-        """These samples will be asked for: their photos may be read beforehand."""
-        self._paths = {}
+    def prefetch(self, samples: pa.Table, numbers: Sequence[int]) -> None:
+        """Look up the samples of the next batch, and start reading their photos if these are remote."""
+        self._locations = {}
         if not numbers:
             return
-        paths = samples["location"].take(pa.array(numbers, pa.int64())).to_pylist()
-        self._paths = dict(zip(numbers, paths, strict=True))
+        locations = samples["location"].take(pa.array(numbers, pa.int64())).to_pylist()
+        self._locations = dict(zip(numbers, locations, strict=True))
         if self.reader.is_remote:
-            self._ahead = ReadAhead(self.reader, paths)
+            self._ahead = ReadAhead(self.reader, locations)
 
     def _photos(self) -> ReadAhead | PhotoReader:
         return self._ahead or self.reader
 
-    def _path(self, samples: pa.Table, number: int) -> str:
-        return self._paths.get(number) or samples["location"][number].as_py()
+    def _location(self, samples: pa.Table, number: int) -> str:
+        return self._locations.get(number) or samples["location"][number].as_py()
 
     def fetch(self, samples: pa.Table, number: int) -> EncodedWindow | BadImage:
-        """The encoded window of a sample, or why there is none."""
-        data = self._photos().read_bytes(self._path(samples, number))
+        """The encoded window of a sample, or why it cannot be read."""
+        data = self._photos().read_bytes(self._location(samples, number))
         return data if isinstance(data, BadImage) else EncodedWindow(data, own=False)
 
     def has_all(self, samples: pa.Table, numbers: np.ndarray) -> bool:
-        """Whether the windows of all these samples (n,) lie in a store."""
+        """Whether the windows of all samples `numbers` (n,) are in a store."""
         return False
 
     def window(self, samples: pa.Table, number: int, times: FetchTimes) -> Window | BadImage:
-        """The pixels of a sample's window, or the reason there are none. Adds the seconds it took to `times`."""
+        """The decoded window of a sample, or why it cannot be decoded. Adds the elapsed seconds to `times`."""
         started_s = time.perf_counter()
         encoded = self.fetch(samples, number)
         fetched_s = time.perf_counter()
@@ -122,26 +125,26 @@ class Source:
 
 @dataclass
 class StoreSource(Source):
-    """Windows from the store; one that it lacks is cut from its photo and encoded, and so has the same pixels."""
+    """Windows from the store. A missing one is cut from its photo and encoded, so its pixels are the same."""
 
     store: SplitStore = field(kw_only=True)
     keys: KeyMemo = field(kw_only=True)
     fresh: list[tuple[int, EncodedWindow]] = field(default_factory=list)
-    """(key, window) made here, which the store lacks."""
-    _expected: dict[int, tuple[int, EncodedWindow | None]] = field(default_factory=dict)
-    """Key and stored window of samples that were announced: one look for many costs little more than for one."""
+    """(key, window) cut here and not yet in the store."""
+    _looked_up: dict[int, tuple[int, EncodedWindow | None]] = field(default_factory=dict)
+    """Key and stored window of prefetched samples: one look-up of many costs little more than of one."""
     _photo: tuple[str, np.ndarray | BadImage] | None = None
 
-    def expect(self, samples: pa.Table, numbers: Sequence[int]) -> None:
-        self._expected = self._look_up(samples, numbers)
-        super().expect(samples, [number for number, (_, stored) in self._expected.items() if stored is None])
+    def prefetch(self, samples: pa.Table, numbers: Sequence[int]) -> None:
+        self._looked_up = self._look_up(samples, numbers)
+        super().prefetch(samples, [number for number, (_, stored) in self._looked_up.items() if stored is None])
 
     def fetch(self, samples: pa.Table, number: int) -> EncodedWindow | BadImage:
         store = self.store
-        key, stored = self._expected.get(number) or self._look_up(samples, [number])[number]
+        key, stored = self._looked_up.get(number) or self._look_up(samples, [number])[number]
         if stored is not None:
             return stored
-        photo = self._read(self._path(samples, number))
+        photo = self._read(self._location(samples, number))
         if isinstance(photo, BadImage):
             return photo
         made = store.cutter.cut(photo, samples, number, store.training, store.codec).encode(store.codec)
@@ -152,7 +155,7 @@ class StoreSource(Source):
         return bool(self.store.shards.stored(self.keys.of(samples, numbers)).all())
 
     def flush(self) -> None:
-        """Commit the windows made here to the store."""
+        """Commit the windows in `fresh` to the store."""
         if self.fresh:
             self.store.shards.append(self.fresh)
             self.fresh = []
@@ -162,22 +165,22 @@ class StoreSource(Source):
         found = self.store.shards.find(keys)
         return dict(zip(numbers, zip(keys.tolist(), found, strict=True), strict=True))
 
-    def _read(self, image_path: str) -> np.ndarray | BadImage:
-        # The pills of one photo are neighbours in the sample table: filling a store decodes it once.
-        if self._photo is None or self._photo[0] != image_path:
-            self._photo = image_path, self._photos().read(image_path)
+    def _read(self, location: str) -> np.ndarray | BadImage:
+        # Filling a store decodes each photo once: its pills are consecutive in the sample table.
+        if self._photo is None or self._photo[0] != location:
+            self._photo = location, self._photos().read(location)
         return self._photo[1]
 
 
 @dataclass
 class ShippedSource(Source):
-    """Windows that came as bytes; those that did not (None) are fetched from the store."""
+    """Windows sent as bytes; a window sent as None is fetched from `store`."""
 
     shipped: Shipped = field(kw_only=True)
     store: Source = field(kw_only=True)
 
-    def expect(self, samples: pa.Table, numbers: Sequence[int]) -> None:
-        self.store.expect(samples, [number for number in numbers if self.shipped[number] is None])
+    def prefetch(self, samples: pa.Table, numbers: Sequence[int]) -> None:
+        self.store.prefetch(samples, [number for number in numbers if self.shipped[number] is None])
 
     def fetch(self, samples: pa.Table, number: int) -> EncodedWindow | BadImage:
         window = self.shipped[number]

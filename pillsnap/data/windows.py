@@ -12,13 +12,13 @@ from pillsnap.data.augment import CropJitter
 from pillsnap.photos.decode import BadImage, decode_image
 
 Codec = Literal["jpeg", "png"]
-"""`jpeg` is lossy (quality 95, 4:2:0), at the scale the task needs; `png` keeps crops as they are in the photo."""
+"""`jpeg`: lossy (quality 95, 4:2:0), at the scale of the task. `png`: crops in the photo's own pixels."""
 JPEG_QUALITY = 95
 _ENCODE = {
     "jpeg": (".jpg", [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]),
     "png": (".png", [cv2.IMWRITE_PNG_COMPRESSION, 1]),
 }
-# Reducing by whole halves starts at the window's corner: on a grid of eight it meets the photo's own pixel pairs.
+# Windows start on a grid of 8, so that halving them three times averages the same pixels as halving the photo.
 _GRID_PX = 8
 _INTERPOLATION_PX = 2
 _WHOLE_PHOTO = (0.0, 0.0, 1.0, 1.0)
@@ -26,7 +26,7 @@ _WHOLE_PHOTO = (0.0, 0.0, 1.0, 1.0)
 
 @dataclass(frozen=True)
 class Window:
-    """Pixels of a photo or of a part of it. The photo's point p lies at (p - (left, top)) * (scale_x, scale_y)."""
+    """Pixels of a photo or a part of it. Point p of the photo is at (p - (left, top)) * (scale_x, scale_y)."""
 
     pixels: np.ndarray
     """(height, width, 3) uint8 RGB."""
@@ -35,8 +35,8 @@ class Window:
     scale_x: float = 1.0
     scale_y: float = 1.0
 
-    def place(self, boxes: np.ndarray) -> np.ndarray:
-        """Boxes (…, 4) x, y, w, h of the photo, in pixels of the window."""
+    def map_boxes(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes (..., 4) x, y, w, h from pixels of the photo to pixels of the window."""
         if (self.left, self.top, self.scale_x, self.scale_y) == _WHOLE_PHOTO:
             return np.asarray(boxes, np.float32)
         offset = np.array((self.left, self.top, 0.0, 0.0), np.float32)
@@ -53,7 +53,7 @@ class Window:
 
 @dataclass(frozen=True)
 class EncodedWindow:
-    """A window as PNG or JPEG bytes, or a whole photo as its file's."""
+    """A window as PNG or JPEG bytes, or a whole photo as the bytes of its file."""
 
     data: bytes | memoryview
     left: float = 0.0
@@ -61,7 +61,7 @@ class EncodedWindow:
     scale_x: float = 1.0
     scale_y: float = 1.0
     own: bool = True
-    """Whether this package encoded it: such bytes need no look at their header."""
+    """Whether this package encoded it; then the header is not checked."""
 
     def decode(self, max_pixels: int) -> Window:
         """The window's pixels. Raises BadImage."""
@@ -79,8 +79,8 @@ def crop_window(
 ) -> Window:
     """The part of a photo that `augment.crop` can reach around one box under `jitter`.
 
-    For `png` in the photo's own pixels, which makes crops from it those from the photo. For `jpeg` reduced, never
-    enlarged, to the scale at which an unjittered crop is `size_px` wide.
+    `png`: in the photo's pixels, so that crops equal those from the photo. `jpeg`: reduced, never enlarged, to the
+    scale at which a crop without jitter is `size_px` wide.
     """
     x, y, width, height = (float(value) for value in box)
     side = max(width, height, 1.0) * (1 + 2 * margin)
@@ -101,7 +101,7 @@ def crop_window(
 
 
 def frame_window(photo: np.ndarray, size_px: int) -> Window:
-    """A photo reduced by whole halves for as long as its longer side keeps `size_px`."""
+    """A photo, halved while its longer side stays at least `size_px`."""
     scale = 1.0
     while max(photo.shape[:2]) >= 2 * size_px and min(photo.shape[:2]) >= 2:
         height, width = photo.shape[0] // 2, photo.shape[1] // 2

@@ -153,7 +153,7 @@ class LoopRun:
                 batch = recipe.make(samples, slot, self.plan.seed, self.plan.worker_batch_size, self.source)
                 if slot.training:
                     self.trained_ids.append((slot.epoch, slot.step, [int(i) for i in slot.members]))
-                yield batch | slot.place()
+                yield batch | slot.position()
 
         return Loader(batches(), torch.device("cpu"))
 

@@ -1,4 +1,4 @@
-"""Where a store's shards lie: a local folder, or any pyarrow file system with a cache on this node's disk."""
+"""Files of a store: in a local folder, or on any pyarrow file system with a cache on this node's disk."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _LIST_EVERY_S = 10.0
 
 
 def shard_name(data: Any) -> str:
-    """The name that a shard's bytes give it."""
+    """A shard's name, derived from its bytes."""
     return f"{PREFIX}{hashlib.sha256(data).hexdigest()[:_DIGITS]}{SUFFIX}"
 
 
 def is_shard(name: str) -> bool:
-    """Whether a file of that name is a complete shard."""
+    """Whether the name is that of a complete shard."""
     return name.startswith(PREFIX) and name.endswith(SUFFIX)
 
 
@@ -31,15 +31,15 @@ class ShardFolder(Protocol):
     """The files of one store. Errors are OSError."""
 
     def names(self) -> list[str] | None:
-        """Names of the complete shards, sorted; None when nothing can have changed since the last call."""
+        """Names of the complete shards, sorted; None when unchanged since the last call."""
         ...
 
     def local(self, name: str) -> Path:
-        """A file on this node with the shard's content."""
+        """Local file with the shard's content."""
         ...
 
     def write(self, name: str, data: Any) -> None:
-        """Commit a file: there is all of it, or none."""
+        """Write a file atomically."""
         ...
 
     def sizes(self) -> dict[str, int]:
@@ -52,12 +52,12 @@ class ShardFolder(Protocol):
 
 
 def shard_folder(folder: str) -> ShardFolder:
-    """The files of the store in a local folder or beneath a URI."""
+    """The files of a store in a local folder or under a URI."""
     return RemoteFolder(folder) if is_uri(folder) else LocalFolder(folder)
 
 
 class LocalFolder:
-    """A folder that this node mounts."""
+    """A folder in a mounted file system."""
 
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
@@ -91,7 +91,7 @@ class LocalFolder:
 
 
 class RemoteFolder:
-    """A folder beneath a URI such as s3://bucket/path; shards are copied to this node once, and checked then."""
+    """A folder under a URI such as s3://bucket/path; each shard is copied to this node once and verified."""
 
     def __init__(self, uri: str) -> None:
         self._filesystem, self._base = file_system(uri)
@@ -111,7 +111,7 @@ class RemoteFolder:
             with self._filesystem.open_input_stream(f"{self._base}/{name}") as stream:
                 data = stream.read()
             if shard_name(data) != name:
-                raise OSError(f"its content is not what its name says, on {self._filesystem.type_name}")
+                raise OSError(f"its content does not match its name, on {self._filesystem.type_name}")
             write_atomically(cached, data)
         return cached
 

@@ -1,12 +1,11 @@
-"""The decode-once store: encoded windows of a task's samples in shards that are read through memory mapping.
+"""The decode-once store: encoded windows of a task's samples in memory-mapped shards.
 
     <store>/<manifest hash>-<task>-<split>-<transform>/
-        store.json                              what is in here, for people
+        store.json                              description, for people
         windows-9f86d0818c52b1ef1a2b.arrow      Arrow file, named by the first 20 digits of its sha256
 
-A shard is committed whole under the name that its content gives it. So it is there or absent, a task that Ray runs
-twice writes the same file again, and the name alone tells damage. Which window lies where is in the shards themselves:
-there is no index to lose.
+A shard is written atomically under a name derived from its content: a task that Ray runs twice writes the same file
+again, and damage is detected from the name. Each shard contains its own keys; there is no separate index.
 """
 
 from __future__ import annotations
@@ -23,30 +22,30 @@ from pillsnap.data.windows import EncodedWindow
 from pillsnap.errors import UserError
 
 DESCRIPTION_NAME = "store.json"
-_PLACE = ("left", "top", "scale_x", "scale_y")
-_SCHEMA = pa.schema([("key", pa.uint64()), ("data", pa.large_binary()), *((name, pa.float64()) for name in _PLACE)])
+_GEOMETRY = ("left", "top", "scale_x", "scale_y")
+_SCHEMA = pa.schema([("key", pa.uint64()), ("data", pa.large_binary()), *((name, pa.float64()) for name in _GEOMETRY)])
 
 
 @dataclass(frozen=True)
 class ShardStore:
-    """Windows by key in one folder, local or a URI; small enough to travel with every Ray Data task."""
+    """Windows by key in a local folder or under a URI; small enough to be sent with every Ray Data task."""
 
     folder: str
 
     def get(self, key: int) -> EncodedWindow | None:
-        """The window of that key; None when it is not stored."""
+        """The window of a key; None when it is not stored."""
         return self.find(np.array([key], np.uint64))[0]
 
     def find(self, keys: np.ndarray) -> list[EncodedWindow | None]:
-        """The windows of the keys (n,) uint64, their bytes views of the mapped shards; None where one is not stored."""
+        """The windows of `keys` (n,) uint64, as views of the mapped shards; None for one that is not stored."""
         return _contents(self).find(keys)
 
     def refresh(self) -> None:
-        """Look for shards that were written since. Raises UserError for one that is damaged."""
+        """Map shards that were written since the last call. Raises UserError for a damaged one."""
         _contents(self).refresh()
 
     def stored(self, keys: np.ndarray) -> np.ndarray:
-        """Which of the keys (n,) uint64 are stored: (n,) bool."""
+        """Whether each of `keys` (n,) uint64 is stored: (n,) bool."""
         self.refresh()
         known = _contents(self).keys
         if not len(known):
@@ -59,7 +58,7 @@ class ShardStore:
         columns = {
             "key": pa.array([key for key, _ in rows], pa.uint64()),
             "data": [bytes(window.data) for _, window in rows],
-        } | {name: [getattr(window, name) for _, window in rows] for name in _PLACE}
+        } | {name: [getattr(window, name) for _, window in rows] for name in _GEOMETRY}
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, _SCHEMA) as writer:
             writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
@@ -69,22 +68,22 @@ class ShardStore:
             shard_folder(self.folder).write(name, data)
         except OSError as error:
             raise UserError(
-                f"The store {self.folder} cannot be written ({error.strerror or error}): free disk space, name another "
-                "place with data.store_dir, or do without with data.store=off."
+                f"The store {self.folder} cannot be written ({error.strerror or error}): free disk space, set another "
+                "folder with data.store_dir, or disable the store with data.store=off."
             ) from None
         return name
 
     def shards(self) -> dict[str, int]:
-        """Names of its complete shards, with their bytes."""
+        """Sizes in bytes of the complete shards, by name."""
         return shard_folder(self.folder).sizes()
 
     def damaged(self) -> list[str]:
-        """Shards whose content is not what their name says; reads every byte."""
+        """Names of shards whose content does not match their name; reads all bytes."""
         folder = shard_folder(self.folder)
         return [name for name in sorted(folder.sizes()) if not _is_sound(folder, name)]
 
     def remove(self, name: str | None = None) -> None:
-        """Delete one shard, or the store with everything in it."""
+        """Delete one shard, or the whole store."""
         _contents.cache_clear()
         shard_folder(self.folder).remove(name)
 
@@ -105,7 +104,7 @@ def _contents(store: ShardStore) -> _Contents:
 
 @dataclass
 class _Contents:
-    """A process's view of a store: its mapped shards, and where each key lies."""
+    """The mapped shards of a store in this process, and the shard and row of each key."""
 
     folder: ShardFolder
     _index: tuple[np.ndarray, np.ndarray] = field(
@@ -123,32 +122,32 @@ class _Contents:
         new = [name for name in self.folder.names() or () if name not in self._names]
         if not new:
             return
-        keys, places = [self._index[0]], [self._index[1]]
+        keys, positions = [self._index[0]], [self._index[1]]
         for name in new:
             shard = _Shard(self.folder, name)
             rows = np.arange(len(shard.keys), dtype=np.int32)
             keys.append(shard.keys)
-            places.append(np.stack([np.full_like(rows, len(self._shards)), rows], axis=1))
+            positions.append(np.stack([np.full_like(rows, len(self._shards)), rows], axis=1))
             self._shards.append(shard)
             self._names.add(name)
         together = np.concatenate(keys)
         order = np.argsort(together, kind="stable")
-        self._index = together[order], np.concatenate(places)[order]
+        self._index = together[order], np.concatenate(positions)[order]
 
-    def find(self, asked: np.ndarray) -> list[EncodedWindow | None]:
-        keys, places = self._index
+    def find(self, wanted: np.ndarray) -> list[EncodedWindow | None]:
+        keys, shards_and_rows = self._index
         if not len(keys):
-            return [None] * len(asked)
-        positions = np.minimum(keys.searchsorted(asked), len(keys) - 1)
-        there, shards_and_rows = (keys[positions] == asked).tolist(), places[positions].tolist()
+            return [None] * len(wanted)
+        nearest = np.minimum(keys.searchsorted(wanted), len(keys) - 1)
+        is_stored = (keys[nearest] == wanted).tolist()
         return [
-            self._shards[shard].window(row) if is_there else None
-            for is_there, (shard, row) in zip(there, shards_and_rows, strict=True)
+            self._shards[shard].window(row) if stored else None
+            for stored, (shard, row) in zip(is_stored, shards_and_rows[nearest].tolist(), strict=True)
         ]
 
 
 class _Shard:
-    """One memory-mapped shard. Raises UserError when it is none."""
+    """One memory-mapped shard. Raises UserError when it is damaged."""
 
     def __init__(self, folder: ShardFolder, name: str) -> None:
         try:
@@ -164,7 +163,7 @@ class _Shard:
         buffers = batch["data"].buffers()
         self._offsets = np.frombuffer(buffers[1], np.int64)[: len(batch) + 1].tolist()
         self._data = memoryview(buffers[2])
-        self._place = np.stack([batch[name].to_numpy() for name in _PLACE], axis=1).tolist()
+        self._geometry = np.stack([batch[name].to_numpy() for name in _GEOMETRY], axis=1).tolist()
 
     def window(self, row: int) -> EncodedWindow:
-        return EncodedWindow(self._data[self._offsets[row] : self._offsets[row + 1]], *self._place[row])
+        return EncodedWindow(self._data[self._offsets[row] : self._offsets[row + 1]], *self._geometry[row])

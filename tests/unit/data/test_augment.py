@@ -110,7 +110,7 @@ def test_crops_are_never_mirrored() -> None:
     assert best_match(plain[:, ::-1]) < 0.8
 
 
-def test_sample_rng_depends_on_seed_epoch_and_sample_alone() -> None:
+def test_sample_rng_depends_only_on_seed_epoch_and_sample() -> None:
     draws = {
         (seed, epoch, name): augment.sample_rng(seed, epoch, name).integers(2**62)
         for seed in (1, 2)
@@ -121,7 +121,7 @@ def test_sample_rng_depends_on_seed_epoch_and_sample_alone() -> None:
     assert augment.sample_rng(1, 0, "a").integers(2**62) == draws[1, 0, "a"]
 
 
-def test_erasing_hides_a_rectangle_of_some_crops_and_changes_no_other() -> None:
+def test_erasing_fills_a_rectangle_of_some_crops_only() -> None:
     image = np.full((200, 200, 3), 90, np.uint8)
     box = np.array([50, 50, 100, 100], np.float32)
     plain, erasing = CropJitter(rotation_deg=180), CropJitter(rotation_deg=180, erase=0.4)
@@ -131,7 +131,7 @@ def test_erasing_hides_a_rectangle_of_some_crops_and_changes_no_other() -> None:
             augment.crop(image, box, 64, 0.1, jitter, augment.sample_rng(7, 1, f"p{number}"))
             for jitter in (plain, erasing, erasing)
         ]
-        assert (crops[1] == crops[2]).all()  # the same wherever and however often it is made
+        assert (crops[1] == crops[2]).all()
         changed = (crops[0] != crops[1]).any(2)
         if changed.any():
             rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))

@@ -12,13 +12,13 @@ def table(counts: list[int]) -> pa.Table:
     return pa.table({"sample_id": [f"s{i}" for i in range(len(labels))], "label": labels})
 
 
-def test_strength_goes_from_as_they_come_to_equally_often() -> None:
+def test_class_counts_by_strength() -> None:
     samples = table([100, 25, 4, 1])
     counted = {s: np.bincount(balance_classes(samples, s)["label"].to_numpy()).tolist() for s in (0.0, 0.5, 1.0)}
     assert counted == {0.0: [100, 25, 4, 1], 0.5: [100, 50, 20, 10], 1.0: [100, 100, 100, 100]}
 
 
-def test_every_sample_stays_and_repetitions_have_ids_of_their_own() -> None:
+def test_every_sample_is_kept_and_repetitions_have_their_own_ids() -> None:
     samples = table([7, 3])
     balanced = balance_classes(samples, 1.0)
     ids = balanced["sample_id"].to_pylist()
@@ -28,5 +28,5 @@ def test_every_sample_stays_and_repetitions_have_ids_of_their_own() -> None:
     for name, label in zip(ids, balanced["label"].to_pylist(), strict=True):
         assert label_of[name.split("~")[0]] == label
     uses = np.unique([name.split("~")[0] for name in ids], return_counts=True)[1]
-    assert uses.max() - uses.min() <= 2 and uses.max() == 3  # 7 places among 3 samples: 3, 2 and 2
+    assert uses.max() - uses.min() <= 2 and uses.max() == 3  # 7 rows of 3 samples: 3, 2 and 2
     assert balance_classes(samples, 1.0).equals(balanced)

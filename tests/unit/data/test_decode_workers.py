@@ -1,4 +1,4 @@
-"""Batches made by processes of one's own: the same ones, in order, in memory that is used again; and their ends."""
+"""Decode workers: same batches in order, reused memory, and their end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 
 from pillsnap.data.augment import CropJitter
 from pillsnap.data.batch_maker import BatchMaker
-from pillsnap.data.decode_workers import DecodingProcesses
+from pillsnap.data.decode_workers import DecodeWorkers
 from pillsnap.data.plan import StreamPlan
 from pillsnap.data.recipes import CropRecipe
 from pillsnap.data.samples import classification_samples
@@ -47,14 +47,14 @@ def maker(toy_manifest: Path, toy_tree: Path) -> BatchMaker:
 
 
 @pytest.fixture
-def processes(maker: BatchMaker) -> Iterator[DecodingProcesses]:
-    started = DecodingProcesses(maker, 2)
+def processes(maker: BatchMaker) -> Iterator[DecodeWorkers]:
+    started = DecodeWorkers(maker, 2)
     yield started
     started.close()
-    assert decoding_processes() == []
+    assert running_workers() == []
 
 
-def decoding_processes(of: psutil.Process | None = None) -> list[psutil.Process]:
+def running_workers(of: psutil.Process | None = None) -> list[psutil.Process]:
     return [
         each for each in (of or psutil.Process()).children() if "pillsnap.data.decode_workers" in command_line(each)
     ]
@@ -69,13 +69,13 @@ def shipped_photos(maker: BatchMaker, number: int) -> dict[int, Any]:
     }
 
 
-def test_batches_equal_those_of_one_process_in_order(maker: BatchMaker, processes: DecodingProcesses) -> None:
+def test_batches_equal_those_of_one_process_in_order(maker: BatchMaker, processes: DecodeWorkers) -> None:
     numbers = [*range(maker.plan.num_slots), 0, 0, 0]
     taken = []
     for number in numbers:
         # Some windows come along, the others are read there.
         shipped = {member: window if member % 2 else None for member, window in shipped_photos(maker, number).items()}
-        processes.ask(number, shipped)
+        processes.submit(number, shipped)
         if len(processes) > 4:
             taken.append(processes.take())
     taken += [processes.take() for _ in range(len(processes))]
@@ -88,30 +88,30 @@ def test_batches_equal_those_of_one_process_in_order(maker: BatchMaker, processe
             np.testing.assert_array_equal(batch[name], expected[name])
 
 
-def test_memory_is_reused_once_a_batch_is_gone(maker: BatchMaker, processes: DecodingProcesses) -> None:
+def test_memory_is_reused_after_a_batch_is_deleted(maker: BatchMaker, processes: DecodeWorkers) -> None:
     kept = []
     for number in range(3):
-        processes.ask(number, shipped_photos(maker, number))
+        processes.submit(number, shipped_photos(maker, number))
         batch = processes.take()
         kept.append((batch["image"][None][0], batch["image"].copy()))
-    place_bytes = os.fstat(processes._memory.file.fileno()).st_size // 3
+    batch_bytes = os.fstat(processes._memory.file.fileno()).st_size // 3
     for _ in range(10):
-        processes.ask(5, shipped_photos(maker, 5))
+        processes.submit(5, shipped_photos(maker, 5))
         processes.take()
-    assert os.fstat(processes._memory.file.fileno()).st_size == 4 * place_bytes
+    assert os.fstat(processes._memory.file.fileno()).st_size == 4 * batch_bytes
     for images, copied in kept:
         np.testing.assert_array_equal(images, copied)
     processes.close()
     np.testing.assert_array_equal(*kept[0])
 
 
-def test_a_process_that_dies_is_told(maker: BatchMaker, processes: DecodingProcesses) -> None:
-    processes.ask(0, shipped_photos(maker, 0))
+def test_dead_decode_worker_is_an_error(maker: BatchMaker, processes: DecodeWorkers) -> None:
+    processes.submit(0, shipped_photos(maker, 0))
     processes.take()
-    decoding_processes()[0].kill()
+    running_workers()[0].kill()
     with pytest.raises(RuntimeError, match=r"signal 9.*data\.decoding_processes"):
         for _ in range(4):
-            processes.ask(0, shipped_photos(maker, 0))
+            processes.submit(0, shipped_photos(maker, 0))
             processes.take()
 
 
@@ -120,9 +120,9 @@ class Refusing(CropRecipe):
         raise UserError(f"The shard of {len(samples)} samples is damaged.")
 
 
-def test_what_a_recipe_raises_is_raised_here(maker: BatchMaker) -> None:
-    processes = DecodingProcesses(replace(maker, recipe=Refusing(48, 0.1, CropJitter())), 1)
-    processes.ask(0, {})
+def test_error_of_a_recipe_is_raised_in_the_train_worker(maker: BatchMaker) -> None:
+    processes = DecodeWorkers(replace(maker, recipe=Refusing(48, 0.1, CropJitter())), 1)
+    processes.submit(0, {})
     with pytest.raises(UserError, match="is damaged"):
         processes.take()
     processes.close()
@@ -134,7 +134,7 @@ import pyarrow as pa
 from pillsnap.data.augment import CropJitter
 from pillsnap.data.batch_maker import BatchMaker
 from pillsnap.data.recipes import CropRecipe
-from pillsnap.data.decode_workers import DecodingProcesses
+from pillsnap.data.decode_workers import DecodeWorkers
 from pillsnap.data.plan import StreamPlan
 from pillsnap.photos.reader import PhotoReader
 table = pa.table({"sample_id": ["a"], "location": ["a.png"], "label": [0], "box": [[0.0, 0.0, 1.0, 1.0]]})
@@ -142,18 +142,18 @@ maker = BatchMaker(
     StreamPlan(0, 1, 1, 1, 1, 1), CropRecipe(48, 0.1, CropJitter()), PhotoReader("/nowhere", 100),
     samples={True: table, False: table}, stores={True: None, False: None},
 )
-processes = DecodingProcesses(maker, 2)
-processes.ask(0, {0: None})
+processes = DecodeWorkers(maker, 2)
+processes.submit(0, {0: None})
 assert "missing" in str(processes.take()["quarantine"])
 print("ready", flush=True)
 time.sleep(600)
 """
 
 
-def test_they_end_when_their_worker_is_killed() -> None:
+def test_decode_workers_exit_when_the_train_worker_is_killed() -> None:
     worker = subprocess.Popen([sys.executable, "-c", ABANDONED], stdout=subprocess.PIPE, text=True)
     assert worker.stdout is not None and worker.stdout.readline() == "ready\n"
-    orphans = decoding_processes(psutil.Process(worker.pid))
+    orphans = running_workers(psutil.Process(worker.pid))
     assert len(orphans) == 2
     worker.send_signal(signal.SIGKILL)
     worker.wait(10)

@@ -1,4 +1,4 @@
-"""From batches of the stream to batches on the device."""
+"""Loader: batches of the stream become batches on the device; waiting is measured."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def batch_of(step: int) -> Batch:
 
 
 @pytest.mark.parametrize("ahead", [False, True])
-def test_a_device_batch_holds_what_was_made(ahead: bool) -> None:
+def test_device_batch_equals_the_batch_of_the_stream(ahead: bool) -> None:
     loader = Loader([batch_of(0), batch_of(1)], torch.device("cpu"), ahead=ahead)
     batches = list(loader)
     assert list(loader) == []
@@ -38,7 +38,7 @@ def test_a_device_batch_holds_what_was_made(ahead: bool) -> None:
     second = batches[1]
     assert second.images.shape == (2, 4, 4, 3) and second.images.dtype == torch.uint8 and (second.images == 1).all()
     assert second.num_valid == 1 and second.index.tolist() == [1, -1] and second.quarantine == [("a", "torn")]
-    assert sorted(second.targets) == ["label", "valid"] and second.wait_s >= 0
+    assert sorted(second.targets) == ["label", "valid"]
     assert [second.stage_s[name] for name in STAGES] == list(range(len(STAGES)))
 
 
@@ -54,7 +54,7 @@ def test_a_batch_that_validation_fetched_can_be_trained_on() -> None:
     assert not any(tensor.is_inference() for tensor in (batch.images, *batch.targets.values()))
 
 
-def test_one_batch_is_made_while_the_loop_works() -> None:
+def test_one_batch_is_made_ahead_of_the_loop() -> None:
     begun: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     def batches() -> Iterator[Batch]:
@@ -63,14 +63,14 @@ def test_one_batch_is_made_while_the_loop_works() -> None:
             yield batch_of(step)
 
     with closing(Loader(batches(), torch.device("cpu"), ahead=True)) as loader:
-        assert begun.get(timeout=10) == 0  # before anyone asked
+        assert begun.get(timeout=10) == 0  # before the first next()
         for step in range(3):
             assert begun.empty() and next(loader).step == step
             assert begun.get(timeout=10) == step + 1
 
 
 @pytest.mark.parametrize("ahead", [False, True])
-def test_only_what_the_loop_waited_is_called_waiting(ahead: bool) -> None:
+def test_wait_s_is_the_time_that_the_loop_waits(ahead: bool) -> None:
     making_s, working_s, steps = 0.05, 0.15, 6
 
     def batches() -> Iterator[Batch]:
@@ -82,14 +82,15 @@ def test_only_what_the_loop_waited_is_called_waiting(ahead: bool) -> None:
     for batch in Loader(batches(), torch.device("cpu"), ahead=ahead):
         waits_s.append(batch.wait_s)
         time.sleep(working_s)
-    waited_s = sum(waits_s[1:])  # nothing can be done about the first
+    assert waits_s[0] >= 0.9 * making_s
+    waited_s = sum(waits_s[1:])
     if ahead:
         assert waited_s < 0.2 * making_s * (steps - 1)
     else:
-        assert waited_s >= 0.9 * making_s * (steps - 1)
+        assert 0.9 * making_s * (steps - 1) <= waited_s < 3 * making_s * (steps - 1)
 
 
-def test_an_error_comes_after_the_batches_before_it() -> None:
+def test_error_is_raised_after_the_batches_before_it() -> None:
     def batches() -> Iterator[Batch]:
         yield batch_of(0)
         raise RuntimeError("torn")
@@ -101,11 +102,11 @@ def test_an_error_comes_after_the_batches_before_it() -> None:
 
 
 @pytest.mark.gpu
-def test_pixels_arrive_on_the_gpu_whole_and_in_order() -> None:
+def test_pixels_arrive_on_the_gpu_complete_and_in_order() -> None:
     device, images = torch.device("cuda", 0), np.empty((64, 224, 224, 3), np.uint8)
     batches = ({**batch_of(step), "image": np.full_like(images, step)} for step in range(40))
     sums = []
     for batch in Loader(batches, device):
         assert batch.images.device == device and batch.targets["label"].device == device
-        sums.append(batch.images.sum(dtype=torch.int64))  # read later: the next ones are copied meanwhile
+        sums.append(batch.images.sum(dtype=torch.int64))  # read later, while the next batches are copied
     assert [int(total) for total in sums] == [step * images.size for step in range(40)]

@@ -1,4 +1,4 @@
-"""Batches as bytes: what is unpacked is what was packed, bad photos in their places."""
+"""Packing: unpacked windows and bad photos equal the packed ones, in order."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_windows_and_bad_photos_come_back_in_order() -> None:
             )  # fmt: skip
 
 
-def test_a_row_of_nothing_but_bad_photos() -> None:
+def test_row_of_bad_photos_only() -> None:
     slot = Slot(0, True, 0, np.array([1, 2]))
     packed = packing.pack({0: slot}, lambda slot, member: BadImage("missing", str(member)))
     row = {name: np.asarray(value)[None] for name, value in packed.items()}

@@ -1,4 +1,4 @@
-"""Order is a function: every sample once an epoch, the same steps for any number of workers."""
+"""Order is a function: every sample once per epoch, the same steps for any number of workers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_same_steps_for_one_two_and_four_workers(num_train: int, num_val: int, p
 
 @settings(deadline=None)
 @given(epoch=st.integers(0, 2), train_step=st.integers(0, 5), workers=st.sampled_from([1, 2]))
-def test_starting_later_gives_the_rest_of_the_same_stream(epoch: int, train_step: int, workers: int) -> None:
+def test_resumed_stream_equals_the_rest_of_the_whole_one(epoch: int, train_step: int, workers: int) -> None:
     plan = StreamPlan(7, 3, 23, 9, 4, workers)
     rest = steps_of(plan, plan.first_slot(epoch, train_step))
     whole = steps_of(plan)
@@ -60,8 +60,8 @@ def test_samples_in_step_counts_the_short_last_step() -> None:
 
 
 @pytest.mark.parametrize("workers", [2, 3, 5, 7])
-def test_any_number_of_workers_shares_a_step(workers: int) -> None:
-    """Elastic workers: where the batch cannot be shared evenly, the last workers get fewer samples, or none."""
+def test_step_is_shared_by_any_number_of_workers(workers: int) -> None:
+    """Elastic workers: when the batch does not divide evenly, the last workers get fewer samples, or none."""
     alone, shared = StreamPlan(3, 2, 23, 7, 4, 1), StreamPlan(3, 2, 23, 7, 4, workers)
     assert steps_of(shared) == steps_of(alone)
     most = shared.worker_batch_size

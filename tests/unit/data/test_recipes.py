@@ -1,4 +1,4 @@
-"""Recipes: the same batch however often it is made, and a bad photo is an empty row with its reason."""
+"""Recipes: a batch repeats exactly; a bad photo is an invalid row with its reason."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BOX = [30.0, 20.0, 40.0, 30.0]
 
 @pytest.fixture
 def samples(tmp_path: Path) -> pa.Table:
-    """Six photos, of which number 2 is cut, number 3 is missing and number 4 leaves the data root."""
+    """Six photos: number 2 is truncated, number 3 is missing, number 4 is outside the data root."""
     rng = np.random.default_rng(0)
     rows = []
     for number in range(6):
@@ -38,7 +38,7 @@ def slot(*members: int, training: bool = True, epoch: int = 0) -> Slot:
     return Slot(epoch, training, 0, np.array(members))
 
 
-def test_crops_come_with_labels_and_room_to_spare(samples: pa.Table, tmp_path: Path) -> None:
+def test_crops_have_labels_and_unused_rows(samples: pa.Table, tmp_path: Path) -> None:
     recipe = CropRecipe(32, 0.1, CropJitter())
     batch = recipe.make(samples, slot(5, 0, 1), 1, 4, Source(PhotoReader(str(tmp_path), 10**6)))
     assert batch["image"].shape == (4, 32, 32, 3)
@@ -76,12 +76,12 @@ def test_batches_repeat_exactly_and_change_with_the_epoch(samples: pa.Table, tmp
         first = recipe.make(samples, slot(0, 1, 5), 1, 3, source)
         again = recipe.make(samples, slot(0, 1, 5), 1, 3, source)
         later = recipe.make(samples, slot(0, 1, 5, epoch=1), 1, 3, source)
-        for name in first.keys() - {"stage_s"}:  # how long it took is another each time
+        for name in first.keys() - {"stage_s"}:  # times differ
             np.testing.assert_array_equal(first[name], again[name])
         assert not np.array_equal(first["image"], later["image"])
 
 
-def test_mosaic_does_not_depend_on_how_many_workers_share_a_step(samples: pa.Table, tmp_path: Path) -> None:
+def test_mosaic_does_not_depend_on_the_number_of_workers(samples: pa.Table, tmp_path: Path) -> None:
     source = Source(PhotoReader(str(tmp_path), 10**6))
     recipe = FrameRecipe(64, FrameJitter(mosaic=1.0, scale=0.5), 2, 10, 1)
     whole = recipe.make(samples, slot(0, 1, 5, 0), 1, 4, source)
@@ -106,8 +106,8 @@ def test_mosaic_ends_with_the_closing_epochs(samples: pa.Table, tmp_path: Path) 
     assert not np.array_equal(recipe.make(samples, slot(0, 1, epoch=2), 1, 2, source)["image"], plain["image"])
 
 
-def test_frames_say_where_photos_with_unlabelled_pills_are(samples: pa.Table, tmp_path: Path) -> None:
-    """Number 0 is black and lacks a box, the others are white: what is marked is what is black."""
+def test_areas_of_photos_with_unlabelled_pills_are_marked(samples: pa.Table, tmp_path: Path) -> None:
+    """Photo 0 is black and incomplete, the others are white: the marked areas are the black ones."""
     for number in (0, 1, 5):
         cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((80, 120, 3), 0 if number == 0 else 255, np.uint8))
     samples = samples.append_column("complete", pa.array([number != 0 for number in range(6)]))

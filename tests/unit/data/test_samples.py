@@ -1,4 +1,4 @@
-"""Which photos and pills a task is trained on, and what is left out and counted."""
+"""Samples of a task: what is trained on, what is left out and counted."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ def manifest(*rows: tuple[str, list[str], list, str]) -> pa.Table:
     return with_locations(table)
 
 
-def test_photos_with_unlabelled_pills_do_not_teach_the_detector() -> None:
+def test_photos_with_unlabelled_pills_are_left_out_of_detection() -> None:
     table = manifest(
         ("whole", ["A", "B"], [BOX, OTHER], "train"),
         ("lacking", ["A", "B"], [BOX, None], "train"),
         ("empty", [], [], "train"),
-        ("judged", ["A"], [BOX], "val"),
-        ("not judged", ["A"], [None], "val"),
+        ("labelled", ["A"], [BOX], "val"),
+        ("unlabelled", ["A"], [None], "val"),
     )
     samples = detection_samples(table)
     assert samples.train["sample_id"].to_pylist() == ["whole", "empty"]
-    assert samples.val["sample_id"].to_pylist() == ["judged"]
+    assert samples.val["sample_id"].to_pylist() == ["labelled"]
     assert samples.train["boxes"].to_pylist() == [[BOX, OTHER], []]
     assert samples.left_out == {"photos with unlabelled pills": 2}
     assert samples.train["complete"].to_pylist() == [True, True]
     kept = detection_samples(table, keep_incomplete=True)
     assert kept.train["complete"].to_pylist() == [True, False, True]
     assert kept.train["boxes"].to_pylist() == [[BOX, OTHER], [BOX], []]
-    assert kept.val["sample_id"].to_pylist() == ["judged"]
+    assert kept.val["sample_id"].to_pylist() == ["labelled"]
 
 
 def test_every_labelled_pill_is_a_crop() -> None:
@@ -66,13 +66,13 @@ def test_every_labelled_pill_is_a_crop() -> None:
     assert samples.left_out == {"pills without a box": 1, "pills of a class without training photos": 1}
 
 
-def test_found_boxes_fill_what_is_missing() -> None:
+def test_found_boxes_replace_missing_ones() -> None:
     table = manifest(("p", ["A", "B"], [BOX, None], "train"))
     samples = classification_samples(table, ["A", "B"], {"p": [None, OTHER]})
     assert samples.train["box"].to_pylist() == [BOX, OTHER]
     assert samples.left_out["pills without a box"] == 0
 
 
-def test_nothing_to_classify_is_an_error() -> None:
+def test_manifest_without_labelled_pills_is_an_error() -> None:
     with pytest.raises(UserError, match="no labelled pill"):
         classification_samples(manifest(("p", ["A"], [None], "train")), ["A"])

@@ -1,4 +1,4 @@
-"""Sources: a window has the same pixels whether the store has it or not, and is made once."""
+"""Sources: a window has the same pixels from the store and from the photo, and is made once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def samples(tmp_path: Path) -> pa.Table:
     return pa.table({"sample_id": ["a#0", "a#1", "b#0"], "location": ["a.png", "a.png", "b.png"], "box": boxes})
 
 
-def test_pixels_do_not_depend_on_what_is_stored(samples: pa.Table, tmp_path: Path) -> None:
+def test_pixels_are_the_same_with_and_without_the_store(samples: pa.Table, tmp_path: Path) -> None:
     store = SplitStore(ShardStore(str(tmp_path / "store")), RECIPE, "jpeg", training=True)
     made = store.source(PhotoReader(str(tmp_path), 10**6))
     first = [made.window(samples, number, FetchTimes()) for number in range(3)]
@@ -81,7 +81,7 @@ def test_reading_and_decoding_are_timed_apart(samples: pa.Table, tmp_path: Path)
     assert 0 < times.decode_s < 1
 
 
-def test_what_did_not_travel_comes_from_the_store_or_the_photo(samples: pa.Table, tmp_path: Path) -> None:
+def test_windows_that_were_not_sent_come_from_store_or_photo(samples: pa.Table, tmp_path: Path) -> None:
     reader = PhotoReader(str(tmp_path), 10**6)
     store = SplitStore(ShardStore(str(tmp_path / "store")), RECIPE, "jpeg", training=True)
     made = store.source(reader)
@@ -103,7 +103,7 @@ def test_what_did_not_travel_comes_from_the_store_or_the_photo(samples: pa.Table
         np.testing.assert_array_equal(window.pixels, other.pixels)
 
 
-def test_a_key_is_worked_out_once(samples: pa.Table) -> None:
+def test_a_key_is_computed_once(samples: pa.Table) -> None:
     asked: list[str] = []
 
     class Counting(CropRecipe):
@@ -139,7 +139,7 @@ def test_remote_photos_are_read_several_at_a_time_and_once(
     windows = []
     for reader in (remote, local):
         source = Source(reader)
-        source.expect(samples, range(3))
+        source.prefetch(samples, range(3))
         windows.append([source.window(samples, number, FetchTimes()) for number in range(3)])
     assert sorted(reads) == ["a.png", "b.png"]
     assert all(isinstance(found[2], BadImage) and found[2].reason == "missing" for found in windows)
@@ -148,7 +148,7 @@ def test_remote_photos_are_read_several_at_a_time_and_once(
         assert np.array_equal(far.pixels, near.pixels)
 
 
-def test_one_connection_a_process(tmp_path: Path, s3_environment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_connection_per_process(tmp_path: Path, s3_environment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from pyarrow import fs
 
     made: list[int] = []
@@ -160,17 +160,19 @@ def test_one_connection_a_process(tmp_path: Path, s3_environment: str, monkeypat
     assert len(made) == 1
 
 
-def test_prefetching_for_a_store_leaves_out_what_it_has(samples: pa.Table, tmp_path: Path, s3_environment: str) -> None:
+def test_prefetching_skips_photos_whose_windows_are_stored(
+    samples: pa.Table, tmp_path: Path, s3_environment: str
+) -> None:
     storage = Storage(f"{s3_environment}/photos")
     storage.upload(tmp_path / "a.png", "a.png")
     store = SplitStore(ShardStore(str(tmp_path / "store")), RECIPE, "png", training=True)
     source = store.source(PhotoReader(storage.uri, 10**6))
-    source.expect(samples, range(2))
+    source.prefetch(samples, range(2))
     first = [source.window(samples, number, FetchTimes()) for number in range(2)]
     source.flush()
     storage.remove("a.png")
     again = store.source(PhotoReader(storage.uri, 10**6))
-    again.expect(samples, range(2))
+    again.prefetch(samples, range(2))
     for number, before in enumerate(first):
         window = again.window(samples, number, FetchTimes())
         assert isinstance(window, Window) and isinstance(before, Window)

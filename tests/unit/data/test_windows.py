@@ -1,4 +1,4 @@
-"""Windows: crops from them are the crops from the photo, and no jitter reaches beyond them."""
+"""Windows: crops from a window equal crops from the photo, and jitter stays inside it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def test_crops_from_an_exact_window_are_the_crops_from_the_photo(box: tuple[int,
     window = crop_window(photo, target, size_px, MARGIN, JITTER, "png").encode("png").decode(10**7)
     for seed in range(20):
         direct = augment.crop(photo, target, size_px, MARGIN, JITTER, np.random.default_rng(seed))
-        stored = augment.crop(window.pixels, window.place(target), size_px, MARGIN, JITTER, np.random.default_rng(seed))
+        stored = augment.crop(
+            window.pixels, window.map_boxes(target), size_px, MARGIN, JITTER, np.random.default_rng(seed)
+        )
         difference = np.abs(direct.astype(int) - stored)
         assert difference.max() <= 1, (seed, difference.max())  # the warp rounds coordinates to 1/32 px
         assert difference.mean() < 0.01
@@ -44,12 +46,14 @@ def test_crops_from_a_small_window_are_close(toy_manifest: Path, toy_tree: Path)
         window = crop_window(photo, target, 96, MARGIN, JITTER, "jpeg").encode("jpeg").decode(10**7)
         for seed in range(5):
             direct = augment.crop(photo, target, 96, MARGIN, JITTER, np.random.default_rng(seed)).astype(int)
-            stored = augment.crop(window.pixels, window.place(target), 96, MARGIN, JITTER, np.random.default_rng(seed))
+            stored = augment.crop(
+                window.pixels, window.map_boxes(target), 96, MARGIN, JITTER, np.random.default_rng(seed)
+            )
             errors.append(np.abs(direct - stored).mean())
     assert np.mean(errors) < 2.0, np.mean(errors)  # of 255
 
 
-def test_a_window_is_no_larger_than_what_crops_reach() -> None:
+def test_window_is_no_larger_than_the_reach_of_its_crops() -> None:
     photo = np.zeros((4000, 4000, 3), np.uint8)
     box = np.array((1900, 1900, 200, 100), np.float32)
     side = 200 * (1 + 2 * MARGIN)
@@ -69,18 +73,18 @@ def test_frames_are_halved_while_they_keep_the_size() -> None:
     half = frame_window(photo, 320)
     assert half.pixels.shape == (320, 244, 3)
     np.testing.assert_array_equal(half.pixels, cv2.resize(photo, (244, 320), interpolation=cv2.INTER_AREA))
-    np.testing.assert_allclose(half.place(np.array([[10, 20, 30, 40]])), [[5, 10, 15, 20]])
+    np.testing.assert_allclose(half.map_boxes(np.array([[10, 20, 30, 40]])), [[5, 10, 15, 20]])
     assert frame_window(photo, 100).scale_x == 0.25
-    # What validation sees of a frame of twice the size is the same from the photo and from its half.
+    # A letterbox of half the size is the same from the photo and from its half.
     np.testing.assert_array_equal(augment.letterbox(photo, 320), augment.letterbox(half.pixels, 320))
 
 
-def test_boxes_move_with_their_window() -> None:
+def test_boxes_are_mapped_into_the_window() -> None:
     window = Window(np.zeros((10, 10, 3), np.uint8), left=16, top=8, scale_x=0.5, scale_y=0.25)
-    np.testing.assert_allclose(window.place(np.array([20, 12, 8, 8])), [2, 1, 4, 2])
+    np.testing.assert_allclose(window.map_boxes(np.array([20, 12, 8, 8])), [2, 1, 4, 2])
 
 
-def test_bytes_that_are_no_picture_are_a_bad_image() -> None:
+def test_bytes_that_are_no_image_are_refused() -> None:
     with pytest.raises(BadImage, match="corrupt"):
         EncodedWindow(b"nothing").decode(10**6)
     with pytest.raises(BadImage, match="not_an_image"):
