@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pillsnap.observe.event_kinds import KINDS
 from pillsnap.observe.events import EventFollower, EventLog, follow_events, read_events
 
 
@@ -227,3 +228,9 @@ def test_import_is_light() -> None:
     code = f"import sys, pillsnap.observe.events; print([m for m in {heavy} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_every_kind_and_field_has_a_description_of_one_line() -> None:
+    for kind, model in KINDS.items():
+        texts = {name: field.description for name, field in model.model_fields.items()} | {"": model.__doc__}
+        assert [name for name, text in texts.items() if not text or "\n" in text] == [], kind
