@@ -1,11 +1,11 @@
-"""Average precision of a detector's real predictions: ours, and pycocotools' on the same boxes.
+"""Average precision of a detector's real predictions: PillSnap's metrics, and pycocotools' of the same boxes.
 
     python -m benchmarks.average_precision [--run DIR | --data DIR] [--epochs 12] [--quick] [--json FILE]
 
-Judges the predictions of a run (`--run`), or of a detector that it first trains for a few epochs: on a YOLO-format
+Evaluates the predictions of a run (`--run`), or of a detector that it first trains for a few epochs: on a YOLO-format
 folder (`--data`), or without either on generated photos. yolo11n at 320 px from random weights. The control is
-pycocotools, in the same table; COCO's figures have to agree within 0.002. ultralytics' own figure is shown beside them:
-it is the same matching with another quadrature, which gives at most 0.995.
+pycocotools, in the same table; COCO's metrics have to agree within 0.002. ultralytics' metric uses the same matching
+with another quadrature, which gives at most 0.995.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ def pycocotools_precision(
             ],
         }
         truth.createIndex()
-        judge = COCOeval(truth, truth.loadRes(results), "bbox")
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
-    return float(judge.stats[0]), float(judge.stats[1])
+        evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return float(evaluation.stats[0]), float(evaluation.stats[1])
 
 
 def compare(run: Path, split: str = "val") -> dict[str, Any]:
-    """Our figures of a judged run's detections, and pycocotools'."""
+    """PillSnap's metrics of an evaluated run's detections, and pycocotools'."""
     import pyarrow.parquet as pq
 
     from pillsnap.manifest.table import read_manifest
@@ -63,7 +63,7 @@ def compare(run: Path, split: str = "val") -> dict[str, Any]:
 
     manifest = read_manifest(run / "manifest.parquet")
     detections = pq.read_table(run / "predictions" / "detections.parquet")
-    figures, found = detection_metrics(manifest, detections, split), read_boxes(detections)
+    metrics, found = detection_metrics(manifest, detections, split), read_boxes(detections)
     photos = [photo for photo in read_photos(manifest, split) if photo.complete and photo.sample_id in found]
     annotations = [
         {"image_id": number, "bbox": box} for number, photo in enumerate(photos) for box in photo.boxes.tolist()
@@ -75,7 +75,7 @@ def compare(run: Path, split: str = "val") -> dict[str, Any]:
     ]
     map50_95, map50 = pycocotools_precision(annotations, results, len(photos))
     names = ("map50", "map50_95", "map50_coco", "map50_95_coco", "num_photos", "num_boxes")
-    return {name: figures[name] for name in names} | {
+    return {name: metrics[name] for name in names} | {
         "pycocotools_map50": map50,
         "pycocotools_map50_95": map50_95,
         "num_detections": len(results),
@@ -83,8 +83,8 @@ def compare(run: Path, split: str = "val") -> dict[str, Any]:
 
 
 def train(run: Path, data: Path | None, epochs: int) -> None:
-    """A run of detection alone, by the commands that a user would give; it is judged whatever its targets."""
-    pillsnap = [sys.executable, "-m", "pillsnap.cli.main"]
+    """Train and evaluate a run of the detection task by the commands of a user; missed targets are ignored."""
+    pillsnap = [sys.executable, "-m", "pillsnap.cli"]
     if data is None:
         data = run / "photos"
         counts = ("--classes", 6, "--singles", 24, "--combinations", 24, "--frame", "244x320")
@@ -109,7 +109,7 @@ def train(run: Path, data: Path | None, epochs: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, help="a judged run")
+    parser.add_argument("--run", type=Path, help="an evaluated run")
     parser.add_argument("--data", type=Path, default=os.environ.get("PILLSNAP_REAL_PHOTOGRAPHS"))
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--quick", action="store_true", help="two epochs")
@@ -120,17 +120,17 @@ def main() -> None:
         if not options.run:
             data = Path(options.data).absolute() if options.data else None
             train(run, data, 2 if options.quick else options.epochs)
-        figures = compare(run)
-    print(f"{figures['num_photos']} photos, {figures['num_boxes']} boxes, {figures['num_detections']} detections")
-    print(f"{'':14}{'ultralytics way':>16}{'COCO, ours':>12}{'pycocotools':>13}{'difference':>12}")
+        metrics = compare(run)
+    print(f"{metrics['num_photos']} photos, {metrics['num_boxes']} boxes, {metrics['num_detections']} detections")
+    print(f"{'':14}{'ultralytics':>16}{'COCO':>12}{'pycocotools':>13}{'difference':>12}")
     differences = []
     for name in ("map50", "map50_95"):
-        ours, theirs = figures[f"{name}_coco"], figures[f"pycocotools_{name}"]
+        ours, theirs = metrics[f"{name}_coco"], metrics[f"pycocotools_{name}"]
         differences.append(abs(ours - theirs))
-        print(f"{name:14}{figures[name]:>16.5f}{ours:>12.5f}{theirs:>13.5f}{ours - theirs:>12.1e}")
+        print(f"{name:14}{metrics[name]:>16.5f}{ours:>12.5f}{theirs:>13.5f}{ours - theirs:>12.1e}")
     print(f"largest difference {max(differences):.1e}, limit {LIMIT}")
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=2), encoding="utf-8")
+        options.json.write_text(json.dumps(metrics, indent=2), encoding="utf-8")
     raise SystemExit(0 if max(differences) <= LIMIT else 1)
 
 

@@ -2,12 +2,11 @@
 
     python -m benchmarks.inference [--run DIR] [--photos DIR] [--rounds 3] [--quick] [--json FILE]
 
-The same weights, photos, image sizes and thresholds on both sides. Without --run the weights are random, and each side
-names the three best of the boxes that it finds on a photo: time does not depend on what weights have learned. Without
---photos,
-976 x 1280 PNG photos are generated. Both sides read files and end with codes; loading models is left out, and rounds
-alternate. The control is the peer, in the same table: it computes in single precision, as it does by itself. PillSnap
-is measured as it is set (bfloat16 where the hardware computes it) and in single precision.
+Both sides have the same weights, photos, image sizes and thresholds, read files and return codes; loading the models is
+not measured, and rounds alternate. Without --run the weights are random, and each side classifies the three best boxes
+of each photo. Without --photos, 976 x 1280 PNG photos are generated. The control is the peer, in the same table, in
+single precision (its default). PillSnap is measured with its default precision (bfloat16 where the hardware supports
+it) and in single precision.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ BOXES_PER_PHOTO = 3
 
 
 def random_run(folder: Path, settings: Settings, codes: list[str], photos: list[np.ndarray]) -> Settings:
-    """Checkpoints of random weights, and the settings whose threshold lets several boxes a photo pass."""
+    """Write checkpoints of random weights; return settings with a threshold that several boxes per photo pass."""
     from pillsnap.data.augment import letterbox
     from pillsnap.evaluate.two_stage import TwoStage
     from pillsnap.runs.checkpoint import Position, save_checkpoint
@@ -59,7 +58,7 @@ def random_run(folder: Path, settings: Settings, codes: list[str], photos: list[
         )  # fmt: skip
     found = TwoStage(folder, settings, codes).detect(photos)
     scores = np.sort(np.concatenate([each.scores for each in found]))[::-1]
-    # Where neighbours are furthest apart: a box at the threshold would pass in one batch and not in another.
+    # In the widest gap: a score at the threshold could pass in one batch and not in another.
     wanted = min(4 * BOXES_PER_PHOTO * len(photos), len(scores) - 2)
     near = scores[wanted : wanted + 2 + len(photos)]
     widest = int(np.argmin(np.diff(near)))
@@ -116,7 +115,7 @@ def peer(
 
 
 def ours(run: Path, settings: Settings, codes: list[str], most: int) -> Callable[[list[Path]], list[list[str]]]:
-    """What the actor of `pillsnap predict` does, with its Ray Data tasks' decoding done ahead of it in a thread."""
+    """As the actor of `pillsnap predict`; a thread decodes ahead instead of Ray Data tasks."""
     from concurrent.futures import ThreadPoolExecutor
 
     from pillsnap.evaluate.two_stage import TwoStage

@@ -1,4 +1,4 @@
-"""Both models of a run as ONNX files, checked against torch, with a pipeline that needs only onnxruntime."""
+"""Exports both models of a run to ONNX, compares them with torch, and adds a stand-alone pipeline."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pillsnap.runs.directory import Run
 from pillsnap.tasks.best_model import load_best
 
 MAX_DIFFERENCE = 1e-3
-"""What an exported output may differ by, as a share of the largest output."""
+"""Largest accepted difference of an output, relative to the largest output."""
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -39,10 +39,10 @@ class _DetectorBoxes(nn.Module):
 
 
 def export_run(run: Run, folder: Path) -> dict[str, float]:
-    """Write detector.onnx, classifier.onnx, pipeline.json and pipeline.py into `folder`. Returns each model's largest
-    difference from torch, as a share of its largest output.
+    """Write detector.onnx, classifier.onnx, pipeline.json and pipeline.py into `folder`. Returns the largest
+    difference of each model from torch, relative to its largest output.
 
-    Raises UserError when a package or a trained model lacks, or when a difference is above MAX_DIFFERENCE.
+    Raises UserError when a package or a trained model is missing, or a difference exceeds MAX_DIFFERENCE.
     """
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
@@ -87,12 +87,12 @@ def export_run(run: Run, folder: Path) -> dict[str, float]:
 
 
 def _export(model: nn.Module, size_px: int, path: Path, outputs: list[str], batch: int) -> float:
-    """Export, run both on noise, and compare. A model exported with more than one image takes any number of them."""
+    """Export, run both models on noise, compare. With `batch` above 1 the exported model takes any number of images."""
     import onnxruntime
 
     images = torch.rand(batch, 3, size_px, size_px, generator=torch.Generator().manual_seed(0))
     shapes = {"images": {0: torch.export.Dim("num", min=1)}} if batch > 1 else None
-    with torch.no_grad():  # before exporting: ultralytics' head keeps the grid that it has first seen
+    with torch.no_grad():  # before the export: ultralytics' head caches its first grid
         expected = model(images)
     expected = expected if isinstance(expected, tuple) else (expected,)
     torch.onnx.export(
@@ -111,7 +111,7 @@ def _export(model: nn.Module, size_px: int, path: Path, outputs: list[str], batc
 
 
 class _Named(nn.Module):
-    """Gives a model's input the name that the file shows."""
+    """Names the input of a model `images`."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

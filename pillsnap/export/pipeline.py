@@ -1,8 +1,8 @@
-"""Name the pills of photos with exported models: needs onnxruntime, numpy and OpenCV, and nothing of PillSnap.
+"""Names the pills of photos with exported models. Requires only onnxruntime, numpy and OpenCV.
 
     python pipeline.py photo.png [photo.png ...]
 
-`pillsnap export` puts this file beside the models, as pipeline.py; pipeline.json holds what else is to know of them.
+`pillsnap export` copies this file beside the models; their settings and classes are in pipeline.json.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PADDING_GREY = 114
 
 
 class Pipeline:
-    """Both exported models of a folder."""
+    """The two exported models of a folder."""
 
     def __init__(self, folder: str | Path, providers: list[str] | None = None) -> None:
         self.facts: dict[str, Any] = json.loads((Path(folder) / "pipeline.json").read_text(encoding="utf-8"))
@@ -57,17 +57,17 @@ class Pipeline:
         size_px = facts["image_size_px"]
         scale = size_px / max(width, height)
         offset = np.array([size_px - width * scale, size_px - height * scale]) / 2
-        place = np.array([[scale, 0, offset[0]], [0, scale, offset[1]], [0, 0, 1]])
-        frame = _warp(photo, _shift(-0.5) @ place @ _shift(0.5), size_px, cv2.BORDER_CONSTANT)
+        matrix = np.array([[scale, 0, offset[0]], [0, scale, offset[1]], [0, 0, 1]])
+        frame = _warp(photo, _shift(-0.5) @ matrix @ _shift(0.5), size_px, cv2.BORDER_CONSTANT)
         images = np.ascontiguousarray(frame.transpose(2, 0, 1)[None], np.float32) / 255
         corners, scores = (output[0] for output in self._detector.run(None, {"images": images}))
-        sure = np.flatnonzero(scores >= facts["confidence"])
-        sure = sure[np.argsort(-scores[sure], kind="stable")]
+        kept = np.flatnonzero(scores >= facts["confidence"])
+        kept = kept[np.argsort(-scores[kept], kind="stable")]
         if facts["suppress_overlaps"]:
-            sure = sure[_distinct(corners[sure], facts["nms_iou"])]
-        corners = (corners[sure].reshape(-1, 2, 2) - offset) / scale
+            kept = kept[_distinct(corners[kept], facts["nms_iou"])]
+        corners = (corners[kept].reshape(-1, 2, 2) - offset) / scale
         low, high = np.clip(corners, 0, (width, height)).transpose(1, 0, 2)
-        return np.concatenate([low, high - low], axis=1), scores[sure]
+        return np.concatenate([low, high - low], axis=1), scores[kept]
 
     def classify(self, photo: np.ndarray, boxes: np.ndarray) -> np.ndarray:
         """Calibrated probabilities (k, classes) of the pills in the boxes (k, 4)."""
@@ -94,7 +94,7 @@ def _crop(photo: np.ndarray, box: np.ndarray, size_px: int, margin: float | None
 
 def _warp(image: np.ndarray, matrix: np.ndarray, size_px: int, border: int) -> np.ndarray:
     scale = float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
-    while scale <= 0.5 and min(image.shape[:2]) >= 2:  # halved by area first, so that small prints survive
+    while scale <= 0.5 and min(image.shape[:2]) >= 2:  # halved by area averaging, which preserves small imprints
         height, width = image.shape[0] // 2, image.shape[1] // 2
         image = cv2.resize(image[: 2 * height, : 2 * width], (width, height), interpolation=cv2.INTER_AREA)
         matrix = matrix @ _shift(-0.5) @ np.diag([2.0, 2.0, 1.0]) @ _shift(0.5)
@@ -110,15 +110,15 @@ def _shift(by: float) -> np.ndarray:
 
 
 def _distinct(corners: np.ndarray, max_iou: float) -> list[int]:
-    """Places of boxes, best first, that overlap no better one by more than `max_iou`."""
+    """Indices of the boxes, best first, that overlap no kept better box by more than `max_iou`."""
     area = (corners[:, 2:] - corners[:, :2]).prod(axis=1)
     kept: list[int] = []
-    for place in range(len(corners)):
-        low = np.maximum(corners[place, :2], corners[kept, :2])
-        high = np.minimum(corners[place, 2:], corners[kept, 2:])
+    for index in range(len(corners)):
+        low = np.maximum(corners[index, :2], corners[kept, :2])
+        high = np.minimum(corners[index, 2:], corners[kept, 2:])
         shared = np.clip(high - low, 0, None).prod(axis=1)
-        if (shared <= max_iou * (area[place] + area[kept] - shared)).all():
-            kept.append(place)
+        if (shared <= max_iou * (area[index] + area[kept] - shared)).all():
+            kept.append(index)
     return kept
 
 

@@ -1,4 +1,4 @@
-"""Judge stage 3: `python -m tests.performance.stage_3_evaluator` is `pillsnap evaluate --run artifacts/stage3`.
+"""Evaluates stage 3: `python -m tests.performance.stage_3_evaluator` is `pillsnap evaluate --run artifacts/stage3`.
 
 Options are those of `pillsnap evaluate`; without --run the run directory is artifacts/stage3. Exit code 0 when the
 targets are met, 1 when one is missed or a checkpoint is missing or damaged, 2 when there is no such run.
@@ -14,7 +14,7 @@ DEFAULT_RUN = ["--run", "artifacts/stage3"]
 
 
 def main(options: list[str]) -> None:
-    """Call `pillsnap evaluate` and end with its exit code."""
+    """Call `pillsnap evaluate`; exits with its code."""
     named = any(option.split("=")[0] in ("--run", "--help") for option in options)
     app(["evaluate", *([] if named else DEFAULT_RUN), *options])
 

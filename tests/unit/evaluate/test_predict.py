@@ -1,4 +1,4 @@
-"""Which photos `pillsnap predict` asks the models about; the models themselves are in tests/integration."""
+"""Photos that `pillsnap predict` passes to the models; the models are tested in tests/integration."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(tmp_path: Path) -> Run:
     return open_run(tmp_path / "run", load_settings("demo"), tmp_path / "manifest", tmp_path)[0]
 
 
-def test_photos_of_a_split_are_read_where_they_lie(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_photos_of_a_split_are_read_by_location(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, list[str]] = {}
 
     def infer(table: pa.Table, *_: Any, **__: Any) -> list[dict[str, Any]]:

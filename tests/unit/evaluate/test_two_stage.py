@@ -24,7 +24,7 @@ def settings_with(**changes: int) -> Settings:
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was never trained: one checkpoint a task."""
+    """A run of untrained models: one checkpoint per task."""
     path = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
     for name in ("detection", "classification"):
@@ -47,7 +47,7 @@ def test_confidence_is_divided_by_the_temperature(run_dir: Path) -> None:
         models.classifier.fc.weight *= 40
     names = models.classify([photo()], [boxes])[0]
     assert names.top.shape == names.probs.shape == (3, 5)
-    # With p the softmax of z, that of z / T is p ** (1 / T) over its sum: ratios of the raw ones are known.
+    # softmax(z / T) is softmax(z) ** (1 / T), normalised: ratios of the raw probabilities give the calibrated ones.
     models.temperature = 1.0
     raw = models.classify([photo()], [boxes])[0]
     np.testing.assert_allclose(names.raw, raw.probs[:, 0], rtol=1e-4)
@@ -57,7 +57,7 @@ def test_confidence_is_divided_by_the_temperature(run_dir: Path) -> None:
     assert (raw_ratio > 1.1).all()
 
 
-def test_crops_of_several_photos_keep_their_places(run_dir: Path) -> None:
+def test_crops_of_several_photos_keep_their_order(run_dir: Path) -> None:
     models = TwoStage(run_dir, settings_with(classification__batch_size=2), CODES)
     box = np.array([[5, 5, 60, 60]], np.float32)
     none = np.zeros((0, 4), np.float32)
@@ -67,7 +67,7 @@ def test_crops_of_several_photos_keep_their_places(run_dir: Path) -> None:
     np.testing.assert_allclose(together[2].probs, np.repeat(alone.probs, 2, 0), rtol=1e-4)
 
 
-def test_the_average_over_rotations_does_not_depend_on_how_the_pill_lies(run_dir: Path) -> None:
+def test_average_over_rotations_does_not_depend_on_the_rotation_of_the_pill(run_dir: Path) -> None:
     square = photo(5, 100, 100)
     box = np.array([[0, 0, 100, 100]], np.float32)
     for rotations, differ in ((1, True), (4, False)):
@@ -80,7 +80,7 @@ def test_the_average_over_rotations_does_not_depend_on_how_the_pill_lies(run_dir
         assert (abs(first - turned) > 1e-3).all() == differ
 
 
-def test_padding_is_left_out_in_whole_strides() -> None:
+def test_padding_is_removed_in_whole_strides() -> None:
     portrait, landscape = np.zeros((1280, 976, 3)), np.zeros((976, 1280, 3))
     assert _window([portrait], 640) == (64, 0, 576, 640)
     assert _window([landscape, landscape], 640) == (0, 64, 640, 576)
@@ -92,7 +92,7 @@ def test_padding_is_left_out_in_whole_strides() -> None:
 
 
 def test_boxes_come_back_in_pixels_of_the_photo(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The detector is asked for a 96-pixel frame, cut to its strides; what it finds there is found in the photo."""
+    """The detector sees a 96-pixel frame without padding; its boxes are mapped back to the photo."""
     import pillsnap.models.detector as detector
 
     def find(_: object, images: torch.Tensor, **__: float) -> list[np.ndarray]:

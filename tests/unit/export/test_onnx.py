@@ -1,4 +1,4 @@
-"""Exported models give what torch gives, and the pipeline beside them what the two-stage inference gives."""
+"""Exported models equal torch, and the exported pipeline equals the two-stage inference."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CODES = [f"K-{number:06}" for number in range(6)]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run that was never trained; its detector's scores are spread, so that there is something to find."""
+    """A run of untrained models; the scores of the detector are spread, so that some boxes pass."""
     settings = load_settings(
         "demo", {"detection.image_size_px": 128, "classification.image_size_px": 64, "train.amp": "off"}
     )
@@ -35,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     for name in ("detection", "classification"):
         model = make_task(name, settings, CODES).build()
         with torch.no_grad():
-            # With the statistics of one batch the features have a spread, and so have scores and answers.
+            # The statistics of one batch spread the features, and so the scores and classes.
             for module in model.modules():
                 if isinstance(module, torch.nn.BatchNorm2d):
                     module.momentum = 1.0
@@ -68,13 +68,13 @@ def test_exported_models_and_pipeline(run: Run, tmp_path: Path) -> None:
     names = models.classify([photo], [found.boxes])[0]
     assert len(found.boxes) > 3 and np.ptp(found.scores) > 0.1
 
-    # A process that cannot import PillSnap, torch or timm: what it needs, it has.
+    # A process that cannot import PillSnap, torch or timm.
     blocked = "import sys; sys.modules.update(dict.fromkeys(['torch', 'timm', 'ultralytics', 'pillsnap', 'ray']));"
     code = f"{blocked} import runpy; sys.argv[1:] = ['photo.png']; runpy.run_path('pipeline.py', run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     pills = json.loads(done.stdout)["pills"]
     assert len(pills) == len(found.boxes)
-    # Boxes of nearly equal score may change places, and several may share one.
+    # Boxes of nearly equal score may be in another order, and several may have the same score.
     for box, score, top, probs in zip(found.boxes, found.scores, names.top, names.probs, strict=True):
         apart = [np.abs(np.array(p["box"]) - box).max() + 100 * abs(p["score"] - score) for p in pills]
         pill = pills[int(np.argmin(apart))]
@@ -86,7 +86,7 @@ def test_exported_models_and_pipeline(run: Run, tmp_path: Path) -> None:
         assert pill["name"] == f"pill {pill['code']}"
 
 
-def test_what_lacks_is_said_in_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_or_model_is_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
     known = importlib.util.find_spec
