@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from pillsnap.manifest.table import ClassInfo
 from pillsnap.metrics.classification import confused_pairs, confusion_matrix, per_class, read_crops
 
 MAX_MATRIX_CLASSES = 60
 _MOST_CONFUSED_CLASSES = 40
 
 
-def class_rows(table: pa.Table, classes: Sequence[str], names: Mapping[str, str]) -> list[dict[str, Any]]:
+def class_rows(table: pa.Table, classes: Sequence[ClassInfo]) -> list[dict[str, Any]]:
     """Every class with its name and metrics, worst F1 first."""
     crops = read_crops(table)
-    rows = per_class(crops.labels, crops.predicted, classes)
-    rows.sort(key=lambda row: (row["f1"] is None, row["f1"] or 0.0, -row["n"], row["code"]))
-    return [{**row, "name": names.get(row["code"], "")} for row in rows]
+    rows = per_class(crops.labels, crops.predicted, [info.code for info in classes])
+    rows = [{**row, "name": info.name} for row, info in zip(rows, classes, strict=True)]
+    return sorted(rows, key=lambda row: (row["f1"] is None, row["f1"] or 0.0, -row["n"], row["code"]))
 
 
 def confusion(table: pa.Table, classes: Sequence[str]) -> dict[str, Any] | None:

@@ -54,9 +54,10 @@ def write_report(
     codes = [info.code for info in classes]
     detection, classification, crops = metrics["detection"], metrics["classification"], predictions.classification
     outcomes = gallery.photo_outcomes(read_photos(manifest, metrics["split"]), predictions.tables, codes, confidence)
-    shown = {
-        "photos": gallery.worst(outcomes, NUM_WORST), "examples": gallery.examples(outcomes, NUM_EXAMPLES)
-    }  # fmt: skip
+    pictures = {}
+    if reader is not None:
+        shown = {"photos": gallery.worst(outcomes, NUM_WORST), "examples": gallery.examples(outcomes, NUM_EXAMPLES)}
+        pictures = {name: [gallery.picture(each, reader) for each in chosen] for name, chosen in shown.items()}
     page = _templates().get_template("page.html").render(
         metrics=metrics,
         verdict=results.verdict(metrics),
@@ -70,12 +71,8 @@ def write_report(
         num_photos=len(outcomes),
         num_mistaken=sum(outcome.error > 0 for outcome in outcomes),
         can_show_photos=reader is not None,
-        pictures={
-            name: [gallery.picture(outcome, reader) for outcome in chosen] for name, chosen in shown.items()
-        } if reader is not None else {},
-        classes=None if crops is None else report_classes.class_rows(
-            crops, codes, {info.code: info.name for info in classes}
-        ),
+        pictures=pictures,
+        classes=None if crops is None else report_classes.class_rows(crops, classes),
         data=run_summary.data_quality(manifest, events, predictions.errors),
         time=run_summary.time_breakdown(metrics, events),
         cost=cost.cost(events),
