@@ -151,6 +151,7 @@ def test_the_reference_has_every_setting_event_and_command() -> None:
     for kind, model in KINDS.items():
         section = page.split(f"\n### Event {kind}\n")[1].split("\n### ")[0]
         assert re.findall(r"^\| `(\w+)`", section, re.M) == list(model.model_fields)
+        assert all(field.description for field in model.model_fields.values()), kind
     assert len(list(commands())) >= 16
     for name, command in commands():
         section = page.split(f"\n### {name.removeprefix('pillsnap ')}\n")[1].split("\n### ")[0]
