@@ -39,7 +39,7 @@ def prepare(
     Needs data.store=jpeg or data.store=png. Exit code 1 when a photo could not be read.
     """
     from pillsnap.config import run_location
-    from pillsnap.data.store.fill import remove_stores, store_folder
+    from pillsnap.data.fill_store import remove_stores, store_folder
 
     settings = chosen_settings(stage, preset, config, {}, assignments)
     where = run_location(settings, run_dir)
@@ -52,7 +52,7 @@ def prepare(
         raise UserError("These settings use no store: add --set data.store=jpeg (small) or data.store=png (exact).")
     root = checked_data_root(data_root)
     from pillsnap.cluster.session import ray_session
-    from pillsnap.data.store.fill import fill
+    from pillsnap.data.fill_store import fill
     from pillsnap.photos.reader import PhotoReader
     from pillsnap.runs.mirror import local_run
     from pillsnap.storage import local_manifest
