@@ -1,4 +1,4 @@
-"""Our average precision of a trained detector's own predictions against pycocotools', without Ray."""
+"""Average precision of a trained detector's predictions, compared with pycocotools'; without Ray."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from pillsnap.manifest.table import read_manifest
 from tests.reliability.harness import LoopRun, tiny
 
 
-def test_a_trained_detector_s_precision_is_pycocotools(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
-    # Learned by heart: without augmentation, and judged on the photos it was trained on.
+def test_average_precision_of_a_trained_detector_equals_pycocotools(
+    toy_manifest: Path, toy_tree: Path, tmp_path: Path
+) -> None:
+    # Overfitted: no augmentation, evaluated also on the training photos.
     still = dict.fromkeys(("mosaic", "scale", "translate", "flip_horizontal", "flip_vertical", "hue", "saturation",
                            "brightness"), 0.0)  # fmt: skip
     settings = tiny(
@@ -39,7 +41,7 @@ def test_a_trained_detector_s_precision_is_pycocotools(toy_manifest: Path, toy_t
     shutil.copy(toy_manifest, tmp_path)
     Predictions(pa.Table.from_pylist(rows), None, None, {}).write(tmp_path)
     for split in ("train", "val"):
-        figures = compare(tmp_path, split)
-        assert 0.1 < figures["pycocotools_map50_95"] < figures["pycocotools_map50"]
+        metrics = compare(tmp_path, split)
+        assert 0.1 < metrics["pycocotools_map50_95"] < metrics["pycocotools_map50"]
         for name in ("map50", "map50_95"):
-            assert figures[f"{name}_coco"] == pytest.approx(figures[f"pycocotools_{name}"], abs=1e-9)
+            assert metrics[f"{name}_coco"] == pytest.approx(metrics[f"pycocotools_{name}"], abs=1e-9)

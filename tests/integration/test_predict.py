@@ -1,4 +1,4 @@
-"""`pillsnap predict` over a manifest: actors that hold both models, one JSON entry a photo."""
+"""`pillsnap predict` over a manifest: actors with both models, one JSON entry per photo."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def run(toy_manifest: Path, toy_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run of models that were never trained, but find boxes and tell crops apart; two of its photos are spoilt."""
+    """A run of untrained models that find boxes and distinguish crops; two of its photos are unreadable."""
     folder = tmp_path_factory.mktemp("predict")
     root = Path(shutil.copytree(toy_tree, folder / "photos"))
     manifest = read_manifest(toy_manifest)
@@ -58,7 +58,7 @@ def run(toy_manifest: Path, toy_tree: Path, tmp_path_factory: pytest.TempPathFac
     pixels = torch.from_numpy(np.stack(crops))
     with torch.no_grad():
         logits = model(normalise(pixels, *input_statistics(model)))
-    # So that crops get different names, and differ in how sure they are.
+    # Gives crops different classes and confidences.
     gain = 2 / float(logits.std(0).mean())
     weights["fc.weight"] *= gain
     weights["fc.bias"] = gain * (weights["fc.bias"] - logits.mean(0))
@@ -72,7 +72,7 @@ def run(toy_manifest: Path, toy_tree: Path, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_a_manifest_s_photos_are_named_as_one_by_one(run: Run, toy_manifest: Path, tmp_path: Path) -> None:
+def test_manifest_photos_are_predicted_as_one_by_one(run: Run, toy_manifest: Path, tmp_path: Path) -> None:
     out = tmp_path / "named.json"
     words = ["predict", toy_manifest, "--run", run.run_dir, "--split", "val", "--json", out]
     result = CliRunner().invoke(app, [str(word) for word in words])
@@ -100,7 +100,7 @@ def test_a_manifest_s_photos_are_named_as_one_by_one(run: Run, toy_manifest: Pat
         (names,) = models.classify([photo], [found.boxes])
         for number, pill in enumerate(entry["pills"]):
             check_pill(pill, names, number, run)
-        # The crop comes from the photo's own pixels: from a photo of half the size the answer would be another.
+        # Crops are cut at full resolution: a photo of half the size gives other confidences.
         (coarse,) = models.classify([cv2.resize(photo, None, fx=0.5, fy=0.5)], [found.boxes / 2])
         print(np.c_[coarse.probs[:, 0], names.probs[:, 0]])
         reduced_differs += int((np.abs(coarse.probs[:, 0] - names.probs[:, 0]) > 0.005).sum())
@@ -117,7 +117,7 @@ def check_pill(pill: dict[str, Any], names: Names, number: int, run: Run) -> Non
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_in_single_mode_a_photo_has_its_surest_pill(run: Run, toy_manifest: Path) -> None:
+def test_single_mode_keeps_the_pill_of_the_highest_score(run: Run, toy_manifest: Path) -> None:
     torch.manual_seed(0)
     entries = predict_manifest_photos(run, toy_manifest, None, "val", single=True)
     assert {len(entry["pills"]) for entry in entries[2:]} <= {0, 1}

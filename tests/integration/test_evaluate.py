@@ -1,4 +1,4 @@
-"""`pillsnap evaluate` and `pillsnap verify` on a trained run: missed targets, a missing and a torn checkpoint."""
+"""`pillsnap evaluate` and `pillsnap verify` on a trained run: missed targets, a missing and a damaged checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from pillsnap.cli import main, options
+from pillsnap.cli import main, results, terminal
 from pillsnap.config import load_settings
 from pillsnap.observe.events import read_events
 from pillsnap.runs.directory import open_run
@@ -39,27 +39,27 @@ TINY = {
 def trained(
     ray_local: None, toy_manifest: Path, toy_tree: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Path]:
-    run, _ = open_run(tmp_path_factory.mktemp("judged") / "toy", load_settings("demo", TINY), toy_manifest, toy_tree)
+    run, _ = open_run(tmp_path_factory.mktemp("evaluated") / "toy", load_settings("demo", TINY), toy_manifest, toy_tree)
     train_run(run)
     yield run.run_dir
 
 
 @pytest.fixture
 def run_dir(trained: Path, tmp_path: Path) -> Path:
-    """A copy to damage."""
+    """A copy that a test may damage."""
     return Path(shutil.copytree(trained, tmp_path / "toy"))
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> tuple[int, list[str]]:
-    """Exit code and lines of the command, on a console so wide that no line is broken for its width."""
-    for module in (main, options):
-        monkeypatch.setattr(module, "console", Console(width=80), raising=False)
+    """Exit code and non-empty lines of the command."""
+    for module in (results, terminal):
+        monkeypatch.setattr(module, "console", Console(width=80))
     result = CliRunner().invoke(main.app, [str(word) for word in words])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, [line.strip() for line in result.output.splitlines() if line.strip()]
 
 
-def test_missed_targets_are_a_line_each(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_missed_target_is_one_line(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, lines = call(monkeypatch, "evaluate", "--run", run_dir)
     top1 = json.loads((run_dir / "metrics.json").read_text())["classification"]["top1"]
     assert top1 < 1.0, "the toy classifier became too good for this test"
@@ -77,7 +77,7 @@ def test_missed_targets_are_a_line_each(run_dir: Path, monkeypatch: pytest.Monke
         assert re.search(item, text), item
 
 
-def test_a_missing_checkpoint_is_named(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_checkpoint_is_named(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = run_dir / "checkpoints"
     shutil.rmtree(folder / "classification")
     (folder / "demo_classification_best.pt").unlink()
@@ -85,13 +85,13 @@ def test_a_missing_checkpoint_is_named(run_dir: Path, monkeypatch: pytest.Monkey
     assert code == 1
     assert f"The best classification model cannot be used: {folder}/demo_classification_best.pt is missing." in lines
     assert f"The classification task has no checkpoint in {folder}/classification." in lines
-    assert "Classification top-1 has no value: the classification task was not judged in this run." in lines
+    assert "Classification top-1 has no value: the classification task was not evaluated in this run." in lines
     assert not any(line.startswith("The best detection") for line in lines)
     code, lines = call(monkeypatch, "verify", "--run", run_dir)
     assert code == 1 and any("classification: best model" in line for line in lines)
 
 
-def test_a_torn_checkpoint_is_named(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_checkpoint_is_named(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (best,) = (run_dir / "checkpoints" / "detection").glob("step-*")
     weights = best / "ema.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
@@ -99,19 +99,19 @@ def test_a_torn_checkpoint_is_named(run_dir: Path, monkeypatch: pytest.MonkeyPat
     exported.write_bytes(exported.read_bytes()[: exported.stat().st_size // 2])
     code, lines = call(monkeypatch, "evaluate", "--run", run_dir)
     assert code == 1
-    torn = f"{weights} is damaged: its sha256 is not the one that was recorded."
-    torn = f"The best detection checkpoint cannot be used: {torn}"
-    assert [line for line in lines if line.startswith("The best detection")] == [torn]
+    damaged = f"{weights} is damaged: its sha256 is not the recorded one."
+    damaged = f"The best detection checkpoint cannot be used: {damaged}"
+    assert [line for line in lines if line.startswith("The best detection")] == [damaged]
     (line,) = (line for line in lines if line.startswith("The best classification model cannot be used"))
     assert f"{exported} is damaged" in line
     metrics = json.loads((run_dir / "metrics.json").read_text())
     assert metrics["detection"] is None and metrics["met"] is False
     report = (run_dir / "report.html").read_text()
-    assert "is damaged: its sha256 is not the one that was recorded." in report
+    assert "is damaged: its sha256 is not the recorded one." in report
     assert not (run_dir / "predictions" / "detections.parquet").exists()
 
 
-def test_without_any_checkpoint_it_says_so_and_ends(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_without_a_checkpoint_is_not_met(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for task in ("detection", "classification"):
         shutil.rmtree(run_dir / "checkpoints" / task)
     code, lines = call(monkeypatch, "evaluate", "--run", run_dir)
