@@ -105,11 +105,12 @@ def timm_photos(data: Prepared) -> Batches:
 
 def ultralytics_photos(data: Prepared) -> Batches:
     """ultralytics' own loader with its training augmentation."""
+    from pillsnap.models.detector import quiet_ultralytics
+
+    quiet_ultralytics()
     from ultralytics.cfg import get_cfg
     from ultralytics.data import build
     from ultralytics.utils import DEFAULT_CFG
-
-    import pillsnap.models.detector  # noqa: F401  (quiets ultralytics before it is imported)
 
     settings = get_cfg(DEFAULT_CFG, {"imgsz": FRAME_PX, "task": "detect", "workers": WORKERS})
     folder = data.folder / "yolo"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +61,9 @@ def ultralytics_step(settings: Settings, folder: Path, steps: int, pause: Callab
 
     `pause` is called once, when the first steps have compiled what is compiled.
     """
-    importlib.import_module("pillsnap.models.detector")  # keeps ultralytics from installing and reporting things
+    from pillsnap.models.detector import quiet_ultralytics
+
+    quiet_ultralytics()
     from ultralytics.models.yolo.detect import DetectionTrainer
 
     chosen, device = settings.detection, this_device()

@@ -126,7 +126,7 @@ def _packages_check() -> Check:
         "wandb",
     ):
         if name.startswith("ultralytics"):
-            importlib.import_module("pillsnap.models.detector")
+            importlib.import_module("pillsnap.models.detector").quiet_ultralytics()
         try:
             importlib.import_module(name)
         except Exception as error:  # a broken binary package raises whatever its loader raises

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -99,9 +98,11 @@ class _Thresholds:
 
 
 def _ultralytics() -> tuple[Any, Any, Any, Any]:
-    # Imported before ultralytics: it disables ultralytics' automatic installs and its telemetry.
-    importlib.import_module("pillsnap.models.detector")
     import torch
+
+    from pillsnap.models.detector import quiet_ultralytics
+
+    quiet_ultralytics()
     from ultralytics.engine.validator import BaseValidator
     from ultralytics.utils.metrics import ap_per_class, box_iou, smooth
 

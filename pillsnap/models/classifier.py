@@ -1,4 +1,4 @@
-"""The timm classifier that names a crop."""
+"""The timm classifier: crops (n, size, size, 3) uint8 -> logits (n, classes); its loss and its export."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from pillsnap.errors import UserError
 def build_classifier(model: str, weights: str, *, num_classes: int, drop_rate: float) -> nn.Module:
     """A timm model; `weights` is `pretrained` (timm's hub), `random`, or a local file of weights.
 
-    Raises UserError when the model is unknown or the weights cannot be had.
+    Raises UserError when the model is unknown or the weights cannot be loaded.
     """
     from pillsnap.models.quiet_timm import timm
 
     if not timm.is_model(model.split(".")[0]):
-        near = timm.list_models(f"*{model.split('_')[0]}*")[:5]
-        raise UserError(f"timm has no model {model!r}." + (f" Near it: {', '.join(near)}." if near else ""))
+        similar = timm.list_models(f"*{model.split('_')[0]}*")[:5]
+        raise UserError(f"timm has no model {model!r}." + (f" Similar: {', '.join(similar)}." if similar else ""))
     options: dict[str, Any] = {"num_classes": num_classes, "drop_rate": drop_rate}
     if weights == "random":
         return timm.create_model(model, **options)
@@ -36,16 +36,16 @@ def build_classifier(model: str, weights: str, *, num_classes: int, drop_rate: f
         options["pretrained_cfg_overlay"] = {"file": weights}
     try:
         return timm.create_model(model, pretrained=True, **options)
-    except Exception as error:  # the hub raises whatever its download layers raise
+    except Exception as error:  # download layers raise anything
         raise UserError(
             f"The classification weights for {model!r} cannot be loaded "
             f"({type(error).__name__}: {' '.join(str(error).split())[:160]}): connect to the network once, "
-            "set classification.weights to a local file, or to 'random' to start from nothing."
+            "set classification.weights to a local file, or to 'random' for untrained weights."
         ) from error
 
 
 def input_statistics(classifier: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation (RGB, 0 to 1) that the model expects its input to be normalised with."""
+    """Mean and standard deviation (RGB, of 0 to 1) of the model's input normalisation."""
     config = classifier.pretrained_cfg
     return tuple(config["mean"]), tuple(config["std"])
 
@@ -58,22 +58,22 @@ def normalise(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, .
 
 @functools.cache
 def _on_device(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    # Copied once: a copy from the host's ordinary memory makes the host wait for the device.
+    # Copied once: a copy from pageable memory synchronises host and device.
     with torch.inference_mode(False):
         return torch.tensor(values, device=device).view(1, 3, 1, 1) * 255
 
 
 def resized(images: torch.Tensor, size_px: int) -> torch.Tensor:
-    """(n, c, s, s) at another size, without aliasing; as they are at their own."""
+    """(n, c, s, s) -> (n, c, size_px, size_px), antialiased; unchanged if already of that size."""
     if images.shape[-1] == size_px:
         return images
     return functional.interpolate(images, (size_px, size_px), mode="bilinear", antialias=True, align_corners=False)
 
 
 def progressive_size(epoch: int, epochs: int, from_px: int | None, to_px: int) -> int:
-    """Crop size of an epoch (from 0), in whole 16 px: from `from_px` to `to_px` over two thirds of the epochs.
+    """Crop size of an epoch (from 0), a multiple of 16 px: grows linearly over two thirds of the epochs.
 
-    Tan and Le, "EfficientNetV2", 2021, section 4, by linear growth.
+    Tan and Le, "EfficientNetV2", 2021, section 4.
     """
     if from_px is None or from_px >= to_px:
         return to_px
@@ -82,11 +82,10 @@ def progressive_size(epoch: int, epochs: int, from_px: int | None, to_px: int) -
 
 
 def mixed(images: torch.Tensor, valid: torch.Tensor, alpha: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each image with its counterpart from the batch's other end, in one share for all; the images and each one's own
-    share (n,). A row whose counterpart holds no sample keeps to itself.
+    """Mixup: images (n, c, s, s) mixed with the batch in reverse order, and each row's own weight (n,).
 
-    Zhang et al., "mixup", 2018; the share is drawn from Beta(alpha, alpha) by torch's generator of the host, whose
-    state checkpoints hold.
+    Zhang et al., "mixup", 2018. One weight per batch is drawn from Beta(alpha, alpha) by torch's CPU generator, whose
+    state is in checkpoints. A row is not mixed if its counterpart is not `valid` (n,).
     """
     share = float(torch.distributions.Beta(alpha, alpha).sample())
     own = torch.where(valid.flip(0), share, 1.0).to(images.dtype)
@@ -97,9 +96,7 @@ def mixed(images: torch.Tensor, valid: torch.Tensor, alpha: float) -> tuple[torc
 def classification_loss(
     logits: torch.Tensor, labels: torch.Tensor, valid: torch.Tensor, label_smoothing: float
 ) -> torch.Tensor:
-    """Sum of the cross-entropy over the valid rows; `logits` (n, classes), `labels` and `valid` (n,), which may also
-    hold weights.
-    """
+    """Sum of the cross-entropy of `logits` (n, classes) and `labels` (n,), weighted by `valid` (n,) bool or float."""
     losses = functional.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing, reduction="none")
     return (losses * valid).sum()
 

@@ -1,8 +1,8 @@
-"""ultralytics' detection loss over all anchors at once, for a GPU.
+"""ultralytics' detection loss over all anchors, without host syncs.
 
-ultralytics picks out the anchors that matter, whose number the host has to wait for, several times a step. Here the
-others weigh nothing instead: the same sums, equal within rounding, and the host never waits. On a CPU, where nothing
-waits, picking is faster. Import only through `detector.py`, which keeps ultralytics quiet.
+ultralytics selects the assigned anchors, which makes the host wait for their number several times per step. Here the
+other anchors have weight 0: the same sums, within rounding. On a CPU selecting is faster. Imported only by functions of
+`detector.py`, after `quiet_ultralytics`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from ultralytics.utils.metrics import bbox_iou
 from ultralytics.utils.tal import TaskAlignedAssigner, bbox2dist
 
 _MAX_PAIRS = 2**24
-"""Pairs of box and anchor above which their overlaps would take too much memory."""
+"""Maximum number of pairs of box and anchor computed at once, for memory; above it, as ultralytics does."""
 
 
 def dense_criterion(detector: Any) -> Any:
-    """What `detector.init_criterion()` gives, as a dense loss. Its batch has `boxes` (n, m, 4) x, y, w, h in pixels,
-    `num_boxes` (n,), and if need be `unsure` (n, k, 4): parts of an image in which an anchor that answers for no box
-    has no class loss, as a pill may lie there that has none.
+    """`detector.init_criterion()` as a dense loss.
+
+    Its batch has `boxes` (n, m, 4) x, y, w, h in pixels, `num_boxes` (n,), and optionally `unsure` (n, k, 4): areas
+    with possibly unlabelled pills, in which unassigned anchors have no class loss.
     """
     if getattr(detector.model[-1], "one2one_cv2", None) is not None:
         return E2ELoss(detector, loss_fn=DenseLoss)
@@ -34,7 +35,7 @@ def is_dense(criterion: Any) -> bool:
 
 
 class DenseAssigner(TaskAlignedAssigner):
-    """Which anchors answer for which box, by scores and overlaps of all pairs.
+    """Assigns anchors to boxes by scores and overlaps of all pairs.
 
     Feng et al., "TOOD: Task-aligned One-stage Object Detection", 2021, as in ultralytics.
     """
@@ -43,7 +44,7 @@ class DenseAssigner(TaskAlignedAssigner):
         self, pd_scores: torch.Tensor, pd_bboxes: torch.Tensor, gt_labels: torch.Tensor, gt_bboxes: torch.Tensor,
         mask_gt: torch.Tensor, **extra: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-        """Alignment and overlap (n, m, anchors), 0 where `mask_gt` (n, m, anchors) is."""
+        """Alignment and overlap (n, m, anchors); 0 where `mask_gt` (n, m, anchors) is 0."""
         if mask_gt.numel() > _MAX_PAIRS:
             return super().get_box_metrics(pd_scores, pd_bboxes, gt_labels, gt_bboxes, mask_gt, **extra)
         allowed = mask_gt.bool()
@@ -56,7 +57,7 @@ class DenseAssigner(TaskAlignedAssigner):
     def select_candidates_in_gts(
         self, xy_centers: torch.Tensor, gt_bboxes: torch.Tensor, mask_gt: torch.Tensor, eps: float = 1e-9
     ) -> torch.Tensor:
-        """Which anchors' centres lie in which boxes, bool (n, m, anchors); a box is at least one middle stride wide."""
+        """Whether anchor centres are inside boxes, bool (n, m, anchors); boxes are widened to `stride_val`."""
         low, high = gt_bboxes[:, :, None].chunk(2, 3)
         side = (high - low).clamp(min=self.stride_val)
         half, middle = torch.where(mask_gt[..., None].bool(), side, high - low) / 2, (low + high) / 2
@@ -79,7 +80,7 @@ class DenseLoss(v8DetectionLoss):
     def loss(
         self, preds: dict[str, Any], batch: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The three losses, gains applied, times the number of images."""
+        """Box, class and distribution loss (3,), with gains, times the number of images; and the same by name."""
         distances = preds["boxes"].permute(0, 2, 1).contiguous()
         logits = preds["scores"].permute(0, 2, 1).contiguous()
         centres, strides = self._grid(preds["feats"])
@@ -96,7 +97,7 @@ class DenseLoss(v8DetectionLoss):
         if "unsure" in batch:
             each = each * (chosen | ~_within(centres * strides, batch["unsure"]))[..., None]
         class_loss = each.sum() / total
-        # An anchor that answers for nothing is given the box itself, so that its gradient cannot be NaN times 0.
+        # Unassigned anchors get the target box, since NaN * 0 would be NaN in the gradient.
         overlap = bbox_iou(torch.where(chosen[..., None], found, wanted), wanted, xywh=False, CIoU=True)
         box_loss = ((1 - overlap) * weight).sum() / total
         form_loss = (self._form(distances, wanted, centres, strides, preds["feats"][0]) * weight).sum() / total
@@ -111,7 +112,7 @@ class DenseLoss(v8DetectionLoss):
         self, distances: torch.Tensor, wanted: torch.Tensor, centres: torch.Tensor, strides: torch.Tensor,
         finest: torch.Tensor,
     ) -> torch.Tensor:  # fmt: skip
-        """(n, anchors, 1): how far the distances to a box's four sides are off, as a distribution or as numbers."""
+        """(n, anchors, 1): loss of the distances to a box's four sides: distribution-focal, or L1 without it."""
         shape = (*distances.shape[:2], 1)
         if self.use_dfl:
             sides = bbox2dist(centres, wanted, self.reg_max - 1)
@@ -121,7 +122,7 @@ class DenseLoss(v8DetectionLoss):
         return torch.stack([off[..., 0::2] / width, off[..., 1::2] / height]).mean((0, 3)).view(shape)
 
     def _grid(self, features: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Centres (anchors, 2) and strides (anchors, 1), made once for each size of image."""
+        """Centres (anchors, 2) and strides (anchors, 1), cached for the last image size."""
         key = (tuple(feature.shape[2:] for feature in features), features[0].dtype)
         if key not in self._grids:
             centres, strides = [], []
@@ -137,6 +138,6 @@ class DenseLoss(v8DetectionLoss):
 
 
 def _within(points: torch.Tensor, areas: torch.Tensor) -> torch.Tensor:
-    """Which of the points (anchors, 2) lie in any of the areas (n, k, 4) x, y, w, h; bool (n, anchors)."""
+    """Whether points (anchors, 2) are in any of the areas (n, k, 4) x, y, w, h; bool (n, anchors)."""
     low, high = areas[:, :, None, :2], areas[:, :, None, :2] + areas[:, :, None, 2:]
     return ((points >= low) & (points < high)).all(3).any(1)

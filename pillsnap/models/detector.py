@@ -1,7 +1,7 @@
-"""The YOLO detector, one class: pill. Every quirk of ultralytics is sealed in here.
+"""The YOLO detector with one class, pill: images (n, 3, s, s) -> boxes; its loss and its export.
 
-Import this module only inside the process that uses it: ultralytics reads the environment and the process rank at
-import.
+All use of ultralytics' models is here. ultralytics reads the environment and the process rank at import, so functions
+import it, after `quiet_ultralytics`.
 """
 
 from __future__ import annotations
@@ -17,25 +17,28 @@ from torch import nn
 
 from pillsnap.errors import UserError
 
-# ultralytics phones home, installs packages and downloads fonts unless told not to, at import.
-os.environ.setdefault("YOLO_AUTOINSTALL", "False")
-os.environ.setdefault("YOLO_VERBOSE", "False")
-os.environ.setdefault("YOLO_CONFIG_DIR", os.path.join(tempfile.gettempdir(), f"pillsnap-ultralytics-{os.getuid()}"))
-os.makedirs(os.environ["YOLO_CONFIG_DIR"], exist_ok=True)
-
 MAX_DETECTIONS = 300
 _MIN_SCORE = 0.001
+
+
+def quiet_ultralytics() -> None:
+    """Keep ultralytics from installing packages and writing to the home folder; call before its first import."""
+    os.environ.setdefault("YOLO_AUTOINSTALL", "False")
+    os.environ.setdefault("YOLO_VERBOSE", "False")
+    os.environ.setdefault("YOLO_CONFIG_DIR", os.path.join(tempfile.gettempdir(), f"pillsnap-ultralytics-{os.getuid()}"))
+    os.makedirs(os.environ["YOLO_CONFIG_DIR"], exist_ok=True)
 
 
 def build_detector(
     model: str, weights: str, *, box_gain: float, cls_gain: float, dfl_gain: float, epochs: int = 1
 ) -> nn.Module:
-    """A `DetectionModel` with one class; `model` is a name such as yolo11m, or a model file. `epochs` is how long an
-    end-to-end head takes to move its loss from many boxes a pill to one.
+    """A `DetectionModel` with one class; `model` is a name such as yolo11m, or a model file. `epochs`: over
+    which an end-to-end head moves its loss from many boxes per pill to one.
 
-    `weights`: `pretrained` fetches `<model>.pt` from ultralytics' hub, `random` starts from nothing, anything else is a
-    local file. Raises UserError when the model is unknown or the weights cannot be had.
+    `weights`: `pretrained` fetches `<model>.pt` from ultralytics' hub, `random` gives untrained weights, anything
+    else is a local file. Raises UserError when the model is unknown or the weights cannot be loaded.
     """
+    quiet_ultralytics()
     from ultralytics.cfg import get_cfg
     from ultralytics.nn.tasks import DetectionModel
     from ultralytics.utils import DEFAULT_CFG, SETTINGS
@@ -68,14 +71,14 @@ def detection_loss(
     """Box, class and distribution-focal loss per image, gains applied.
 
     `images`: (n, 3, s, s) in 0 to 1; `boxes`: (n, m, 4) x, y, w, h in pixels of the image; `num_boxes`: (n,). `epoch`
-    counts from 0 and matters to end-to-end heads only. In the parts `unsure` (n, k, 4) x, y, w, h of an image what
-    answers for no box is not held against the detector; the same model is given them always or never.
-    The sum of the three, times n, is what ultralytics' own trainer differentiates.
+    counts from 0 and matters to end-to-end heads only. In the areas `unsure` (n, k, 4) x, y, w, h unassigned anchors
+    have no class loss; a model gets `unsure` always or never.
+    The sum of the three, times n, is the loss of ultralytics' own trainer.
     """
     predictions = detector(images)
     if getattr(detector, "criterion", None) is None:
         detector.criterion = _criterion(detector, images.device, unsure is not None)
-    if hasattr(detector.criterion, "update"):  # ultralytics' trainer counts epochs with it; a resumed run must not
+    if hasattr(detector.criterion, "update"):  # set, not counted, so that a resumed run continues correctly
         detector.criterion.updates = epoch - 1
         detector.criterion.update()
     batch = _batch(detector.criterion, images.shape[-1], boxes, num_boxes)
@@ -99,10 +102,10 @@ def _batch(criterion: Any, size_px: int, boxes: torch.Tensor, num_boxes: torch.T
     if is_dense(criterion):
         return {"boxes": boxes, "num_boxes": num_boxes}
     rows = torch.arange(boxes.shape[1], device=boxes.device) < num_boxes[:, None]
-    picture, _ = rows.nonzero(as_tuple=True)
+    image_index, _ = rows.nonzero(as_tuple=True)
     chosen = boxes[rows]
     centres = torch.cat([chosen[:, :2] + chosen[:, 2:] / 2, chosen[:, 2:]], dim=1) / size_px
-    return {"batch_idx": picture, "cls": torch.zeros(len(picture), 1, device=boxes.device), "bboxes": centres}
+    return {"batch_idx": image_index, "cls": torch.zeros(len(image_index), 1, device=boxes.device), "bboxes": centres}
 
 
 @torch.inference_mode()
@@ -111,11 +114,12 @@ def detect(detector: Any, images: torch.Tensor, *, nms_iou: float, min_score: fl
 
     `images`: (n, 3, s, s) in 0 to 1. The detector must be in eval mode.
     """
+    quiet_ultralytics()
     from ultralytics.utils.nms import non_max_suppression
 
     output = detector(images)
     end_to_end = bool(getattr(detector.model[-1], "end2end", False))
-    # Its time limit drops detections silently on a slow machine.
+    # Its default time limit drops detections silently on slow machines.
     kept = non_max_suppression(
         output, min_score, nms_iou, nc=1, max_det=MAX_DETECTIONS, end2end=end_to_end, max_time_img=60.0
     )
@@ -131,6 +135,7 @@ def export_for_ultralytics(detector: Any, path: Path, train_args: dict[str, Any]
     """Write a file that `ultralytics.YOLO(path)` loads: the model in single precision, without its loss."""
     import copy
 
+    quiet_ultralytics()
     import ultralytics
 
     model: Any = copy.deepcopy(detector).cpu().float().eval()
@@ -150,6 +155,7 @@ def export_for_ultralytics(detector: Any, path: Path, train_args: dict[str, Any]
 
 def read_exported(path: Path) -> nn.Module:
     """The detector of an exported file. Raises whatever a damaged file makes ultralytics raise."""
+    quiet_ultralytics()
     from ultralytics.nn.tasks import load_checkpoint
 
     model, _ = load_checkpoint(str(path))
@@ -167,10 +173,10 @@ def _load_weights(detector: Any, source: str) -> None:
         )
     try:
         trained, _ = load_checkpoint(local or source)
-    except Exception as error:  # the hub raises whatever its download layers raise
+    except Exception as error:  # download layers raise anything
         raise UserError(
             f"The detection weights {source!r} cannot be loaded "
             f"({type(error).__name__}: {' '.join(str(error).split())[:160]}): "
-            "connect to the network once, set detection.weights to a local file, or to 'random' to start from nothing."
+            "connect to the network once, set detection.weights to a local file, or to 'random' for untrained weights."
         ) from error
     detector.load(trained, verbose=False)

@@ -1,4 +1,4 @@
-"""Batch normalisation folded into the convolution before it, for models that only infer."""
+"""Folds batch normalisation into the preceding convolution, for inference."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 _TOLERANCE = 1e-2
-"""Of the largest output: rounding of a GPU's TF32 stays below it, and a wrong fold does not."""
+"""Maximum difference as a fraction of the largest output: above TF32 rounding, below the effect of a wrong fold."""
 
 
 @torch.no_grad()
 def fused(model: nn.Module, example: torch.Tensor) -> nn.Module:
-    """`model`, in eval mode, with fewer layers: whatever normalises the output of a convolution as it comes is folded
-    into its weights. Which does is seen on `example`, an input; where the result is not the same within rounding, the
-    model comes back as it was.
+    """A copy of `model` (in eval mode) with each BatchNorm2d whose input is a convolution's output folded into it.
+
+    The pairs are found by running `example`, an input batch. Returns `model` itself if the outputs differ.
     """
     folded = copy.deepcopy(model)
     for convolution, norm in _pairs(folded, example):
@@ -25,14 +25,14 @@ def fused(model: nn.Module, example: torch.Tensor) -> nn.Module:
             convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )
         convolution.weight, convolution.bias = (nn.Parameter(tensor, requires_grad=False) for tensor in (weight, bias))
-        _replace(folded, norm, _what_follows(norm))
+        _replace(folded, norm, _activation_of(norm))
     before, after = model(example), folded(example)
     same = torch.isfinite(after).all() and (after - before).abs().max() <= _TOLERANCE * before.abs().max()
     return folded if same else model
 
 
 def _pairs(model: nn.Module, example: torch.Tensor) -> list[tuple[Any, Any]]:
-    made: dict[int, tuple[nn.Module, torch.Tensor]] = {}  # the tensor, too: a number is used again when it is gone
+    made: dict[int, tuple[nn.Module, torch.Tensor]] = {}  # keeps the tensor, whose id() would be reused
     pairs: list[tuple[Any, Any]] = []
 
     def after_convolution(module: nn.Module, _: Any, output: torch.Tensor) -> None:
@@ -51,12 +51,12 @@ def _pairs(model: nn.Module, example: torch.Tensor) -> list[tuple[Any, Any]]:
     model(example)
     for hook in hooks:
         hook.remove()
-    # A module that is called twice belongs to two places.
+    # A module that is called twice cannot be folded.
     return [(c, n) for c, n in pairs if sum(c is x for x, _ in pairs) == 1 and sum(n is y for _, y in pairs) == 1]
 
 
-def _what_follows(norm: Any) -> nn.Module:
-    """timm's normalisation brings its activation along."""
+def _activation_of(norm: Any) -> nn.Module:
+    """Dropout and activation that timm's normalisation layers contain."""
     parts = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
     return nn.Sequential(*parts) if parts else nn.Identity()
 

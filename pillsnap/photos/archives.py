@@ -1,7 +1,7 @@
-"""Members of ZIP archives as photos and labels: the set arrives zipped, and is read without unpacking.
+"""Photos and labels that are members of ZIP archives, read without unpacking the archives.
 
-A *location* is what the reading side gets instead of an image path: the path itself for a plain file, and for a member
-`ARCHIVE.zip::OFFSET:LENGTH:COMPRESSION`, so that one read of LENGTH bytes at OFFSET gives the member's data.
+A *location* names the bytes of a photo: the path of a plain file, or `ARCHIVE.zip::OFFSET:LENGTH:COMPRESSION` for a
+member, so that reading LENGTH bytes at OFFSET gives the member's data.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MAX_DEPTH = 6
 
 
 class Place(NamedTuple):
-    """Where a member's data lies: `archive` relative to the data root, bytes [offset, offset + length) of it."""
+    """Byte range of a member: bytes [offset, offset + length) of `archive`, which is relative to the data root."""
 
     archive: str
     offset: int
@@ -41,7 +41,7 @@ class Place(NamedTuple):
 
 
 class Member(NamedTuple):
-    """One entry of an archive's directory. `header_offset` is that of its local header, `problem` why it is refused."""
+    """Entry of an archive's directory. `header_offset`: of its local header; `problem`: why it is refused."""
 
     name: str
     header_offset: int
@@ -51,18 +51,18 @@ class Member(NamedTuple):
 
 
 def to_location(place: Place) -> str:
-    """The one-string form of a place."""
+    """The location of a place, as one string."""
     return f"{place.archive}::{place.offset}:{place.length}:{place.compression}"
 
 
 def parse_location(location: str) -> Place | None:
-    """Undo `to_location`; None for the path of a plain file."""
+    """Inverse of `to_location`; None for the path of a plain file."""
     match = _LOCATION.fullmatch(location)
     return Place(match[1], int(match[2]), int(match[3]), int(match[4])) if match else None
 
 
 def read_place(root: str, place: Place) -> bytes:
-    """Data of one member. Raises UserError when it is damaged, too large or the archive is no regular file; OSError."""
+    """Data of one member. Raises OSError, or UserError when it is damaged, too large or not in a regular file."""
     descriptor = os.open(f"{root}/{place.archive}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -76,8 +76,8 @@ def read_place(root: str, place: Place) -> bytes:
 
 
 def unpack(data: bytes, place: Place, max_bytes: int | None = None) -> bytes:
-    """Bytes of a member from the bytes at its place. Raises UserError when they are damaged, or more than `max_bytes`
-    (MAX_MEMBER_BYTES) unpacked.
+    """Uncompressed bytes of a member. Raises UserError when they are damaged or more than `max_bytes` (default:
+    MAX_MEMBER_BYTES).
     """
     max_bytes = MAX_MEMBER_BYTES if max_bytes is None else max_bytes
     if len(data) != place.length:
@@ -95,7 +95,7 @@ def unpack(data: bytes, place: Place, max_bytes: int | None = None) -> bytes:
 
 
 def unpack_start(data: bytes, place: Place, num_bytes: int) -> bytes:
-    """The first bytes of a deflated member, at most `num_bytes`. Raises UserError when they are damaged."""
+    """At most `num_bytes` uncompressed bytes from the start of a deflated member. Raises UserError when damaged."""
     try:
         return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, num_bytes)
     except zlib.error as error:
@@ -140,10 +140,10 @@ def read_directory(path: Path) -> Iterator[Member]:
 
 
 def find_archives(root: Path) -> dict[str, str | None]:
-    """Image archives (`TS_1_단일.zip`) beneath the root with their label archives (`TL_1_단일.zip`), relative, sorted.
+    """Image archives (`TS_1_단일.zip`) under `root` with their label archives (`TL_1_단일.zip`), relative, sorted.
 
-    Those of the training set when there are any, otherwise those of the validation set (`VS_`). Directory links are
-    followed, each real folder once; unpacked parts (TS_*, TL_*, K-*) are not entered.
+    Archives of the training set, or of the validation set (`VS_`) if there are none. Links to folders are followed,
+    each real folder once; unpacked parts (TS_*, TL_*, K-*) are skipped.
     """
     images: dict[tuple[str, str], str] = {}
     labels: dict[tuple[str, str], str] = {}

@@ -1,4 +1,4 @@
-"""The one decoder: bytes of a PNG or JPEG -> upright RGB uint8, with limits and typed errors."""
+"""The only photo decoder: bytes of a PNG or JPEG -> upright RGB uint8, with limits and typed errors."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class BadImage(UserError):
 
 @dataclass(frozen=True)
 class Header:
-    """What the first bytes of an image promise; `width` and `height` are those of the upright picture, in pixels."""
+    """Contents of an image header; `width` and `height` are those of the upright image, in pixels."""
 
     format: str
     width: int
     height: int
     plain: bool
-    """8-bit RGB PNG, or an upright three-component JPEG: the fast decoders give the right pixels."""
+    """8-bit RGB PNG or upright three-component JPEG: decoded by the fast decoders, all others by Pillow."""
 
 
 def read_header(data: bytes) -> Header:
@@ -61,8 +61,8 @@ def check_pixels(header: Header, max_pixels: int) -> None:
 def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
     """Upright RGB pixels, uint8, shape (height, width, 3).
 
-    Transparency is laid on white, 16-bit channels are scaled to 8 bits, CMYK and greyscale become RGB, and the EXIF
-    orientation is applied. Raises BadImage; a picture of more than `max_pixels` is refused from its header.
+    Transparency is composited on white, 16-bit channels are scaled to 8 bits, CMYK and greyscale become RGB, and
+    the EXIF orientation is applied. Raises BadImage; too_large is raised before any pixel is decoded.
     """
     header = read_header(data)
     check_pixels(header, max_pixels)
@@ -76,7 +76,7 @@ def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.nda
 def _decode_plain_png(data: bytes, header: Header) -> np.ndarray:
     from kornia_rs.io import decode_image_png_u8
 
-    # The decoder stops at the last row; a file cut behind it has lost its end mark all the same.
+    # The decoder stops at the last row and would accept a file that is cut after it.
     if b"IEND" not in data[-64:]:
         raise BadImage("truncated", "the PNG ends before its IEND chunk")
     try:

@@ -1,7 +1,7 @@
-"""Bytes of the photos that a manifest names, read from beneath one data root and from nowhere else.
+"""Bytes of the photos of a manifest, read only from under one data root.
 
-Links are followed only for whole folders at the levels where people keep them on other disks; a photo that is itself a
-link, a FIFO or a folder is refused, and so is any path that leaves the root.
+Links are followed only for folders of the levels that are commonly kept on other disks (_LINKED_FOLDERS) or that stay
+under the root. A photo that is a link, a FIFO or a folder is refused, and so is a path that leaves the root.
 """
 
 from __future__ import annotations
@@ -21,17 +21,14 @@ from pillsnap.storage import file_system, is_uri, one_line
 
 MAX_PHOTO_BYTES = MAX_MEMBER_BYTES
 _HEADER_BYTES = 1 << 20
-"""Within which a photo's header lies: a JPEG's may follow a long colour profile or thumbnail."""
+"""Maximum offset of a photo's header: in a JPEG it may follow a colour profile or thumbnail."""
 _BYTES_PER_PIXEL, _METADATA_BYTES = 8, 16 << 20
-"""A photo that does not compress at all, of four 16-bit channels, and what may surround it."""
+"""Upper bound of a photo's size: four uncompressed 16-bit channels, and metadata."""
 _LINKED_FOLDERS = re.compile(r"data|train|val|valid|test|images|labels|single|combination|[TV][SL]_.*")
 
 
 class PhotoStore:
-    """Reads photos by their location (see archives.py), relative to a local folder or to a pyarrow file system's URI.
-
-    A location is the path of a plain file, or names bytes of a ZIP archive that is read in place.
-    """
+    """Reads photos by their location (see archives.py), relative to a local folder or a pyarrow file system's URI."""
 
     def __init__(self, root: str | Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
         self.root = str(root)
@@ -39,7 +36,7 @@ class PhotoStore:
 
     def read(self, location: str) -> bytes:
         """Bytes of one photo. Raises BadImage, whose reason is one of: outside_root, missing, link, not_a_file,
-        unreadable_file, too_large, truncated, corrupt; for a deflated member also those of images.read_header.
+        unreadable_file, too_large, truncated, corrupt; for a deflated member also those of decode.read_header.
         """
         place = parse_location(location)
         path = location if place is None else place.archive
@@ -63,18 +60,18 @@ class PhotoStore:
         if len(data) < place.length:
             raise BadImage("truncated", "the archive ends before the photo does")
         try:
-            return unpack(data, place, self._most_bytes(data, place))
+            return unpack(data, place, self._max_bytes(data, place))
         except BadImage:
             raise
         except UserError as error:
             raise BadImage("corrupt", str(error)) from None
 
-    def _most_bytes(self, data: bytes, place: Place) -> int:
-        """What a deflated photo may unpack to, by its own header: a bomb is refused before it is unpacked."""
+    def _max_bytes(self, data: bytes, place: Place) -> int:
+        """Maximum uncompressed size of a photo, derived from its header: refuses a bomb before it is inflated."""
         if place.compression == STORED:
             return place.length
         start = unpack_start(data, place, _HEADER_BYTES)
-        if not start:  # empty or damaged: unpacking will tell
+        if not start:  # empty or damaged: `unpack` raises
             return _METADATA_BYTES
         header = read_header(start)
         check_pixels(header, self.max_pixels)
@@ -97,12 +94,12 @@ class PhotoStore:
 
 
 class PhotoFile:
-    """A file that photos are read from, local or remote, open until `close` or the end of a `with` block."""
+    """An open local or remote file of photos; a context manager."""
 
     def __init__(self, size: int, read: Callable[[int, int], bytes], close: Callable[[], None]) -> None:
         self.size = size
         self.read = read
-        """Up to so many bytes, from an offset on. Raises OSError."""
+        """(number of bytes, offset) -> at most that many bytes. Raises OSError."""
         self.close = close
 
     def __enter__(self) -> PhotoFile:
@@ -113,7 +110,7 @@ class PhotoFile:
 
 
 def open_file(root: str, path: str) -> PhotoFile:
-    """The regular file `path` beneath `root`, a folder or a URI. Raises BadImage as `open_photo` does."""
+    """The regular file `path` under `root`, a folder or a URI. Raises BadImage as `open_photo` does."""
     if not is_uri(root):
         descriptor = open_photo(root, path)
         size = os.fstat(descriptor).st_size
@@ -130,7 +127,7 @@ def open_file(root: str, path: str) -> PhotoFile:
 
 
 def open_photo(root: str, path: str) -> int:
-    """A descriptor of the regular file `path` beneath `root`, for reading.
+    """A descriptor of the regular file `path` under `root`, for reading.
 
     Raises BadImage: outside_root, missing, link, not_a_file or unreadable_file.
     """
@@ -139,12 +136,12 @@ def open_photo(root: str, path: str) -> int:
     if problem:
         raise BadImage(problem, f"{path} is not in a folder beneath the data root")
     try:
-        # Opening a FIFO would wait for a writer for ever: without O_NONBLOCK the run hangs on one hostile file.
+        # O_NONBLOCK: opening a FIFO would otherwise block until a writer comes.
         descriptor = os.open(f"{root}/{path}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         raise BadImage("missing", f"{path} is not there") from None
     except OSError as error:
-        # A link, and a socket, which cannot be opened at all.
+        # ELOOP: a link. ENXIO: a socket.
         kind = {errno.ELOOP: "link", errno.ENXIO: "not_a_file"}.get(error.errno or 0, "unreadable_file")
         raise BadImage(kind, os.strerror(error.errno or 0)) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -154,7 +151,7 @@ def open_photo(root: str, path: str) -> int:
 
 
 def check_path(path: str) -> None:
-    """Raise BadImage (outside_root) unless the path stays beneath its root by name: relative, no `..`, no NUL."""
+    """Raise BadImage (outside_root) unless the path stays under its root by name: relative, no `..`, no NUL."""
     try:
         check_relative(path)
     except UserError as error:
@@ -162,14 +159,14 @@ def check_path(path: str) -> None:
 
 
 def check_relative(image_path: str) -> None:
-    """Raise UserError unless the path stays beneath its root by name: relative, no `..`, no NUL."""
+    """Raise UserError unless the path stays under its root by name: relative, no `..`, no NUL."""
     outside = not image_path or image_path[0] == "/" or "\0" in image_path or "\\" in image_path
     if outside or ".." in image_path.split("/"):
         raise UserError(f"The manifest names {image_path!r}, which is not a path beneath the data root.")
 
 
 def _read(descriptor: int, size: int, offset: int) -> bytes:
-    """`size` bytes, or fewer at the end of the file: one pread may return less than it was asked for."""
+    """`size` bytes, or fewer at the end of the file: one pread may return less than requested."""
     data = os.pread(descriptor, size, offset)
     while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
         data += more
@@ -178,8 +175,8 @@ def _read(descriptor: int, size: int, offset: int) -> bytes:
 
 @lru_cache(maxsize=65_536)
 def _folder_problem(root: str, folder: str) -> str:
-    """Why photos in this folder must not be read; links are followed only at the levels where people keep them, and
-    elsewhere when they stay beneath the root. A link to a folder above itself is a loop.
+    """Why photos in this folder must not be read, or "". See the module's docstring for links; a link to a folder above
+    itself is a loop.
     """
     path = root
     for part in folder.split("/") if folder else []:

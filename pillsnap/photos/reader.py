@@ -1,4 +1,7 @@
-"""TODO docstring."""
+"""Reads photos by location: bytes or RGB pixels, or a BadImage that says why not. Nothing here raises for a bad photo.
+
+`PhotoReader` is sent to Ray Data tasks and decode workers. `ReadAhead` reads several remote photos concurrently.
+"""
 
 from __future__ import annotations
 
@@ -14,27 +17,27 @@ from pillsnap.photos.files import PhotoStore
 from pillsnap.storage import is_uri
 
 _READS_AT_ONCE = 8
-"""Of a task, from remote storage."""
+"""Concurrent reads of one process from remote storage."""
 
 
 @dataclass(frozen=True)
 class PhotoReader:
-    """Photos beneath a data root."""
+    """Photos under a data root (a folder or URI); larger ones than `max_pixels` are refused."""
 
     data_root: str
     max_pixels: int
 
     @property
     def is_remote(self) -> bool:
-        """Whether photos come over a network, from storage that is not mounted."""
+        """Whether the data root is a URI, not a mounted folder."""
         return is_uri(self.data_root)
 
-    def read(self, image_path: str) -> np.ndarray | BadImage:
-        """RGB pixels, or why there are none."""
-        return self.decode(self.read_bytes(image_path))
+    def read(self, location: str) -> np.ndarray | BadImage:
+        """RGB pixels (height, width, 3) uint8, or why there are none."""
+        return self.decode(self.read_bytes(location))
 
     def decode(self, data: bytes | BadImage) -> np.ndarray | BadImage:
-        """RGB pixels of a photo's bytes, or why there are none."""
+        """RGB pixels (height, width, 3) uint8 of a photo's bytes, or why there are none."""
         if isinstance(data, BadImage):
             return data
         try:
@@ -42,37 +45,35 @@ class PhotoReader:
         except BadImage as error:
             return error
 
-    def read_bytes(self, image_path: str) -> bytes | BadImage:
+    def read_bytes(self, location: str) -> bytes | BadImage:
         """The file's bytes, or why there are none."""
         try:
-            return PhotoStore(self.data_root, self.max_pixels).read(image_path)
+            return PhotoStore(self.data_root, self.max_pixels).read(location)
         except BadImage as error:
             return error
         except FileNotFoundError:
-            return BadImage("missing", f"{image_path} is not there")
+            return BadImage("missing", f"{location} is not there")
         except (OSError, ValueError) as error:
             return BadImage("unreadable", str(error))
 
 
 class ReadAhead:
-    """Photos that will be asked for one after the other. From remote storage, where a read is mostly waiting, several
-    are read at a time.
-    """
+    """Reads given photos in the background, several at a time, if storage is remote; else each when requested."""
 
-    def __init__(self, reader: PhotoReader, image_paths: Iterable[str]) -> None:
+    def __init__(self, reader: PhotoReader, locations: Iterable[str]) -> None:
         self._reader = reader
-        self._coming: dict[str, Future[bytes | BadImage]] = {}
+        self._pending: dict[str, Future[bytes | BadImage]] = {}
         if reader.is_remote:
-            self._coming = {path: _readers().submit(reader.read_bytes, path) for path in dict.fromkeys(image_paths)}
+            self._pending = {path: _readers().submit(reader.read_bytes, path) for path in dict.fromkeys(locations)}
 
-    def read_bytes(self, image_path: str) -> bytes | BadImage:
-        """As the reader's."""
-        coming = self._coming.get(image_path)
-        return self._reader.read_bytes(image_path) if coming is None else coming.result()
+    def read_bytes(self, location: str) -> bytes | BadImage:
+        """As in PhotoReader."""
+        pending = self._pending.get(location)
+        return self._reader.read_bytes(location) if pending is None else pending.result()
 
-    def read(self, image_path: str) -> np.ndarray | BadImage:
-        """As the reader's."""
-        return self._reader.decode(self.read_bytes(image_path))
+    def read(self, location: str) -> np.ndarray | BadImage:
+        """As in PhotoReader."""
+        return self._reader.decode(self.read_bytes(location))
 
 
 @lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""The decode-once store in the stream: same order, same pixels, filled before or in passing, decoded here or there."""
+"""The decode-once store in the stream: same order and pixels, filled before or during training, with any decoder."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def assert_same(left: list, right: list, pixel_tolerance: int = 0) -> None:
 
 @pytest.mark.usefixtures("ray_local")
 @pytest.mark.parametrize("codec", ["jpeg", "png"])
-def test_the_store_changes_neither_order_nor_pixels(
+def test_store_changes_neither_order_nor_pixels(
     samples: TaskSamples, toy_tree: Path, tmp_path: Path, codec: str
 ) -> None:
     reader = PhotoReader(str(toy_tree), 10**7)
@@ -76,7 +76,7 @@ def test_the_store_changes_neither_order_nor_pixels(
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_filling_goes_on_where_it_stopped_and_lists_bad_photos(
+def test_filling_resumes_and_lists_bad_photos(
     samples: TaskSamples, toy_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pillsnap.data.fill_store.SAMPLES_PER_SHARD", 4)
@@ -106,9 +106,7 @@ def test_filling_goes_on_where_it_stopped_and_lists_bad_photos(
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_frames_from_the_store_are_the_same_before_and_after(
-    toy_manifest: Path, toy_tree: Path, tmp_path: Path
-) -> None:
+def test_frames_are_the_same_from_photos_and_store(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
     samples, reader = detection_samples(read_manifest(toy_manifest)), PhotoReader(str(toy_tree), 10**7)
     passing = read(samples, FRAMES, reader, tmp_path, "jpeg")
     assert_same(read(samples, FRAMES, PhotoReader("/nowhere", 10**7), tmp_path, "jpeg"), passing)

@@ -1,4 +1,4 @@
-"""The set as it is delivered, in ZIP archives, trains on the samples of the unpacked tree."""
+"""Training from ZIP archives uses the same samples as from the unpacked tree."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pillsnap.photos.reader import PhotoReader
 
 
 def zip_tree(root: Path, to: Path, compression: int) -> None:
-    """One archive a TS_* or TL_* folder, with the names of the delivery."""
+    """One archive per TS_* or TL_* folder, with AI Hub's names."""
     to.mkdir(parents=True)
     for part in sorted(root.glob("train/*/*/T?_*")):
         name = part.name.replace("single", "단일").replace("combo", "조합")
@@ -38,7 +38,7 @@ def zipped_tree(request: pytest.FixtureRequest, toy_tree: Path, tmp_path_factory
 
 
 def stream_bytes(manifest: Path, root: Path, task: str) -> dict[tuple[int, bool, int], dict[str, bytes]]:
-    """Every array of every batch of two epochs, as the Ray Data stream hands them over, by epoch, kind and step."""
+    """Every array of every batch of two epochs, of the Ray Data stream, by epoch, kind and step."""
     table = read_manifest(manifest)
     codes = [info.code for info in read_classes(manifest.parent)]
     if task == "classification":

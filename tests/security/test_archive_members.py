@@ -1,4 +1,4 @@
-"""Hostile ZIP archives: nothing is written or read elsewhere, a bomb is refused, and every refusal is counted."""
+"""Hostile ZIP archives: no access outside the archive, bombs refused, refusals counted."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_archive_that_is_a_link_is_not_opened(tmp_path: Path) -> None:
 
 
 def test_zipped_photo_that_is_a_bomb_is_refused_from_its_header(tmp_path: Path) -> None:
-    """30,000 x 30,000 pixels, and a small picture followed by 300 MB: neither is unpacked."""
+    """30,000 x 30,000 pixels, and a small image followed by 300 MB: neither is inflated."""
     headers = {"pixels.png": png_header(30_000, 30_000), "tail.png": png_header(20, 20)}
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for name, header in headers.items():

@@ -1,4 +1,4 @@
-"""What the training stream reads: nothing outside the data root, no link, nothing that hangs or fills the memory."""
+"""Photo paths of the training stream: nothing outside the data root, no links, no hanging, no excessive memory."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def reason(root: Path, location: str) -> str:
-    """Why the training stream would quarantine this photo; empty when it reads it."""
+    """Reason for quarantining this photo; empty when it can be read."""
     found = PhotoReader(str(root), 10**6).read(location)
     return found.reason if isinstance(found, BadImage) else ""
 
@@ -78,7 +78,7 @@ def test_links_fifos_sockets_and_folders_are_refused_at_once(root: Path, tmp_pat
     }  # fmt: skip
 
 
-def test_folder_links_out_of_the_root_are_refused_but_where_people_keep_them(root: Path, tmp_path: Path) -> None:
+def test_folder_links_out_of_the_root_are_refused_except_at_common_levels(root: Path, tmp_path: Path) -> None:
     (root / "elsewhere").symlink_to(tmp_path / "outside")
     (root / "inside").symlink_to(root / "photos")
     (root / "photos/loop").symlink_to(root)
@@ -108,7 +108,7 @@ def test_a_file_that_may_not_be_read_says_so(root: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_zipped_photos_are_read_and_lies_about_them_refused(root: Path, tmp_path: Path, compression: int) -> None:
+def test_zipped_photos_are_read_and_false_locations_refused(root: Path, tmp_path: Path, compression: int) -> None:
     with zipfile.ZipFile(root / "a.zip", "w", compression) as archive:
         archive.write(root / "photos/good.png", "good.png")
     (place,) = locate(str(root), "a.zip", list(read_directory(root / "a.zip")))

@@ -33,7 +33,7 @@ def test_loss_equals_torch_on_the_valid_rows() -> None:
     torch.testing.assert_close(classification_loss(logits, labels, valid, 0.1), expected)
 
 
-def test_normalise_is_torchvision_s() -> None:
+def test_normalise_equals_torchvision() -> None:
     from torchvision.transforms import functional
 
     images = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -64,7 +64,7 @@ def test_pretrained_weights_come_from_a_local_file(tmp_path: Path) -> None:
     assert torch.equal(model.conv1[0].weight, trained.conv1[0].weight)
 
 
-def test_mistakes_say_what_to_do() -> None:
+def test_errors_name_the_setting() -> None:
     with pytest.raises(UserError, match="resnet10q"):
         build_classifier("resnet10q", "random", num_classes=2, drop_rate=0.0)
     with pytest.raises(UserError, match=r"classification\.weights"):
@@ -84,7 +84,7 @@ def test_crops_grow_over_two_thirds_of_the_epochs() -> None:
 def test_mixup_mixes_valid_rows_and_their_losses() -> None:
     torch.manual_seed(3)
     images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 1, 2, 2)
-    valid = torch.tensor([True, True, True, False])  # the first row's counterpart holds no sample
+    valid = torch.tensor([True, True, True, False])  # the first row's counterpart is not valid
     result, own = mixed(images, valid, 0.4)
     share = float(own[1])
     assert own.tolist() == pytest.approx([1.0, share, share, share]) and 0 < share < 1

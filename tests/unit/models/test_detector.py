@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +57,23 @@ def test_loss_and_gradients_equal_ultralytics_own(name: str) -> None:
             torch.testing.assert_close(our_gradients[n], p.grad, rtol=1e-5, atol=1e-5)
 
 
+def test_environment_is_set_before_ultralytics_is_imported_and_not_at_import(tmp_path: Path) -> None:
+    code = """if True:
+        import os, sys
+        import pillsnap.models.detector as detector
+        assert not any(name.startswith("YOLO_") for name in os.environ) and "ultralytics" not in sys.modules
+        detector.build_detector("yolo11n", "random", box_gain=1, cls_gain=1, dfl_gain=1)
+        from ultralytics.utils import AUTOINSTALL, USER_CONFIG_DIR
+        print(AUTOINSTALL, USER_CONFIG_DIR)
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("YOLO_")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=environment | {"TMPDIR": str(tmp_path)}
+    )
+    assert done.stdout.split() == ["False", str(tmp_path / f"pillsnap-ultralytics-{os.getuid()}/Ultralytics")]
+
+
 def test_photos_without_pills_give_a_loss(detector: torch.nn.Module) -> None:
     images, boxes, _ = batch()
     losses = detection_loss(detector.train(), images, boxes, torch.zeros(3, dtype=torch.int64))
@@ -65,7 +85,7 @@ def test_exported_file_gives_the_same_boxes_in_ultralytics(detector: torch.nn.Mo
     from ultralytics import YOLO
 
     torch.manual_seed(4)
-    with torch.no_grad():  # untrained weights score every place alike, below every threshold
+    with torch.no_grad():  # untrained weights score all anchors alike, below the threshold
         for scores, distances in zip(detector.model[-1].cv3, detector.model[-1].cv2, strict=True):
             scores[-1].weight.normal_(0, 40)
             scores[-1].bias.fill_(0)
@@ -99,7 +119,7 @@ def test_weights_come_from_a_local_file(detector: torch.nn.Module, tmp_path: Pat
         assert torch.equal(loaded.state_dict()[name], tensor), name
 
 
-def test_mistakes_say_what_to_do(tmp_path: Path) -> None:
+def test_errors_name_the_setting(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="yolo99z"):
         build_detector("yolo99z", "random", **GAINS)
     with pytest.raises(UserError, match=r"detection\.weights"):
@@ -109,7 +129,7 @@ def test_mistakes_say_what_to_do(tmp_path: Path) -> None:
         build_detector("yolo11n", str(tmp_path / "text.pt"), **GAINS)
 
 
-def test_an_end_to_end_head_moves_its_loss_as_ultralytics_trainer_does() -> None:
+def test_end_to_end_head_shifts_its_loss_as_in_ultralytics_trainer() -> None:
     model = build_detector("yolo26n", "random", **GAINS, epochs=11).train()
     images, boxes, num_boxes = batch()
     weights = []
@@ -119,8 +139,8 @@ def test_an_end_to_end_head_moves_its_loss_as_ultralytics_trainer_does() -> None
     assert weights == [pytest.approx(pair) for pair in ((0.8, 0.2), (0.45, 0.55), (0.1, 0.9), (0.45, 0.55))]
 
 
-def test_where_a_pill_may_lack_its_box_nothing_is_held_against_the_detector() -> None:
-    """Image 0 is marked as a whole and has two boxes, image 1 is marked on its left and has none, image 2 not."""
+def test_unassigned_anchors_in_unsure_areas_have_no_class_loss() -> None:
+    """Image 0 is unsure as a whole and has two boxes; image 1 on its left, without boxes; image 2 nowhere."""
     from pillsnap.models.dense_loss import dense_criterion
 
     torch.manual_seed(0)
@@ -136,7 +156,7 @@ def test_where_a_pill_may_lack_its_box_nothing_is_held_against_the_detector() ->
     losses[1].backward()
     counted = predictions["scores"].grad[:, 0] != 0  # (3, anchors): 12 x 12, 6 x 6 and 3 x 3 of them
     left = torch.cat([(torch.arange(side) + 0.5 < side / 2).repeat(side) for side in (12, 6, 3)])
-    assert 2 <= int(counted[0].sum()) <= 20  # those that answer for the boxes, up to ten each
+    assert 2 <= int(counted[0].sum()) <= 20  # assigned anchors, up to ten per box
     assert not counted[1][left].any() and counted[1][~left].all()
     assert counted[2].all()
 

@@ -11,7 +11,7 @@ from pillsnap.models.fusion import fused
 
 
 def trained_like(model: nn.Module) -> nn.Module:
-    """With running statistics and weights that are not those of a fresh model."""
+    """`model` with random running statistics and weights, in eval mode."""
     torch.manual_seed(1)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -27,7 +27,7 @@ def norms(model: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("name", ["tf_efficientnetv2_b0", "resnet10t", "mobilenetv3_small_100"])
-def test_it_says_the_same_with_no_normalisation_left(name: str) -> None:
+def test_output_is_the_same_without_normalisation_layers(name: str) -> None:
     model = trained_like(timm.create_model(name, num_classes=7))
     images = torch.randn(2, 3, 64, 64)
     quick = fused(model, images[:1])
@@ -38,7 +38,7 @@ def test_it_says_the_same_with_no_normalisation_left(name: str) -> None:
     assert model.training is quick.training is False
 
 
-def test_a_convolution_that_others_read_too_is_left_alone() -> None:
+def test_convolution_with_a_second_consumer_is_not_folded() -> None:
     class Shared(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -52,7 +52,7 @@ def test_a_convolution_that_others_read_too_is_left_alone() -> None:
     assert fused(model, torch.randn(1, 3, 8, 8)) is model
 
 
-def test_a_model_without_batch_normalisation_stays_what_it_says() -> None:
+def test_model_without_batch_normalisation_is_unchanged() -> None:
     model = timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=32).eval()
     images = torch.randn(1, 3, 32, 32)
     with torch.inference_mode():

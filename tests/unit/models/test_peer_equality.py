@@ -1,4 +1,4 @@
-"""Loss, gradients and accuracy against the frameworks' own code, run on their own data loaders."""
+"""Loss, gradients and accuracy equal those of the frameworks' own code with their own data loaders."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NUM_PHOTOS, SIZE_PX, NUM_CLASSES = 4, 96, 7
 
 
 class FirstStepDone(Exception):
-    """Ends ultralytics' training before its optimizer moves anything."""
+    """Stops ultralytics' training before its first optimizer step."""
 
 
 @pytest.fixture
@@ -44,8 +44,8 @@ def yolo_folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["yolo11n", "yolo26n"])
 def test_loss_and_gradients_equal_those_of_the_running_detection_trainer(name: str, yolo_folder: Path) -> None:
-    """`DetectionTrainer.train()` itself, with its mosaic and colours, halted where its optimizer would step; against
-    the loss as it is on a CPU, and as it is on a GPU.
+    """`DetectionTrainer.train()` with its augmentation, stopped before the optimizer step, against the CPU loss and the
+    dense loss.
     """
     from ultralytics.models.yolo.detect import DetectionTrainer
 
@@ -100,7 +100,7 @@ def test_loss_and_gradients_equal_those_of_the_running_detection_trainer(name: s
             torch.testing.assert_close(ours[n] / scale, gradient / scale, rtol=1e-5, atol=1e-5, msg=n)
 
 
-def test_loss_and_accuracy_equal_timm_s_validation(tmp_path: Path) -> None:
+def test_loss_and_accuracy_equal_timm_validation(tmp_path: Path) -> None:
     """timm's own data set, loader, meters and accuracy over PNG files, against the task on the same pixels."""
     from timm.data import create_dataset, create_loader
 
@@ -140,7 +140,7 @@ def test_loss_and_accuracy_equal_timm_s_validation(tmp_path: Path) -> None:
     assert 0 < figures["top1"] < figures["top5"] < 1
 
 
-def test_training_loss_equals_timm_s_task() -> None:
+def test_training_loss_equals_timm_task() -> None:
     """With label smoothing, against `timm.task.ClassificationTask`, which timm's training script differentiates."""
     from timm.task import ClassificationTask as TimmTask
 

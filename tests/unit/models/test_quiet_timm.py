@@ -1,4 +1,4 @@
-"""Workers import timm without W&B, which would leave folders behind."""
+"""timm is imported without W&B, which would leave temporary folders behind in Ray workers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ IMPORTS = "import os, sys, pillsnap.models.classifier, pillsnap.tasks.registry, 
 
 
 def ended_like_a_worker(code: str, temporary: Path) -> list[str]:
-    """Names of what a process that is ended without its exit handlers leaves behind."""
+    """Names of W&B's temporary folders after a process exited without its exit handlers."""
     code = f"{IMPORTS}; {code}; os._exit(0)"
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"TMPDIR": str(temporary)})
     return [path.name for path in temporary.iterdir() if "wandb" in path.name]
 
 
-def test_what_a_worker_imports_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_imports_of_a_worker_leave_no_folders(tmp_path: Path) -> None:
     assert not ended_like_a_worker("assert 'timm' in sys.modules and 'wandb' not in sys.modules", tmp_path)
 
 

@@ -24,7 +24,7 @@ from pillsnap.photos.archives import (  # fmt: skip
 
 
 def zip_tree(root: Path, to: Path, compression: int = zipfile.ZIP_STORED) -> None:
-    """Pack an unpacked tree as the set is delivered: one archive a TS_* or TL_* folder, the Korean name."""
+    """Pack an unpacked tree as AI Hub delivers it: one archive per TS_* or TL_* folder, with the Korean name."""
     to.mkdir(parents=True)
     for part in sorted(root.glob("train/*/*/T?_*")):
         name = part.name.replace("single", "단일").replace("combo", "조합")
@@ -155,8 +155,8 @@ def test_audit_reads_archives(tree, tmp_path: Path, compression: int) -> None:
         assert photo.name in report.findings[0].examples[0]
 
 
-def test_a_large_deflated_photo_is_judged_by_its_header_unless_deep(tree, tmp_path: Path) -> None:
-    """Unpacking a hundred thousand photos of a megabyte takes minutes: without --deep only their start is unpacked."""
+def test_only_the_header_of_a_large_deflated_photo_is_inflated_unless_deep(tree, tmp_path: Path) -> None:
+    """Inflating 100,000 photos of 1 MB takes minutes: without --deep only their headers are inflated."""
     import cv2
     import numpy as np
 
@@ -172,7 +172,7 @@ def test_a_large_deflated_photo_is_judged_by_its_header_unless_deep(tree, tmp_pa
     assert [one.kind for one in found if one.severity == "error"] == ["truncated"]
 
 
-def test_unpacked_photo_stands_for_its_zipped_twin(tree, tmp_path: Path) -> None:
+def test_unpacked_photo_is_preferred_to_its_zipped_copy(tree, tmp_path: Path) -> None:
     tree.many(2, combinations=0)
     zip_tree(tree.root, tree.root / "zips")
     result = build_manifest(tree.root, tmp_path / "out", num_photos=None, num_classes=None)
@@ -181,13 +181,13 @@ def test_unpacked_photo_stands_for_its_zipped_twin(tree, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip", b"PK\5\6" + bytes(10), b"PK\5\6" + b"\xff" * 18])
-def test_damaged_archives_are_one_line(tmp_path: Path, content: bytes) -> None:
+def test_damaged_archives_give_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "TS_1_단일.zip").write_bytes(content)
     with pytest.raises(UserError, match=r"TS_1_단일\.zip"):
         build_manifest(tmp_path, tmp_path / "out", num_photos=None, num_classes=None)
 
 
-def test_archive_cut_in_half_is_one_line(tree, tmp_path: Path) -> None:
+def test_truncated_archive_gives_one_line(tree, tmp_path: Path) -> None:
     tree.many(2, combinations=0)
     zip_tree(tree.root, tmp_path / "zipped")
     path = tmp_path / "zipped/TS_1_단일.zip"
@@ -196,7 +196,7 @@ def test_archive_cut_in_half_is_one_line(tree, tmp_path: Path) -> None:
         build_manifest(tmp_path / "zipped", tmp_path / "out", num_photos=None, num_classes=None)
 
 
-def test_damaged_member_is_one_line(tmp_path: Path) -> None:
+def test_damaged_member_gives_one_line(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.png", b"abc" * 1000)
     (place,) = locate(str(tmp_path), "a.zip", list(read_directory(tmp_path / "a.zip")))

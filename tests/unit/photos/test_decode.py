@@ -1,4 +1,4 @@
-"""The decoder: right pixels from every readable kind of file, the right reason for every other."""
+"""The decoder: correct pixels from each readable kind of file, the correct reason for the others."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_other_kinds_become_rgb(picture: np.ndarray) -> None:
     assert np.abs(decode_image(sixteen).astype(int) - picture).max() <= 1
 
 
-def test_transparency_is_laid_on_white(picture: np.ndarray) -> None:
+def test_transparency_is_composited_on_white(picture: np.ndarray) -> None:
     alpha = np.zeros(picture.shape[:2], np.uint8)
     alpha[:, :40] = 255
     pixels = decode_image(encode(Image.fromarray(np.dstack([picture, alpha]))))
@@ -82,7 +82,7 @@ def test_transparency_is_laid_on_white(picture: np.ndarray) -> None:
     np.testing.assert_array_equal(decoded[~hidden], np.asarray(palette.convert("RGB"))[~hidden])
 
 
-def test_what_cannot_be_read_says_why(picture: np.ndarray) -> None:
+def test_undecodable_bytes_give_their_reason(picture: np.ndarray) -> None:
     png = encode(Image.fromarray(picture))
     jpeg = encode(Image.fromarray(picture), "JPEG")
     flipped = bytearray(png)
