@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-reliability lint docs build format bench lock clean
+.PHONY: help install demo test test-reliability test-ray lint docs build format bench lock clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -51,6 +51,15 @@ test-reliability: $(STAMP) ## kill, pause and starve processes, and check that n
 docs: $(STAMP) ## build the site of docs/ in site/, with the reference made anew; a broken link is an error
 	@$(PY) -m docs.reference
 	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
+RAY ?= 2.58.1
+test-ray: $(STAMP) ## contract, stream, order and one training on another Ray: make test-ray RAY=2.58.1
+	@[ -x .venv-ray-$(RAY)/bin/python ] || $(PY) -m venv --without-pip .venv-ray-$(RAY)
+	@$(VENV)/bin/uv pip install --quiet --python .venv-ray-$(RAY)/bin/python --no-deps --only-binary :all: \
+	  --require-hashes -r <(awk '/^[a-z]/ { keep = !/^ray==/ } keep' requirements.lock)
+	@$(VENV)/bin/uv pip install --quiet --python .venv-ray-$(RAY)/bin/python --no-deps --only-binary :all: ray==$(RAY)
+	@.venv-ray-$(RAY)/bin/python -m pytest -p no:cacheprovider tests/contract tests/integration/test_stream.py \
+	  tests/integration/test_reads.py $(PYTEST_ARGS)
 
 lint: $(STAMP) ## style, format, types, and the layers of the package
 	@$(VENV)/bin/ruff check .

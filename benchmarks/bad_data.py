@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--seed-manifests", type=Path, help="folder with *train*.csv and *val*.csv of another tool")
     options = parser.parse_args()
     os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
-    import ray
+    from pillsnap.ray_compat.minimal_cluster import local_cluster
 
     figures: dict = {}
     with tempfile.TemporaryDirectory(prefix="pillsnap-bench-bad-data-") as name:
@@ -67,15 +67,12 @@ def main() -> None:
         else:
             print("CSV manifests: left out, --seed-manifests names no folder")
         figures["bombs"] = measure_bombs(folder)
-        ray.init(address="local", _node_ip_address="127.0.0.1", include_dashboard=False, log_to_driver=False,
-                 logging_level="error", num_cpus=2)  # fmt: skip
-        import ray.data
+        with local_cluster(logging_level="error", num_cpus=2):
+            import ray.data
 
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        try:
+            logging.getLogger("ray.data").setLevel(logging.ERROR)
             figures["bad_photos"] = measure_bad_photos(folder / "bad", 200 if options.quick else 1000)
             figures["archives"] = measure_archives(folder, 60 if options.quick else 300)
-        finally:
             ray.shutdown()
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

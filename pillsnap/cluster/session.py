@@ -14,9 +14,10 @@ import psutil
 from pillsnap.config import Settings
 from pillsnap.data.malloc import return_freed_memory
 from pillsnap.errors import UserError
-from pillsnap.ray_compat.capabilities import VARIABLE, public_only
+from pillsnap.ray_compat.capabilities import VARIABLE, capabilities, public_only
 from pillsnap.ray_compat.minimal_cluster import local_cluster
 
+_log = logging.getLogger(__name__)
 _GRACE_S = 3.0
 """Time for a cluster's processes to exit by themselves."""
 
@@ -59,10 +60,11 @@ def ray_session() -> Iterator[None]:
 def _connected() -> Iterator[None]:
     # Ray Data reads the environment when it is imported.
     import ray.data
-    import ray.train  # noqa: F401
+    import ray.train
 
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    _log.info("Ray %s: %s", ray.__version__, capabilities())
     try:
         yield
     finally:

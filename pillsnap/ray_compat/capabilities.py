@@ -76,7 +76,7 @@ def _probe(find: Callable[[], bool]) -> Callable[[], bool]:
             return False
         try:
             return find()
-        except (ImportError, AttributeError):
+        except (ImportError, AttributeError, TypeError, ValueError):  # the last two: no signature
             return False
 
     _probes.append(found)
@@ -99,8 +99,7 @@ def _uses(function: Any, *names: str) -> bool:
 
 @_probe
 def minimal_head() -> bool:
-    """Processes of the head node can be left out, and its address set."""
-    import ray
+    """Processes of the head node can be left out."""
     from ray._private import utils
     from ray._private.node import Node
 
@@ -109,7 +108,6 @@ def minimal_head() -> bool:
         and _takes(Node.start_monitor, "self")
         and _takes(Node.start_log_monitor, "self")
         and _takes(utils.get_dashboard_dependency_error)
-        and "_node_ip_address" in str(ray.init.__doc__)
     )
 
 

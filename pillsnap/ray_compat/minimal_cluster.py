@@ -29,8 +29,8 @@ _HEAD = {
 def local_cluster(**options: Any) -> Iterator[Path]:
     """Run `ray.init(**options)` on this machine and yield the folder of its logs; the caller shuts Ray down.
 
-    Where the probe allows it, the head is minimal: no dashboard server, no autoscaler, no log monitor; its agent, which
-    Ray cannot run without, serves nothing; and it listens on loopback. Usage statistics are never sent.
+    Where the probe allows it, the head is minimal: no dashboard server, autoscaler or log monitor; and its agent, which
+    Ray cannot run without, serves nothing. Usage statistics are never sent, unless the user's environment asks for it.
     """
     import ray
 
@@ -40,7 +40,7 @@ def local_cluster(**options: Any) -> Iterator[Path]:
         if capabilities.minimal_head():
             stack.enter_context(_minimal_environment())
             with _minimal_head():
-                context = ray.init(_node_ip_address="127.0.0.1", **options)
+                context = ray.init(**options)
             stack.enter_context(without_helper_actors())
         else:
             context = ray.init(**options)

@@ -22,6 +22,7 @@ from pillsnap.data.sources import Source
 from pillsnap.data.stream import Stream, batches_of, rows_of, share_samples
 from pillsnap.manifest.table import read_manifest
 from pillsnap.photos.reader import PhotoReader
+from pillsnap.ray_compat import capabilities
 
 Step = tuple[int, bool, int]
 
@@ -124,6 +125,25 @@ def test_order_is_the_same_for_one_two_and_four_workers(samples: tuple[pa.Table,
     assert read_stream(samples, toy_tree, 2) == one
     assert read_stream(samples, toy_tree, 4) == one
     assert read_stream(samples, toy_tree, 2, decoders=2) == one
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_order_is_the_same_by_the_public_api_of_ray(
+    samples: tuple[pa.Table, pa.Table], toy_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def epoch(workers: int, **options: Any) -> list[tuple[Step, list[int], int]]:
+        return read_stream(samples, toy_tree, workers, epochs=1, **options)
+
+    one, stored = epoch(1), epoch(1, store=tmp_path / "store")
+    monkeypatch.setenv(capabilities.VARIABLE, "public")
+    capabilities.forget()
+    try:
+        assert all(epoch(workers) == one for workers in (1, 2, 4))
+        assert epoch(2, decoders=2) == one
+        assert epoch(2, store=tmp_path / "public") == stored
+    finally:
+        monkeypatch.undo()
+        capabilities.forget()
 
 
 @pytest.mark.usefixtures("ray_local")
