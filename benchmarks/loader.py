@@ -1,11 +1,11 @@
-"""Loaders side by side: the machine's limit, PillSnap's paths, and other people's loaders over the same photos.
+"""Loaders side by side: the limit of the machine, PillSnap's loaders and others, over the same photos.
 
     python -m benchmarks.loader [--quick] [--rounds N] [--only NAME ...] [--folder DIR] [--json FILE]
 
 Photos of 976 x 1280 pixels become shuffled uint8 batches of 224 px crops (and 640 px mosaics) on all cores. Each loader
-runs in a process of its own, in turn, round after round; figures are medians. CPU is the processor time of all its
-processes in the steady state. The limit is as many processes as cores that read, decode and warp, and hand nothing
-over. Peers that are not installed are named and left out:
+runs in its own process, in turn, in rounds; values are medians. CPU is the CPU time of all its processes in the steady
+state. The limit: one process per core that reads, decodes and warps, without handing anything over. Loaders that are
+not installed are listed and skipped:
 pip install webdataset litdata mosaicml-streaming spdl nvidia-dali-cuda130.
 """
 
@@ -51,12 +51,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few photos, seconds, one round: shows that it runs")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", nargs="+", help="these loaders alone")
+    parser.add_argument("--only", nargs="+", help="only these loaders")
     parser.add_argument("--folder", type=Path, help="keep the prepared photos here [default: a temporary folder]")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, default=15.0)
-    parser.add_argument("--no-gap", action="store_true", help="do not look for the gap between epochs")
+    parser.add_argument("--no-gap", action="store_true", help="do not measure the gap between epochs")
     options = parser.parse_args()
     if options.contender:
         figures = run_contender(options.contender, options.folder, options.seconds, not options.no_gap)
@@ -98,7 +98,7 @@ def prepare_data(folder: Path, num_photos: int) -> None:
 
 
 def run_contender(name: str, folder: Path, seconds: float, gap: bool) -> dict[str, float]:
-    """Measure one loader in this process. For PillSnap's, Ray is up when the clock starts."""
+    """Measure one loader in this process; Ray is initialised before the measurement."""
     from benchmarks.loaders import measure, ours, peers
     from benchmarks.loaders.data import Prepared
 
@@ -118,7 +118,7 @@ def run_contender(name: str, folder: Path, seconds: float, gap: bool) -> dict[st
 def run_all(
     names: list[str], folder: Path, rounds: int, seconds: float, gap: bool
 ) -> dict[str, list[dict[str, float]]]:
-    """Figures of every loader and round, round by round."""
+    """Metrics of every loader, one entry per round."""
     results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for turn in range(rounds):
         for name in names:
@@ -132,11 +132,11 @@ def run_all(
 
 
 def run_watched(command: list[str]) -> dict[str, Any]:
-    """The figures that a command prints, `steady_from_s` and `steady_to_s` among them, with the processor time an image
-    between these, and the peak memory, of its whole process tree.
+    """The metrics that a command prints, plus CPU time per image between its `steady_from_s` and `steady_to_s` and peak
+    memory, both of its process tree.
     """
     with tempfile.TemporaryFile("w+") as errors:
-        # Ray lowers its workers' priority: beside other loaders' processes they would be the first to wait.
+        # Ray lowers the priority of its workers, which other loaders do not.
         environment = os.environ | {"RAY_worker_niceness": "0"}
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
         watch = _Watch(process.pid)
@@ -149,7 +149,7 @@ def run_watched(command: list[str]) -> dict[str, Any]:
 
 
 class _Watch(threading.Thread):
-    """Looks at a process tree four times a second: memory that is its own, and processor time."""
+    """Samples the private memory and CPU time of a process tree, four times per second."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
@@ -196,9 +196,7 @@ def print_tables(results: dict[str, list[dict[str, float]]], names: list[str], f
         if not shown:
             continue
         print(f"\n{title}")
-        print(
-            f"{'':20}{'img/s':>8}{'of limit':>10}{'first batch':>13}{'epoch gap':>11}{'CPU an image':>14}{'memory':>9}"
-        )
+        print(f"{'':20}{'img/s':>8}{'of limit':>10}{'first batch':>13}{'epoch gap':>11}{'CPU/image':>14}{'memory':>9}")
         limits = [
             median(results[name], "images_per_s") for name in shown if name.startswith("limit") and name in results
         ]

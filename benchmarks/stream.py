@@ -1,10 +1,10 @@
-"""Does the stream's cost depend on the manifest's length: first batch and memory for 1,000, 50,000 and 500,000 rows?
+"""First batch and memory of the stream for manifests of 1,000, 50,000 and 500,000 rows.
 
     python -m benchmarks.stream [--quick] [--json FILE]
 
-One pass over manifests of different lengths that name the same small photos, read as a train worker reads. Each length
-has a process tree of its own; the controls are the shorter manifests in the same table. Peak memory is what the
-processes have for themselves (resident less shared), beside the object store's use.
+One epoch over manifests of different lengths with the same small photos, read as in a train worker. Each length runs in
+its own process tree; the shorter manifests are the control. Peak memory is private memory (resident minus shared); the
+object store is listed separately.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def write_photos(folder: Path) -> None:
 
 
 def one_pass(folder: Path, num_rows: int) -> dict[str, float]:
-    """Every row of one epoch, of a training planned for eighteen; Ray is up when the clock starts."""
+    """One epoch of a training planned for 18; Ray is initialised before the measurement."""
     from pillsnap.cluster.session import ray_session
     from pillsnap.config import DataSettings
     from pillsnap.data.augment import CropJitter
@@ -116,7 +116,7 @@ def one_pass(folder: Path, num_rows: int) -> dict[str, float]:
 
 
 def make_samples(num_rows: int) -> pa.Table:
-    """What a manifest gives a task, without a Python object a row: it is not this process that is to be measured."""
+    """Samples of a task, made without a Python object per row, whose memory would distort the measurement."""
     numbers = pa.array(np.arange(num_rows))
     photos = pc.cast(pa.array(np.arange(num_rows) % NUM_PHOTOS), pa.string())
     boxes = pa.array(np.tile(np.array([16.0, 16.0, 32.0, 32.0]), num_rows))

@@ -1,4 +1,4 @@
-"""The photos that all loaders read, and the same crops in each loader's own format."""
+"""The photos that all loaders read, and the same crops in the format of each loader."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ SIZE_PX, FRAME_PX, BATCH, FRAME_BATCH = 224, 640, 64, 16
 MARGIN = 0.12
 CORES = os.cpu_count() or 1
 PHOTO_REPEATS = max(1, CORES // 2)
-"""Times each photo counts in an epoch, so that an epoch takes seconds."""
+"""Repetitions of each photo per epoch, so that an epoch takes seconds."""
 STORE_REPEATS = 8 * PHOTO_REPEATS
-"""The same of crops in an epoch over prepared crops."""
-# Geometry only: every peer changes colours in another way.
+"""Repetitions of each prepared crop per epoch."""
+# Geometry only: colour augmentation differs between loaders.
 JITTER = CropJitter(0.06, 0.12, 180.0)
 RECIPE = CropRecipe(SIZE_PX, MARGIN, JITTER)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A folder with everything; made once, read by every contender's process."""
+    """The folder of all prepared data, read by the process of every loader."""
 
     folder: Path
 
@@ -81,7 +81,7 @@ class Prepared:
 
 
 def prepare(folder: Path, num_photos: int) -> Prepared:
-    """Photographs of 976 x 1280 pixels, their store, and its crops as files, tar, LitData and MDS. Ray must be up."""
+    """Photographs of 976 x 1280 pixels, their store, and its crops as files, tar, LitData and MDS. Needs Ray."""
     prepared = Prepared(folder)
     if not prepared.photos.exists():
         generate(prepared.photos, num_classes=20, num_singles=num_photos, num_combinations=0)
@@ -108,7 +108,7 @@ def prepare(folder: Path, num_photos: int) -> Prepared:
 
 
 def decode_crop(jpeg: bytes, box: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What every peer that takes a function of ours does with one crop: (224, 224, 3) uint8."""
+    """Decode and warp one crop, (224, 224, 3) uint8: used by all loaders that accept a function."""
     pixels = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
     return augment.crop(pixels, box, SIZE_PX, MARGIN, JITTER, rng)
 

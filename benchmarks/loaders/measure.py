@@ -1,4 +1,4 @@
-"""One loader over a fixed time: rate, first batch, gap between epochs."""
+"""Measures one loader for a fixed time: rate, first batch, gap between epochs."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Iterator
 from typing import Any
 
 Batches = Iterator[tuple[int, Any]]
-"""(epoch, batch) over and over; a batch is an array or tensor whose first dimension counts images."""
+"""Endless (epoch, batch); the first dimension of a batch is images."""
 WARM_UP_S = 4.0
 PACE = 0.7
 MOST_GAPS, LONGEST_GAP_SEARCH_S = 3, 12.0
 
 
 def measure(batches: Batches, started_s: float, seconds: float, gap: bool) -> dict[str, float]:
-    """Images a second over `seconds` after a warm-up and the unix times between which that was, seconds to the first
-    batch since the unix time `started_s`, and if asked the gap between epochs.
+    """Images per second over `seconds` after a warm-up, the unix times of its start and end, seconds from the unix time
+    `started_s` to the first batch, and, if `gap`, the gap between epochs.
 
-    The gap is what a training loop that takes images at `PACE` of that rate waits at an epoch's first step beyond what
-    it waits at its other steps, in seconds; NaN where no epoch began.
+    The gap: seconds that a loop which consumes at `PACE` of that rate waits at the first step of an epoch, minus its
+    wait at other steps; NaN if no epoch began.
     """
     next(batches)
     first_batch_s = time.time() - started_s
@@ -31,7 +31,7 @@ def measure(batches: Batches, started_s: float, seconds: float, gap: bool) -> di
     begin = time.perf_counter()
     while time.perf_counter() - begin < seconds:
         epoch, batch = next(batches)
-        batch[0, 0, 0]  # the first bytes are there
+        batch[0, 0, 0]  # touches the data
         images, steps = images + len(batch), steps + 1
     took_s = time.perf_counter() - begin
     end_s = time.time()

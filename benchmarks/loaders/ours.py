@@ -1,4 +1,4 @@
-"""The limit, the mock, and PillSnap's own paths."""
+"""The limit of the machine, the mock loader, and PillSnap's loaders."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ _EPOCHS = 10_000
 
 
 def limit(data: Prepared, seconds: float, *, stored: bool) -> dict[str, float]:
-    """Images a second of as many processes as cores that read, decode and warp, and hand nothing over, and the unix
-    times between which all did.
+    """Images per second of one process per core that reads, decodes and warps, without handing over; and the unix times
+    between which all were running.
     """
     with multiprocessing.get_context("spawn").Pool(CORES) as pool:
         arguments = [(str(data.folder), part, seconds, stored) for part in range(CORES)]
@@ -71,7 +71,7 @@ def _limit_process(folder: str, part: int, seconds: float, stored: bool) -> tupl
 
 
 def mock(data: Prepared) -> Batches:
-    """One batch, over and over: what a loop can take at most."""
+    """The same batch repeatedly: the maximum rate of a loop."""
     batch = np.zeros((BATCH, RECIPE.size_px, RECIPE.size_px, 3), np.uint8)
     for epoch in itertools.count():
         for _ in range(100):
@@ -113,9 +113,9 @@ def _crop_stream(data: Prepared, store: SplitStore | None, *, ship: bool) -> Str
 
 
 def measure_stream(stream: Stream, seconds: float, gap: bool) -> dict[str, float]:
-    """Read a stream as a train worker does: through a split, in a process of its own. Ray must be up."""
+    """Read a stream as a train worker does: through a split, in its own process. Ray must be initialised."""
     worker = _Worker.remote()
-    ray.get(worker.import_torch.remote())  # a train worker takes seconds for that, with any loader
+    ray.get(worker.import_torch.remote())  # takes seconds in a train worker with any loader
     started_s = time.time()
     (shard,) = stream.dataset().streaming_split(1, equal=True)
     return ray.get(worker.measure.remote(shard, stream, started_s, seconds, gap))
@@ -135,6 +135,6 @@ class _Worker:
         import torch
 
         made = decode_ahead(rows_of(shard), stream.batch_maker(), CORES) if stream.ship_bytes else batches_of(shard)
-        # An epoch's last batch has fewer images than room for them.
+        # The last batch of an epoch is not full.
         batches = ((batch.epoch, batch.images[: batch.num_valid]) for batch in Loader(made, torch.device("cpu")))
         return measure(batches, started_s, seconds, gap)

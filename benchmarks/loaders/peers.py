@@ -1,4 +1,4 @@
-"""Other loaders, each over data in its own format, tuned as its documentation says: (epoch, batch) over and over."""
+"""Other loaders, each with data in its own format and tuned as documented: endless (epoch, batch)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WORKERS = CORES
 
 
 class _Photos(Dataset):
-    """Crops straight from the photos, by cv2."""
+    """Crops from the photos, by cv2."""
 
     def __init__(self, data: Prepared) -> None:
         samples = data.crop_samples()
@@ -78,7 +78,7 @@ def _torch(dataset: Dataset) -> Batches:
 
 
 def timm_photos(data: Prepared) -> Batches:
-    """timm's own loader: its dataset, transforms, collation and prefetcher, on pills cut out by Pillow."""
+    """timm's own loader: its dataset, transforms, collation and prefetcher, on pills cropped by Pillow."""
     from PIL import Image
     from timm.data.loader import create_loader
 
@@ -173,7 +173,7 @@ def mosaicml(data: Prepared) -> Batches:
 
 
 def spdl(data: Prepared) -> Batches:
-    """SPDL's pipeline of threads, decoding and warping with the functions that everyone has."""
+    """SPDL's pipeline of threads, with the common functions for decoding and warping."""
     from spdl.pipeline import PipelineBuilder
 
     cv2.setNumThreads(1)
@@ -212,7 +212,7 @@ def dali(data: Prepared) -> Batches:
         matrix = fn.transforms.translation(offset=[-SIZE_PX / 2, -SIZE_PX / 2])
         matrix = fn.transforms.scale(matrix, scale=fn.stack(side, side) / SIZE_PX)
         matrix = fn.transforms.rotation(matrix, angle=angle)
-        height_width = images.shape(dtype=types.FLOAT)  # a stored crop has its pill in the middle
+        height_width = images.shape(dtype=types.FLOAT)  # the pill is in the middle of a stored crop
         matrix = fn.transforms.translation(matrix, offset=shift + fn.stack(height_width[1], height_width[0]) / 2)
         return fn.warp_affine(images, matrix=matrix, size=(SIZE_PX, SIZE_PX), interp_type=types.INTERP_LINEAR)
 

@@ -1,4 +1,4 @@
-"""The invented drugs: how each looks and what its label says, as a function of seed and position in the list."""
+"""The synthetic drugs: appearance and label data, a function of seed and index."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ LIKENESSES = ("easy", "shared")
 CLASSES_PER_GROUP = 6
 MAX_CLASSES = 10_000
 
-# Neither pairs that look alike (0/O, 1/I) nor signs that turn into others when the pill is rotated (9, W, Z).
+# Without characters that look alike (0/O, 1/I) or become others when rotated (9, W, Z).
 LETTERS = "ABCDEFGHJKLMNPRSTUVXY"
 DIGITS = "2345678"
 
-# The order puts colours that differ most first: few easy classes then differ by far more than their lights do.
+# Most different colours first, so that few easy classes differ more by colour than by light.
 COLOURS: dict[str, tuple[int, int, int]] = {
     "하양": (238, 237, 232),
     "주황": (232, 138, 62),
@@ -35,12 +35,12 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "회색": (146, 148, 150),
     "연두": (178, 208, 116),
 }
-# Most tablets are white, and round or oblong: a repeated entry is a more frequent one.
+# Repeated entries are more frequent: most tablets are white, and round or oblong.
 _COMMON_COLOURS = ("하양",) * 6 + ("노랑",) * 3 + ("분홍",) * 3 + ("주황",) * 2 + ("파랑", "초록", "갈색", "빨강")
 _COMMON_SHAPES = ("원형",) * 5 + ("장방형",) * 4 + ("타원형",) * 3 + ("캡슐",) * 2 + ("육각형", "사각형", "팔각형")
 
 SHAPES = ("원형", "장방형", "캡슐", "삼각형", "타원형", "육각형", "사각형", "마름모형", "팔각형", "오각형")
-# Long side in mm (least, most), short side as a share of the long one (least, most), most signs of the imprint.
+# Long side in mm (min, max), short side as a fraction of it (min, max), maximum characters of the imprint.
 _SIZES: dict[str, tuple[float, float, float, float, int]] = {
     "원형": (8.0, 11.0, 1.0, 1.0, 4),
     "장방형": (13.5, 17.5, 0.40, 0.48, 6),
@@ -69,7 +69,7 @@ _STRENGTHS_MG = (5, 10, 20, 25, 40, 50, 100, 150, 250, 500)
 
 @dataclass(frozen=True)
 class Look:
-    """What the eye sees of a drug. Lengths in mm, colours as names of `COLOURS`."""
+    """Appearance of a drug. Lengths in mm, colours as names of `COLOURS`."""
 
     shape: str
     colour: str
@@ -83,7 +83,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Pill:
-    """One invented drug. `prints` and `scored` hold (front, back); a `|` in a print marks where the score line runs."""
+    """One synthetic drug. `prints` and `scored` are (front, back); `|` in a print is the position of the score line."""
 
     code: str
     look: Look
@@ -102,8 +102,8 @@ class Pill:
 def build_catalog(seed: int, num_classes: int, likeness: str) -> list[Pill]:
     """Draw the drugs, sorted by code.
 
-    The drugs for n classes are among those for n + 1. With `likeness` "easy" shape and colour already tell most classes
-    apart; with "shared" every `CLASSES_PER_GROUP` classes have shape, colours and size in common. Pills of one shape
+    The drugs for n classes are among those for n + 1. With `likeness` "easy" most classes differ in shape or
+    colour; with "shared" every `CLASSES_PER_GROUP` classes have shape, colours and size in common. Pills of one shape
     and colour never share an imprint, neither on the front nor on the back.
 
     Raises:
@@ -136,9 +136,9 @@ def _fresh(taken: set[str], draw: Callable[[], str]) -> str:
     return value
 
 
-def _imprint(rng: np.random.Generator, max_signs: int, scored: bool) -> str:
-    """Letters, then digits; as many on either side of a score line."""
-    length = 2 * int(rng.integers(1, max_signs // 2 + 1)) if scored else int(rng.integers(2, max_signs + 1))
+def _imprint(rng: np.random.Generator, max_characters: int, scored: bool) -> str:
+    """Letters, then digits; equally many on both sides of a score line."""
+    length = 2 * int(rng.integers(1, max_characters // 2 + 1)) if scored else int(rng.integers(2, max_characters + 1))
     num_letters = int(rng.integers(0, length + 1))
     letters = "".join(LETTERS[i] for i in rng.integers(len(LETTERS), size=num_letters))
     text = letters + "".join(DIGITS[i] for i in rng.integers(len(DIGITS), size=length - num_letters))

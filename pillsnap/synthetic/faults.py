@@ -1,4 +1,4 @@
-"""Photos that are bad in ten ways: half of them can be read all the same, half must be refused, each for its reason."""
+"""Ten kinds of defective photos: half can be decoded nevertheless, half must be refused with a given reason."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Fault:
-    """One way to be bad. `spoil` makes the file's bytes from RGB pixels (uint8, shape (height, width, 3)).
+    """One kind of defect. `spoil` makes the file's bytes from RGB pixels (height, width, 3) uint8.
 
-    `reason` is why the file cannot be decoded (see images.BadImage), empty when it can. Then the decoded pixels are
-    those it was made from, within `tolerance` grey levels on average; where `halves`, those at every second pixel.
+    `reason`: why the file cannot be decoded (see BadImage), empty if it can. Then the decoded pixels (with
+    `halves` every second one) equal the original within `tolerance` grey levels on average.
     """
 
     extension: str
@@ -52,12 +52,12 @@ def _cut_jpeg(pixels: np.ndarray) -> bytes:
 
 def _exif_rotated(pixels: np.ndarray) -> bytes:
     exif = Image.Exif()
-    exif[0x0112] = 6  # stored a quarter turn to the left
+    exif[0x0112] = 6  # stored rotated by 90 degrees to the left
     return encode(Image.fromarray(np.rot90(pixels)), "PNG", exif=exif)
 
 
 def _palette(pixels: np.ndarray) -> bytes:
-    """At most 255 colours, so that none is lost, and one more that is transparent and nowhere used."""
+    """For images of at most 255 colours, which are exact; one more colour is transparent and unused."""
     colours, index = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True)
     image = Image.fromarray(index.reshape(pixels.shape[:2]).astype(np.uint8))
     image.putpalette(colours.tobytes())
@@ -78,4 +78,4 @@ FAULTS = {
     ),
     "palette_with_alpha": Fault(".png", "", _palette),
 }
-"""The ten ways, by name."""
+"""The ten kinds, by name."""

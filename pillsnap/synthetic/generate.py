@@ -1,4 +1,4 @@
-"""Writes a tree of invented pill photographs in the AI Hub layout."""
+"""Writes a tree of synthetic pill photographs in the AI Hub layout."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _CHUNK = 12
 
 @dataclass(frozen=True)
 class GeneratedTree:
-    """What was written: `codes` are the K-codes in order, `num_pills` counts labelled pills over all photos."""
+    """The written tree: `codes` are the sorted K-codes, `num_pills` the labelled pills of all photos."""
 
     root: Path
     num_photos: int
@@ -56,8 +56,8 @@ def generate(
 ) -> GeneratedTree:
     """Render `num_singles` photos of one pill and `num_combinations` photos of two to four under `out`.
 
-    `frame` is (width, height) in px; `likeness` "easy" gives classes that colour and shape tell apart, "shared"
-    classes that only the imprint does. A photograph depends on the arguments and its own file name alone, so the bytes
+    `frame` is (width, height) in px; with `likeness` "easy" classes differ in colour or shape,
+    with "shared" only in the imprint. A photograph depends on the arguments and its own file name alone, so the bytes
     are the same for any `num_workers` (default: every core). `progress(done, total)` is called as photos are written.
     `out/synthetic.json` records the arguments and, once all is written, `"complete": true`; running again with the same
     arguments writes the same tree again.
@@ -95,7 +95,9 @@ def generate(
         _write_stray_index(out, plans, image_format)
         _write_record(out, record | {"complete": True})
     except BrokenProcessPool as error:
-        raise UserError(f"a drawing process died after {done} photos, out of memory?: try fewer num_workers") from error
+        raise UserError(
+            f"a rendering process died after {done} photos, perhaps out of memory: use fewer num_workers"
+        ) from error
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}; free some space or give another folder") from error
     return GeneratedTree(
@@ -119,7 +121,7 @@ def _check_output(frame: tuple[int, int], image_format: str, seed: int, num_work
 
 
 def _claim(out: Path, record: dict) -> None:
-    """Make sure that `out` is new, empty, or a tree of the same arguments."""
+    """Mark `out` as a tree of these arguments. Raises UserError unless it is new, empty or such a tree."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         if any(out.iterdir()):
@@ -146,7 +148,7 @@ def _write_record(out: Path, record: dict) -> None:
 
 
 def _in_processes(draw: Callable[[list[PhotoPlan]], int], chunks: list[list[PhotoPlan]], workers: int) -> Iterator[int]:
-    # Fresh processes: a fork would copy the locks of whatever threads the caller runs.
+    # spawn: a fork would copy locks held by threads of the caller.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
         try:
@@ -158,15 +160,15 @@ def _in_processes(draw: Callable[[list[PhotoPlan]], int], chunks: list[list[Phot
 
 def _start_worker() -> None:
     cv2.setNumThreads(1)
-    # Ctrl-C is for the parent, which then lets the chunks in hand finish and stops the workers.
+    # Only the parent handles Ctrl-C: it finishes the current chunks and stops the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _leave_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
-    parent.join()  # a killed parent cannot stop its pool
+    parent.join()  # returns when the parent is killed, too
     os._exit(1)
 
 
@@ -196,7 +198,7 @@ def _encode(pixels: np.ndarray, suffix: str) -> bytes:
     if suffix == ".jpg":
         flags = [cv2.IMWRITE_JPEG_QUALITY, 95]
     else:
-        # Noise has no repeats to search for: one row filter and Huffman coding alone is twice as fast, and smaller.
+        # For noise, one row filter and Huffman coding only is twice as fast as the default, and smaller.
         flags = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY]
         if hasattr(cv2, "IMWRITE_PNG_FILTER"):  # OpenCV before 4.12 always tries every filter
             flags += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_AVG]
@@ -206,7 +208,7 @@ def _encode(pixels: np.ndarray, suffix: str) -> bytes:
 
 
 def _write_stray_index(out: Path, plans: list[PhotoPlan], image_format: str) -> None:
-    """The real set has contact sheets among the photos of some combinations; readers must skip them."""
+    """Write a contact sheet as AI Hub has in some combination folders; readers must skip it."""
     plan = next((plan for plan in plans if len(plan.pills) > 1), None)
     if plan is None:
         return

@@ -13,7 +13,7 @@ from pillsnap.synthetic.render import photo_rng
 def label_json(
     plan: PhotoPlan, pill: Pill, box: tuple[int, int, int, int], frame: tuple[int, int], suffix: str, seed: int
 ) -> dict[str, Any]:
-    """The label file of one pill, with the fields of the real ones and their habit of changing type between files."""
+    """Content of one pill's label file; as in AI Hub's files, some fields vary in type between files."""
     rng = photo_rng(seed, f"{plan.stem}/{pill.code}")
     look, file_name = pill.look, plan.stem + suffix
     front, back = (text.replace("|", "분할선") for text in pill.prints)

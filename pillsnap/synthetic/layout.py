@@ -1,4 +1,4 @@
-"""Which photographs there are: names, folders and arrangements, as a function of the arguments."""
+"""List of photographs with their names and folders, and positions of their pills; a function of the arguments."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _STATE, _BACKGROUND, SIZE = 0, 2, 200
 
 @dataclass(frozen=True)
 class PhotoPlan:
-    """One photograph to make. `image_dir` and `label_dirs` (one a pill, same order) are relative to the root."""
+    """One photograph to make. `image_dir` and `label_dirs` (one per pill, same order) are relative to the root."""
 
     stem: str
     pills: tuple[Pill, ...]
@@ -41,7 +41,7 @@ def plan_photos(catalog: list[Pill], num_singles: int, num_combinations: int, se
     """Every photo of the tree in a fixed order.
 
     Raises:
-        UserError: there are not enough different views or sets of pills for that many photos.
+        UserError: there are fewer different views or sets of pills than photos.
     """
     return [*_plan_singles(catalog, num_singles, seed), *_plan_combinations(catalog, num_combinations, seed)]
 
@@ -68,7 +68,7 @@ def _plan_singles(catalog: list[Pill], num_singles: int, seed: int) -> Iterator[
 
 
 def _views(pill: Pill, seed: int, count: int) -> Iterator[tuple[int, int, int, int]]:
-    """Different views of one pill; sides, lights and latitudes come equally often, longitudes at random."""
+    """Different views of one pill: sides, lights and latitudes equally often, longitudes at random."""
     rng = photo_rng(seed, pill.code)
     cells = list(itertools.product(DIRECTIONS, LIGHTS, LATITUDES))
     order = rng.permutation(len(cells))
@@ -106,13 +106,13 @@ def _plan_combinations(catalog: list[Pill], num_combinations: int, seed: int) ->
 
 
 def _combinations(catalog: list[Pill], seed: int) -> Iterator[tuple[Pill, ...]]:
-    """Different sets of 2 to 4 pills until there are no more; every pill comes about equally often."""
+    """All different sets of 2 to 4 pills; every pill occurs about equally often."""
     rng = np.random.default_rng([seed, 6])
     seen: set[tuple[int, ...]] = set()
     uses = np.zeros(len(catalog))
     while True:
         size = int(rng.integers(2, min(4, len(catalog)) + 1))
-        # Noise of some uses on top of the count keeps the sets different while the classes stay even.
+        # Pills with the fewest uses, plus noise so that sets differ.
         picks = tuple(sorted(int(i) for i in np.argsort(uses + rng.uniform(0, 3, len(catalog)), kind="stable")[:size]))
         if picks in seen:
             picks = tuple(sorted(int(i) for i in rng.choice(len(catalog), size, replace=False)))
@@ -127,10 +127,10 @@ def _view_name(direction: int, light: int, latitude: int, longitude: int) -> str
 
 
 def place_pills(plan: PhotoPlan, frame: tuple[int, int], seed: int) -> list[Placement]:
-    """Where the pills lie on the paper.
+    """Positions of the pills on the paper.
 
-    The photos of a combination share one arrangement: only the camera moves between them. Each pill keeps to a
-    quarter of the frame that is larger than any pill, so none overlaps another or leaves the frame.
+    The photos of a combination share one arrangement; only the camera moves. Each pill is in its own quarter of the
+    frame, which is larger than any pill, so that pills neither overlap nor leave the frame.
     """
     width, height = frame
     px_per_mm = min(frame) / MM_ACROSS
@@ -143,7 +143,7 @@ def place_pills(plan: PhotoPlan, frame: tuple[int, int], seed: int) -> list[Plac
     quarters = rng.permutation([(x, y) for y in (0.25, 0.75) for x in (0.25, 0.75)])
     placements = []
     for pill, (x, y) in zip(plan.pills, quarters, strict=False):
-        # Height lifts a pill's picture by up to its thickness, and the latitude brings the quarters closer.
+        # The projection of a pill moves up by at most its thickness; a low latitude shortens the quarters.
         radius = (pill.look.long_mm / 2 * 1.05 + 1.2) * px_per_mm
         slack = [max(0.0, side / 4 * share - radius) for side, share in ((width, 1.0), (height, 0.9))]
         dx, dy = (float(rng.uniform(-s, s)) for s in slack)

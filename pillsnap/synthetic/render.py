@@ -13,7 +13,8 @@ from pillsnap.synthetic.catalog import Pill
 from pillsnap.synthetic.shapes import build_body
 from pillsnap.synthetic.trace import Sprite, trace
 
-MM_ACROSS = 48.8  # what the shorter side of the frame shows: a 10 mm tablet covers 200 of 976 px
+MM_ACROSS = 48.8
+"""Length of the frame's shorter side: a 10 mm tablet covers 200 of 976 px."""
 _POOL_MARGIN_PX = 64
 # BGR gains of 전구색 (incandescent), 주광색 (daylight), 주백색 (neutral white), after the camera's white balance.
 _LIGHT_GAINS = {0: (0.90, 0.99, 1.04), 1: (1.04, 1.0, 0.965), 2: (0.975, 1.0, 1.01)}
@@ -21,7 +22,7 @@ _LIGHT_GAINS = {0: (0.90, 0.99, 1.04), 1: (1.04, 1.0, 0.965), 2: (0.975, 1.0, 1.
 
 @dataclass(frozen=True)
 class Placement:
-    """A pill on the paper: centre in px of the frame as it would be seen from above, turn in degrees."""
+    """A pill on the paper: centre in px of the frame seen from above, rotation in degrees."""
 
     pill: Pill
     centre: tuple[float, float]
@@ -30,14 +31,14 @@ class Placement:
 
 @dataclass(frozen=True)
 class Photo:
-    """`pixels` BGR uint8 (h, w, 3); one (x, y, w, h) box in px around what is seen of each pill."""
+    """`pixels` BGR uint8 (h, w, 3); one (x, y, w, h) box in px around the visible part of each pill."""
 
     pixels: np.ndarray
     boxes: list[tuple[int, int, int, int]]
 
 
 def photo_rng(seed: int, name: str) -> np.random.Generator:
-    """The random numbers of one photograph: they depend on seed and name alone."""
+    """Random number generator of one photograph; depends only on seed and name."""
     return np.random.default_rng([seed, 3, zlib.crc32(name.encode())])
 
 
@@ -83,8 +84,10 @@ def _scale(view: np.ndarray, factor: np.ndarray) -> None:
     view[:] = cv2.multiply(view, cv2.merge([factor] * 3))
 
 
-def _overlap(image: np.ndarray, origin: tuple[int, int], shape: tuple[int, ...]):
-    """The part of the frame that a patch covers, and the part of the patch that lies on the frame."""
+def _overlap(
+    image: np.ndarray, origin: tuple[int, int], shape: tuple[int, ...]
+) -> tuple[np.ndarray, tuple[slice, slice]]:
+    """The part of the frame that a patch covers, and the part of the patch inside the frame."""
     x0, y0 = origin
     top, left = max(y0, 0), max(x0, 0)
     bottom, right = min(y0 + shape[0], image.shape[0]), min(x0 + shape[1], image.shape[1])
@@ -113,7 +116,7 @@ def _window(pool: np.ndarray, rng: np.random.Generator, frame: tuple[int, int]) 
 
 @lru_cache(maxsize=2)
 def _texture(seed: int, frame: tuple[int, int]) -> np.ndarray:
-    """Paper fibres: a grey relief, drawn once and seen through a shifted window in every photo."""
+    """Paper fibres: a grey relief, generated once; each photo uses a shifted window of it."""
     rng = np.random.default_rng([seed, 4])
     grain = rng.standard_normal((frame[1] + _POOL_MARGIN_PX, frame[0] + _POOL_MARGIN_PX), dtype=np.float32)
     scale = min(frame) / 976
@@ -124,7 +127,7 @@ def _texture(seed: int, frame: tuple[int, int]) -> np.ndarray:
 
 @lru_cache(maxsize=2)
 def _noise(seed: int, frame: tuple[int, int]) -> np.ndarray:
-    """Sensor noise, slightly correlated as a demosaiced picture's is; its strength decides the weight of the PNG."""
+    """Sensor noise, slightly correlated as after demosaicing; its strength determines the size of the PNG."""
     rng = np.random.default_rng([seed, 5])
     shape = (frame[1] + _POOL_MARGIN_PX, frame[0] + _POOL_MARGIN_PX, 3)
     noise = cv2.GaussianBlur(rng.standard_normal(shape, dtype=np.float32), (0, 0), 0.5)

@@ -1,7 +1,7 @@
 """The body of a pill as height fields on a flat grid: outline, dome or bevel, rim, engraving, colours.
 
-A pill lies on its back in the plane: x along its long axis, y along the short one, both in px of the photo seen from
-straight above; heights are measured from the plane half-way up the pill, in the same px.
+x is along the long axis of the pill, y along the short one, in px of a photo taken from above. Heights are in the same
+px, from the plane at half the thickness.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from PIL import Image, ImageDraw, ImageFont
 from pillsnap.synthetic.catalog import COLOURS, Look, Pill
 
 _POLYGONS = {"삼각형": (3, 7.0), "오각형": (5, 12.0), "육각형": (6, 14.0), "팔각형": (8, 24.0)}
-# How much of the long and the short side the imprint may take.
+# Maximum size of the imprint as fractions of the long and the short side.
 _TEXT_SHARES = {"삼각형": (0.44, 0.34), "마름모형": (0.44, 0.34)}
-# How steep the field falls outside the outline: the rim is a wall, but the tracer needs a slope to find it by.
+# Slope of the height field outside the outline: the real rim is vertical, but the tracer needs a slope.
 WALL_SLOPE = 5.0
 SHADOW_STEP = 4
 _ENGRAVED_MM = 0.34
-_CAPSULE_SEAM = 0.06  # share of the length from the middle at which the halves meet
+_CAPSULE_SEAM = 0.06  # position of the seam: fraction of the length from the middle
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Body:
 
 
 def _inset(look: Look, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
-    """Distance from the outline (positive inside) and the largest distance there is; mm."""
+    """Distance from the outline (positive inside) and its maximum, in mm."""
     a, b = look.long_mm / 2, look.short_mm / 2
     if look.shape == "원형":
         return a - np.hypot(x, y), a
@@ -79,7 +79,7 @@ def build_body(pill: Pill, direction: int, px_per_mm: float) -> Body:
     grain = np.random.default_rng([int(pill.code.removeprefix("K-")), direction]).standard_normal(x.shape, np.float32)
     grain = cv2.GaussianBlur(grain, (0, 0), max(0.06 * px_per_mm, 0.5))
     albedo *= 1 + ((0.006 if look.glossy else 0.015) / grain.std()) * grain[..., None]
-    if look.shape == "캡슐":  # printed, as gelatine cannot be pressed
+    if look.shape == "캡슐":  # gelatine is printed, not engraved
         ink = (52.0, 50.0, 54.0) if np.mean(COLOURS[look.colour]) > 105 else (232.0, 230.0, 226.0)
         albedo += (np.array(ink, np.float32) - albedo) * (0.85 * mark[..., None])
     else:
@@ -145,7 +145,7 @@ def _mark(pill: Pill, direction: int, px_per_mm: float, side: int) -> np.ndarray
     wide, high = share_x * look.long_mm * px, share_y * look.short_mm * px
     stroke = max(1, round(0.16 * px))
     middle = float(side)
-    # The middle of a triangle's area lies below the middle of its height.
+    # The centroid of a triangle is below the middle of its height.
     text_y = middle + (0.05 * look.long_mm * px if look.shape == "삼각형" else 0)
     if pill.scored[direction]:
         reach = 0.55 * look.short_mm * px
@@ -160,7 +160,7 @@ def _mark(pill: Pill, direction: int, px_per_mm: float, side: int) -> np.ndarray
 def _draw_text(
     draw: ImageDraw.ImageDraw, text: str, centre: tuple[float, float], wide: float, high: float, stroke: int
 ) -> None:
-    """The largest text of one line that fits into `wide` x `high` px around `centre`."""
+    """Draw one line of text as large as fits into `wide` x `high` px around `centre`."""
     probe = 100
     left, top, right, bottom = draw.textbbox((0, 0), text, font=_font(probe))
     size = int(probe * min((wide - 2 * stroke) / (right - left), (high - 2 * stroke) / (bottom - top)))
@@ -169,5 +169,5 @@ def _draw_text(
 
 @lru_cache(maxsize=64)
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    # Pillow carries this typeface itself, so the picture does not depend on the fonts of the machine.
+    # Pillow's built-in font: images do not depend on installed fonts.
     return ImageFont.load_default(size)

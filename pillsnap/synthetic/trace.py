@@ -1,4 +1,4 @@
-"""One pill as the camera sees it: view rays meet the height field, the surface is lit, the paper shaded."""
+"""One pill as seen by the camera: intersects view rays with the height field, lights the surface, casts shadows."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from pillsnap.synthetic.shapes import SHADOW_STEP, WALL_SLOPE, Body
 # Directions towards the lamps: x to the right, y towards the camera's side of the table, z up.
 _KEY_LAMP, _KEY_STRENGTH = (-0.52, -0.42, 0.74), 0.48
 _FILL_LAMP, _FILL_STRENGTH = (0.62, 0.30, 0.72), 0.16
-_SHADOW_MM = 5.0  # how far from the pill its shadow is worked out
-_STEEPEST = 6.0  # slopes beyond this are lit alike
+_SHADOW_MM = 5.0  # maximum distance of the shadow from the pill
+_STEEPEST = 6.0  # steeper slopes are lit as this one
 _TABLE_SIZE = 241
 
 
 @dataclass(frozen=True)
 class Sprite:
-    """A pill ready to be laid on the paper.
+    """A rendered pill, to be composited on the paper.
 
     `colour` (h, w, 3) float32 BGR times coverage, `alpha` (h, w) coverage in 0..1, `mask` (h, w) uint8 0/1, and
-    `shadow` (h', w') the light the paper loses, 0..1. The origins are the patches' top left corners in the frame.
+    `shadow` (h', w') the fraction of light lost by the paper. Origins: top left corners in the frame.
     """
 
     origin: tuple[int, int]
@@ -36,11 +36,11 @@ class Sprite:
 
 
 def trace(body: Body, centre: tuple[float, float], turn_deg: float, latitude_deg: int, px_per_mm: float) -> Sprite:
-    """Picture `body` around `centre` (px in the frame), turned by `turn_deg`, from a camera at `latitude_deg`."""
+    """Render `body` at `centre` (px in the frame), rotated by `turn_deg`, from a camera at `latitude_deg`."""
     sin_la, cos_la = math.sin(math.radians(latitude_deg)), math.cos(math.radians(latitude_deg))
     c, s = math.cos(math.radians(turn_deg)), math.sin(math.radians(turn_deg))
     turn = np.array([[c, -s], [s * sin_la, c * sin_la]])
-    # Height lifts the picture: the camera aims at the middle of the pill, its underside lies lower in the frame.
+    # The camera aims at the centre of the pill; its underside appears lower in the frame.
     drop = body.half_thick * cos_la
     radius = body.top.shape[0] // 2
     half_w = math.ceil(radius * min(1.0, abs(c) + abs(s) * body.flatness)) + 2
@@ -75,15 +75,15 @@ def trace(body: Body, centre: tuple[float, float], turn_deg: float, latitude_deg
 
 
 def _affine(turn: np.ndarray, radius: float, centre: tuple[float, float]) -> np.ndarray:
-    """The matrix that takes the middle of a grid (pixel `radius`, `radius`) to `centre`."""
+    """The matrix that maps the middle of a grid (pixel `radius`, `radius`) to `centre`."""
     return np.column_stack([turn, np.asarray(centre) - turn @ (radius, radius)])
 
 
 def _first_hits(top: np.ndarray, half_thick: float, cos_la: float, floor: float) -> tuple[np.ndarray, np.ndarray]:
-    """The height above the paper at which each view ray meets the pill, and how deep it gets below the surface.
+    """Height above the paper at which each view ray hits the pill, and its maximum depth below the surface.
 
-    Walks up the pill in steps of whole px of parallax, so that a step shifts the array by rows; the last level inside
-    wins because the camera looks down. Between levels the crossing is interpolated. A ray whose depth is negative
+    Steps upwards by whole px of parallax, so that each step shifts the array by rows. The highest level inside the pill
+    is the hit, since the camera looks down; between levels it is interpolated. A ray whose depth is negative
     misses the pill; its level is that of the rim.
     """
     if cos_la < 1e-6:
@@ -116,14 +116,14 @@ def _first_hits(top: np.ndarray, half_thick: float, cos_la: float, floor: float)
 
 
 def _shade(slopes: np.ndarray, level: np.ndarray, body: Body, latitude_deg: int) -> tuple[np.ndarray, np.ndarray]:
-    """Light for the surface's own colour, and white shine, of each pixel."""
+    """Factor of the surface colour, and white specular light, of each pixel."""
     zoom = (_TABLE_SIZE - 1) / 2 / _STEEPEST
     np.clip(slopes, -_STEEPEST, _STEEPEST, out=slopes)
     u, v = cv2.split(slopes * np.float32(zoom) + np.float32((_TABLE_SIZE - 1) / 2))
-    # The table holds the surfaces that face down below those that face up.
+    # The lower half of the table is for surfaces that face down.
     v += _TABLE_SIZE * (level < body.half_thick)
     light, shine = cv2.split(cv2.remap(_light_table(latitude_deg), u, v, cv2.INTER_LINEAR))
-    # The paper's own shadow creeps up the lower half of the rim.
+    # The lower half of the rim is darker, towards the paper.
     light *= np.float32(0.7) + np.float32(0.3) * np.minimum(level / np.float32(body.half_thick), 1)
     shine *= np.float32(255 * body.gloss)
     return light, shine
@@ -150,14 +150,14 @@ def _light_table(latitude_deg: int) -> np.ndarray:
     return np.concatenate(halves).astype(np.float32)
 
 
-def _unit(vector) -> np.ndarray:
+def _unit(vector: tuple[float, ...] | np.ndarray) -> np.ndarray:
     return np.asarray(vector) / np.linalg.norm(vector)
 
 
 def _shadow(
     body: Body, turn: np.ndarray, centre: tuple[float, float], sin_la: float, px_per_mm: float
 ) -> tuple[tuple[int, int], np.ndarray]:
-    """Contact shadow, shade of the room, and the soft shadow of the key lamp; all soft, so drawn small and enlarged."""
+    """Contact shadow, ambient shadow and soft shadow of the key lamp, computed at 1/SHADOW_STEP of the size."""
     step = SHADOW_STEP
     unit = px_per_mm / step
     radius = body.footprint.shape[0] // 2

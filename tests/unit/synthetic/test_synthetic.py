@@ -1,4 +1,4 @@
-"""The generator of pill photographs: bytes, boxes, labels, names, counts and refusals."""
+"""Synthetic photographs: bytes, boxes, labels, names, counts and errors."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> GeneratedTree:
     return generate(root, num_classes=5, num_singles=32, num_combinations=8, seed=3, frame=FRAME, num_workers=1)
 
 
-def test_counts_are_those_asked_for(tree: GeneratedTree) -> None:
+def test_counts_equal_the_arguments(tree: GeneratedTree) -> None:
     singles = [path for path in photos(tree.root) if "/single/" in path.as_posix()]
     combinations = [path for path in photos(tree.root) if "/combination/" in path.as_posix()]
     assert (len(singles), len(combinations), tree.num_photos) == (32, 8, 40)
@@ -58,7 +58,7 @@ def test_counts_are_those_asked_for(tree: GeneratedTree) -> None:
     assert json.loads((tree.root / "synthetic.json").read_text())["complete"] is True
 
 
-def test_folders_and_names_are_those_of_the_real_set(tree: GeneratedTree) -> None:
+def test_folders_and_names_follow_ai_hub(tree: GeneratedTree) -> None:
     image = re.compile(r"train/images/(single/TS_\d+_single|combination/TS_\d+_combo)/K-[\d-]+/[^/]+\.png")
     folders = set()
     for path in photos(tree.root):
@@ -78,7 +78,7 @@ def test_folders_and_names_are_those_of_the_real_set(tree: GeneratedTree) -> Non
     assert len(list(tree.root.rglob("*index.png"))) == 1
 
 
-def test_labels_agree_with_the_file_name_and_the_picture(tree: GeneratedTree) -> None:
+def test_labels_agree_with_file_name_and_image(tree: GeneratedTree) -> None:
     for path, label in labels(tree.root):
         image, annotation = label["images"][0], label["annotations"][0]
         view = STEM.fullmatch(path.stem)
@@ -102,7 +102,7 @@ def test_labels_agree_with_the_file_name_and_the_picture(tree: GeneratedTree) ->
         assert y + h <= FRAME[1]
 
 
-def test_label_types_vary_as_in_the_real_set() -> None:
+def test_label_types_vary_as_in_ai_hub() -> None:
     catalog = build_catalog(1, 40, "easy")
     plans = plan_photos(catalog, 200, 0, 1)
     images = [label_json(p, p.pills[0], (0, 0, 9, 9), FRAME, ".png", 1)["images"][0] for p in plans]
@@ -124,7 +124,7 @@ def test_combination_boxes_do_not_overlap(tree: GeneratedTree) -> None:
             assert x + w <= x2 or x2 + w2 <= x or y + h <= y2 or y2 + h2 <= y
 
 
-def test_boxes_are_tight_around_what_the_file_shows(tmp_path: Path) -> None:
+def test_boxes_are_tight_around_visible_pills(tmp_path: Path) -> None:
     generate(tmp_path / "t", num_classes=12, num_singles=60, num_combinations=6, seed=5, frame=FRAME, num_workers=1)
     worst, measured = 0, 0
     for path, label in labels(tmp_path / "t"):
@@ -189,7 +189,7 @@ def test_jpeg_tree(tmp_path: Path) -> None:
     assert cv2.imread(str(found[0])).shape == (244, 320, 3)
 
 
-def test_full_size_photos_weigh_what_the_real_ones_do(tmp_path: Path) -> None:
+def test_full_size_photos_have_realistic_file_sizes(tmp_path: Path) -> None:
     generate(tmp_path, num_classes=4, num_singles=2, num_combinations=1, num_workers=1)
     sizes = [path.stat().st_size for path in photos(tmp_path)]
     assert len(sizes) == 3
@@ -243,7 +243,7 @@ def imprint_difference(pill: Pill, direction: int, other: Pill, other_direction:
     return float(np.abs(pictures[0] - pictures[1]).mean())
 
 
-def test_shared_classes_differ_in_the_imprint_alone() -> None:
+def test_shared_classes_differ_only_in_the_imprint() -> None:
     groups = Counter((pill.look.shape, pill.look.colour, pill.look.long_mm) for pill in build_catalog(2, 24, "shared"))
     assert set(groups.values()) == {CLASSES_PER_GROUP}
     one, other = [
@@ -296,7 +296,7 @@ def test_arguments_out_of_range_are_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
+def test_folder_with_other_files_is_refused_and_unchanged(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(UserError, match="holds other files"):
         generate(tmp_path, num_classes=1, num_singles=1, num_combinations=0, frame=FRAME)
