@@ -16,7 +16,7 @@ _BYTES_KEPT = 2**28
 def keep_freed_memory() -> None:
     """Let glibc reuse freed memory for large arrays instead of mapping new pages. No-op without glibc.
 
-    First access to a page costs a page fault: 47,601 per training step on a CPU, 2,667 with this (and 18 to 30 % less
+    First access to a page costs a page fault: 47,601 per training step on a CPU, 2,667 with this (and 18 to 31 % less
     user time, benchmarks/log/training.md).
     """
     try:
