@@ -1,4 +1,4 @@
-"""Where the stream begins: at the last checkpoint, for as many workers as there are at this start."""
+"""Starts the stream at the last checkpoint, planned for the current number of workers."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class StreamFromCheckpoint(ray.train.DataConfig):
-    """Ray Train asks it for the workers' shares at every start of the workers, when their number is known.
+    """Builds the workers' shares whenever Ray Train starts workers, once their number is known.
 
-    The dataset that Ray Train was given is a placeholder: which slots there are depends on that number.
+    The dataset passed to Ray Train is a placeholder: the slots depend on that number.
     """
 
     def __init__(self, stream: Stream, run: str, task: str, cpus_per_worker: float) -> None:
-        """`run` is the folder or URI of the run whose `task` is trained."""
+        """`run` is the folder or URI of the run, in which `task` is trained."""
         super().__init__(execution_options=execution_options())
         self._stream, self._run, self._task, self._cpus_per_worker = stream, run, task, cpus_per_worker
 
@@ -56,19 +56,19 @@ class StreamFromCheckpoint(ray.train.DataConfig):
 def decoding_share(
     cpus: Mapping[str, float], workers: Sequence[str], cpus_per_worker: float, wanted: float
 ) -> float:  # fmt: skip
-    """CPUs that a decoding task may ask for: what was `wanted`, or less where workers have left no node so many.
+    """CPUs per decoding task: `wanted`, or what the workers leave free on the node with most free CPUs.
 
-    `cpus` are each node's, `workers` the nodes of the workers. Elastic training can take every CPU that there is, and a
-    task that asks for more than is free anywhere would wait for ever; one that asks for nothing runs beside them.
+    `cpus` are CPUs by node, `workers` the nodes of the workers. Elastic training may take every CPU: a task that
+    reserves more than any node has free would wait forever, and one that reserves none runs beside the workers.
     """
     most = max(_free_cpus(cpus, workers, cpus_per_worker), default=0.0)
-    return min(wanted, max(0.0, math.floor(most * 1e4) / 1e4))  # the steps in which Ray counts
+    return min(wanted, max(0.0, math.floor(most * 1e4) / 1e4))  # Ray's resolution
 
 
 def decoders(cpus: Mapping[str, float], workers: Sequence[str], cpus_per_worker: float, share: float) -> int:
-    """How many processes with `share` CPUs each decode for as long as the stream runs, beside the workers of the only
-    node: no more than it has cores, since none of them ever waits for a read. None where there are several nodes, which
-    come and go: tasks run on any.
+    """Number of decoding actors with `share` CPUs each, at most one per core, on a single node.
+
+    0 with several nodes: nodes may join and leave, so reads are tasks that run on any of them.
     """
     if len(cpus) != 1:
         return 0
@@ -81,5 +81,5 @@ def _free_cpus(cpus: Mapping[str, float], workers: Sequence[str], cpus_per_worke
 
 
 def placeholder() -> Dataset:
-    """Stands for the stream until the workers are there."""
+    """Stands for the stream until the number of workers is known."""
     return ray.data.range(1)
