@@ -1,5 +1,5 @@
-"""Live views of a run: terminal and web page; read only.
+"""Read-only monitors of a run: a terminal view and a web page.
 
-In: a run directory. Out: a terminal view, or an HTTP server with a page.
+In: a run directory or its URI. Out: the terminal view, or an HTTP server.
 Read first: server.py, then hub.py.
 """

@@ -1,4 +1,4 @@
-"""Who may look: the rules for the address the monitor listens on, and for the Host, Origin and token of a request."""
+"""Access control of the web monitor: bind address, and Host, Origin and token of every request."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach what listens on `host`."""
+    """Whether a server bound to `host` is reachable from this machine only."""
     if host == "localhost":
         return True
     try:
@@ -25,16 +25,16 @@ def is_loopback(host: str) -> bool:
 
 
 def check_bind(host: str, token: str | None) -> None:
-    """UserError when others could reach the monitor without a token."""
+    """UserError when other machines could reach the monitor without a token."""
     if not is_loopback(host) and not token:
         raise UserError(
-            f"the monitor would be open to the network on {host}: give it a token (--token or PILLSNAP_MONITOR_TOKEN), "
-            "or leave it on 127.0.0.1 and use `ssh -L 8888:127.0.0.1:8888`"
+            f"{host} would expose the monitor to the network: set a token (--token or PILLSNAP_MONITOR_TOKEN), "
+            "or keep 127.0.0.1 and use `ssh -L 8888:127.0.0.1:8888`"
         )
 
 
 class AccessRules:
-    """Raises 403 for requests that a foreign page, a re-bound name or somebody without the token could make."""
+    """Rejects requests from other origins, by DNS rebinding, or without the token, with status 403."""
 
     def __init__(self, bind_host: str, token: str | None) -> None:
         self.is_local = is_loopback(bind_host)
@@ -54,7 +54,7 @@ class AccessRules:
             raise web.HTTPForbidden(text="wrong token")
 
     def _is_own_host(self, host: str) -> bool:
-        """Only this machine's names, and numeric addresses: any other name could have been pointed at it by anyone."""
+        """Accepts this machine's names and numeric addresses; any other name may be DNS rebinding."""
         try:
             name = (urlsplit(f"//{host}").hostname or "").lower()
         except ValueError:

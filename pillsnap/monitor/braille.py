@@ -1,22 +1,22 @@
-"""Small curves for a terminal, drawn with braille characters: 2 x 4 dots in each cell."""
+"""Line charts for a terminal in braille characters, 2 x 4 dots per cell."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 _BLANK = 0x2800
-# The bit of a dot by its column and row within a cell.
+# Bit of a dot, by column and row within a cell.
 _DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 
 
-def curve(points: Sequence[tuple[float, float]], width: int, height: int) -> list[str]:
-    """`height` lines of `width` characters with the curve through `points`, x from the first to the last of them."""
+def draw_curve(points: Sequence[tuple[float, float]], width: int, height: int) -> list[str]:
+    """`height` lines of `width` characters: the curve through `points` from the first to the last x."""
     cells = [[_BLANK] * width for _ in range(height)]
     if points:
         columns, rows = _scaled(points, 2 * width, 4 * height)
         previous = rows[0]
         for column, row in zip(columns, rows, strict=True):
-            # One dot nearer than the last point: a steep curve has no gaps and a flat one is no thicker.
+            # Fill from the dot next to the previous one: steep curves have no gaps, flat ones one dot per column.
             step = 1 if row > previous else -1
             for dot in range(previous + step, row + step, step) if row != previous else (row,):
                 cells[dot // 4][column // 2] |= _DOTS[column % 2][dot % 4]
@@ -27,7 +27,7 @@ def curve(points: Sequence[tuple[float, float]], width: int, height: int) -> lis
 
 
 def _scaled(points: Sequence[tuple[float, float]], num_columns: int, num_rows: int) -> tuple[list[int], list[int]]:
-    """Dot columns from the left and dot rows from the top, between the points too; a flat curve lies in the middle."""
+    """Column from the left and interpolated row from the top of each dot; a flat curve is centered."""
     x_low, x_high = points[0][0], points[-1][0]
     y_low, y_high = min(y for _, y in points), max(y for _, y in points)
     columns, rows = [], []

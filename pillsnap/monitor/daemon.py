@@ -1,4 +1,4 @@
-"""The web monitor in the background: `start` leaves a process behind with a log and a pid file, `stop` ends it."""
+"""The web monitor as a background process with a log and a pid file: `start` and `stop`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pillsnap.errors import UserError
 from pillsnap.monitor.access import check_bind
 from pillsnap.monitor.live_copy import live_copy
 from pillsnap.monitor.server import DEFAULT_PORT, serve
-from pillsnap.observe.priority import give_way
+from pillsnap.observe.priority import lower_priority
 from pillsnap.storage import is_uri, scratch
 
 PID_FILE = "monitor.pid"
@@ -28,10 +28,9 @@ STOP_TIMEOUT_S = 5.0
 
 
 def start(where: str | Path, port: int = DEFAULT_PORT, host: str = "127.0.0.1", token: str | None = None) -> int:
-    """Start the web monitor of a run, in a folder or beneath a URI, in the background and return its process id once it
-    listens.
+    """Start the web monitor of a run (a folder or a URI) in the background; returns its process id once it listens.
 
-    UserError when it runs already, cannot start (the reason is in `monitor.log`), or is open to others without a token.
+    UserError when it is running already, cannot start (the reason is in `monitor.log`), or needs a token.
     """
     check_bind(host, token)
     run_dir = _folder(where)
@@ -41,14 +40,14 @@ def start(where: str | Path, port: int = DEFAULT_PORT, host: str = "127.0.0.1", 
     else:
         where = str(run_dir.resolve())
     if not run_dir.is_dir():
-        raise UserError(f"{run_dir} is no directory: name the directory of a run with --run, such as artifacts/demo")
+        raise UserError(f"{run_dir} is not a directory: pass a run directory with --run, such as artifacts/demo")
     running = _running(run_dir)
     if running is not None:
-        raise UserError(f"the monitor of {run_dir} runs already (process {running.pid}); end it with --stop")
+        raise UserError(f"the monitor of {run_dir} is already running (process {running.pid}); stop it with --stop")
     environment = {**os.environ, "PYTHONPATH": _python_path()}
     environment.pop(TOKEN_VARIABLE, None)
     if token:
-        environment[TOKEN_VARIABLE] = token  # in the arguments every user of the machine could read it
+        environment[TOKEN_VARIABLE] = token  # arguments are visible to every user of the machine
     with (run_dir / LOG_FILE).open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "pillsnap.monitor.daemon", where, host, str(port)],
@@ -58,8 +57,8 @@ def start(where: str | Path, port: int = DEFAULT_PORT, host: str = "127.0.0.1", 
             env=environment,
             start_new_session=True,
         )
-    facts = {"pid": process.pid, "create_time": psutil.Process(process.pid).create_time(), "host": host, "port": port}
-    (run_dir / PID_FILE).write_text(json.dumps(facts))
+    record = {"pid": process.pid, "create_time": psutil.Process(process.pid).create_time(), "host": host, "port": port}
+    (run_dir / PID_FILE).write_text(json.dumps(record))
     end_s = time.monotonic() + START_TIMEOUT_S
     while not _listens(process.pid, port):
         if process.poll() is not None or time.monotonic() > end_s:
@@ -71,12 +70,12 @@ def start(where: str | Path, port: int = DEFAULT_PORT, host: str = "127.0.0.1", 
 
 
 def stop(where: str | Path) -> int:
-    """End the background monitor of a run and return its process id. UserError when none runs."""
+    """Stop the background monitor of a run; returns its process id. UserError when none is running."""
     run_dir = _folder(where)
     process = _running(run_dir)
     if process is None:
         (run_dir / PID_FILE).unlink(missing_ok=True)
-        raise UserError(f"no monitor of {where} runs in the background")
+        raise UserError(f"no background monitor of {where} is running")
     process.terminate()
     try:
         process.wait(STOP_TIMEOUT_S)
@@ -88,16 +87,16 @@ def stop(where: str | Path) -> int:
 
 
 def _folder(where: str | Path) -> Path:
-    """Where the log and the pid file are: in the run, or in this machine's copy of it."""
+    """Folder of the log and the pid file: the run directory, or the local copy of a remote run."""
     return scratch(str(where), "reader") if is_uri(where) else Path(where)
 
 
 def _running(run_dir: Path) -> psutil.Process | None:
-    """The process of the pid file; another process that was given the same number later is none of ours."""
+    """The process of the pid file; None when it has ended, even if its id was reused."""
     try:
-        facts = json.loads((run_dir / PID_FILE).read_text())
-        process = psutil.Process(facts["pid"])
-        is_ours = abs(process.create_time() - facts["create_time"]) < 0.01
+        record = json.loads((run_dir / PID_FILE).read_text())
+        process = psutil.Process(record["pid"])
+        is_ours = abs(process.create_time() - record["create_time"]) < 0.01
     except (FileNotFoundError, ValueError, KeyError, psutil.NoSuchProcess):
         return None
     return process if is_ours and process.status() != psutil.STATUS_ZOMBIE else None
@@ -117,13 +116,13 @@ def _python_path() -> str:
 
 def _last_line(path: Path) -> str:
     lines = path.read_text(errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "monitor.log is empty")
 
 
 def main() -> None:
-    """The background process: the run's directory or URI, the address and the port are its arguments."""
+    """Entry point of the background process; arguments: run directory or URI, host, port."""
     where, host, port = sys.argv[1:4]
-    give_way()
+    lower_priority()
     try:
         with live_copy(where) as run_dir:
             serve(run_dir, host, int(port), os.environ.pop(TOKEN_VARIABLE, None))

@@ -1,4 +1,4 @@
-"""One run being watched: reads its log once for all viewers and never waits for any of them."""
+"""Broadcasts a run to the viewers of the web monitor: the log is read once, and no viewer delays another."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pillsnap.observe.events import EVENTS_FILE, EventFollower
-from pillsnap.observe.state import RunState
+from pillsnap.observe.run_state import RunState
 
 POLL_INTERVAL_S = 1.0
-# What a connection may have yet to send beside its snapshot; one with more gets no update, and one fresh snapshot once
-# it has caught up.
+# Limit of unsent bytes per connection, beside its snapshot. Beyond it, updates are dropped, and a new snapshot is sent
+# once the connection has caught up.
 MAX_PENDING_BYTES = 1 << 16
 _TEXT_FRAME = 0x81
 
 
 class Connection(Protocol):
-    """The part of an asyncio transport that a viewer needs."""
+    """The part of an asyncio transport used by `Viewer`."""
 
     def write(self, data: bytes) -> object: ...
 
@@ -30,39 +30,35 @@ class Connection(Protocol):
 
 
 class Viewer:
-    """One connection that is told of updates. `behind` is set while it needs a snapshot first."""
+    """A connection that receives updates; `behind` is set while it needs a snapshot first."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._room = 0
+        self._max_pending_bytes = 0
         self.behind = asyncio.Event()
         self.behind.set()
 
     def begin(self, snapshot: str) -> None:
-        """From now on updates follow this snapshot, even while a slow connection is still sending it."""
-        self._room = MAX_PENDING_BYTES + len(snapshot)
+        """Accept updates after `snapshot`, even before a slow connection has sent it."""
+        self._max_pending_bytes = MAX_PENDING_BYTES + len(snapshot)
         self.behind.clear()
 
     def offer(self, frame: bytes) -> None:
-        """Send a WebSocket frame now, or not at all.
-
-        Frames are made once and written straight to the connection: with a hundred viewers, a queue and a task each
-        for every update took three times as long, from the processors that train.
-        """
+        """Write a WebSocket frame to the connection, or drop it when the viewer is behind."""
         if self.behind.is_set() or self._connection.is_closing():
             return
-        if self._connection.get_write_buffer_size() <= self._room:
+        if self._connection.get_write_buffer_size() <= self._max_pending_bytes:
             self._connection.write(frame)
         else:
             self.behind.set()
 
     def has_caught_up(self) -> bool:
-        """Whether there is room for a snapshot."""
+        """Whether the connection can take a snapshot."""
         return self._connection.get_write_buffer_size() <= MAX_PENDING_BYTES
 
 
 class RunHub:
-    """Follows one run directory while it has viewers. `ready` is set once the log has been read for the first time."""
+    """Follows one run directory while it has viewers; `ready` is set after the first read of the log."""
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
@@ -74,7 +70,7 @@ class RunHub:
         self._lock = threading.Lock()  # the log is read in a thread
 
     def snapshot(self) -> str:
-        """The whole run as one message, made once for all who ask between two changes."""
+        """The whole run as one message; cached until the next change."""
         if self._snapshot is None:
             with self._lock:
                 view, curves = self._state.view(), self._state.curves()
@@ -83,16 +79,16 @@ class RunHub:
         return self._snapshot
 
     def broadcast(self, message: dict[str, Any]) -> None:
-        """Offer a message to every viewer."""
+        """Offer a message to every viewer, encoded once."""
         frame = text_frame(_encode(message))
         for viewer in self.viewers:
             viewer.offer(frame)
 
     async def follow(self) -> None:
-        """Read the log and tell the viewers, until cancelled."""
+        """Poll the log and broadcast changes, until cancelled."""
         generations = (0, 0)
         while True:
-            # In a thread: a long log takes seconds to read for the first time.
+            # In a thread: the first read of a long log takes seconds.
             changed = await asyncio.to_thread(self._read)
             if changed:
                 changes = self._state.take_curve_changes()
@@ -108,7 +104,7 @@ class RunHub:
             await asyncio.sleep(POLL_INTERVAL_S)
 
     def picture_path(self, task: str) -> Path | None:
-        """The task's newest picture of examples, where it is a PNG inside the run directory."""
+        """The task's latest picture of examples, if it is a PNG file inside the run directory."""
         state = self._state.tasks.get(task)
         if state is None or state.examples is None:
             return None
@@ -132,18 +128,18 @@ class RunHub:
 
 
 def list_runs(parent: Path) -> list[dict[str, Any]]:
-    """The run directories under `parent`, the one written to last first: `name` and `last_time` (unix seconds)."""
+    """The run directories under `parent`, latest first: `name` and `last_time` (Unix seconds)."""
     runs = []
     for log in parent.glob(f"*/{EVENTS_FILE}"):
         try:
             runs.append({"name": log.parent.name, "last_time": log.stat().st_mtime})
-        except FileNotFoundError:  # deleted meanwhile
+        except FileNotFoundError:  # deleted in the meantime
             continue
     return sorted(runs, key=lambda run: -run["last_time"])
 
 
 def text_frame(text: str) -> bytes:
-    """A whole message from a server as WebSocket sends it (RFC 6455, section 5.2)."""
+    """An unfragmented, unmasked WebSocket text frame (RFC 6455, section 5.2)."""
     data = text.encode()
     if len(data) < 126:
         return struct.pack("!BB", _TEXT_FRAME, len(data)) + data

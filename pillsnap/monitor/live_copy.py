@@ -1,4 +1,4 @@
-"""Watching a run that is kept in remote storage: a copy of its logs on this machine that grows as they do."""
+"""Keeps a local copy of a remote run's logs and pictures up to date, so that monitors read local files."""
 
 from __future__ import annotations
 
@@ -24,23 +24,24 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def live_copy(where: str) -> Iterator[Path]:
-    """The folder of a run to watch: itself, or a copy whose event log, train.log and pictures are kept up to date from
-    a thread. Raises UserError when there is no such remote run, StorageError when it cannot be read.
+    """A local folder itself, or for a URI a folder whose event log, train.log and pictures a thread keeps up to date.
+
+    UserError when there is no such remote run, StorageError when it cannot be read.
     """
     if not is_uri(where):
         yield Path(where)
         return
     copy = _LiveCopy(where)
     if not copy.update():
-        raise UserError(f"{where} is no run: it has no {EVENTS_FILE}. Name another with --run.")
+        raise UserError(f"{where} is not a run: it has no {EVENTS_FILE}. Pass another with --run.")
     stop = threading.Event()
 
     def follow() -> None:
         while not stop.wait(POLL_INTERVAL_S):
             try:
                 copy.update()
-            except (StorageError, OSError):  # the network may come back
-                _log.warning("the run's log could not be read", exc_info=True)
+            except (StorageError, OSError):  # the network may recover
+                _log.warning("the log of the run cannot be read", exc_info=True)
 
     thread = threading.Thread(target=follow, name="live-copy", daemon=True)
     thread.start()
@@ -57,17 +58,17 @@ class _LiveCopy:
         self._seen: dict[str, Stamp] = {}
 
     def update(self) -> bool:
-        """Bring what is new; False when there is no event log."""
+        """Fetch new content; False when there is no event log."""
         self.local.mkdir(parents=True, exist_ok=True)
         with only_one(self.local / ".fetch.lock"):
-            for line in self._bring(EVENTS_FILE).split(b"\n"):
+            for line in self._fetch(EVENTS_FILE).split(b"\n"):
                 if b'"examples"' in line:
-                    self._bring_picture(line)
-            self._bring(LOG_FILE)
+                    self._fetch_picture(line)
+            self._fetch(LOG_FILE)
         return EVENTS_FILE in self._seen
 
-    def _bring(self, name: str) -> bytes:
-        """The bytes that a log has more than its copy had; all of it when it is another log now."""
+    def _fetch(self, name: str) -> bytes:
+        """Fetch and return the bytes appended since the last call; all of them when the log was replaced."""
         stamp, path = self._storage.stamp(name), self.local / name
         if stamp is None or stamp == self._seen.get(name):
             return b""
@@ -88,7 +89,7 @@ class _LiveCopy:
         self._seen[name] = stamp
         return new[len(known) :]
 
-    def _bring_picture(self, line: bytes) -> None:
+    def _fetch_picture(self, line: bytes) -> None:
         try:
             name = str(json.loads(line)["path"])
         except (ValueError, KeyError, TypeError):

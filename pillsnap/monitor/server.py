@@ -1,8 +1,8 @@
-"""The web monitor: one static page and a WebSocket that sends it what the event log of a run says.
+"""The web monitor: a static page, and a WebSocket that sends it the state of a run.
 
-    events.jsonl --> RunHub (one for each watched run) --> Viewer queues (bounded) --> browsers
+    events.jsonl --> RunHub (one per run with viewers) --> Viewer (one per connection) --> browser
 
-It only sends. Nothing in it writes to a run directory, and training does not know that it exists.
+Send-only: clients cannot change anything, and nothing is written to the run directory.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pillsnap.observe import telemetry
 
 DEFAULT_PORT = 8888
 MAX_VIEWERS = 256
-# A connection that takes nothing for so long is given up.
+# A connection that accepts no data for this long is closed.
 SEND_TIMEOUT_S = 20.0
 HEARTBEAT_S = 20.0
 CATCH_UP_INTERVAL_S = 1.0
@@ -46,16 +46,16 @@ _log = logging.getLogger(__name__)
 def serve(run_dir: Path, host: str = "127.0.0.1", port: int = DEFAULT_PORT, token: str | None = None) -> None:
     """Serve the monitor of `run_dir` and its sibling runs until Ctrl-C or SIGTERM.
 
-    UserError when there is no such directory, the port is taken, or `host` is open to others without a token.
+    UserError when there is no such directory, the port is in use, or `host` needs a token.
     """
     app = make_app(run_dir, host, token)
     shown = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
-    print(f"monitor of {run_dir}: {shown}{'?token=…' if token else ''}  (Ctrl-C ends it)", flush=True)
+    print(f"monitor of {run_dir}: {shown}{'?token=…' if token else ''}  (Ctrl-C to stop)", flush=True)
     try:
         web.run_app(app, host=host, port=port, print=lambda *_: None, access_log=None, shutdown_timeout=2)
     except OSError as error:
         raise UserError(
-            f"cannot listen on {host}:{port} ({error.strerror or error}); choose another with --port"
+            f"cannot listen on {host}:{port} ({error.strerror or error}); choose another port with --port"
         ) from error
 
 
@@ -63,7 +63,7 @@ def make_app(run_dir: Path, host: str = "127.0.0.1", token: str | None = None) -
     """The application, for `serve` and for tests. UserError as for `serve`."""
     check_bind(host, token)
     if not run_dir.is_dir():
-        raise UserError(f"{run_dir} is no directory: name the directory of a run with --run, such as artifacts/demo")
+        raise UserError(f"{run_dir} is not a directory: pass a run directory with --run, such as artifacts/demo")
     monitor = _Monitor(run_dir.resolve(), AccessRules(host, token))
     app = web.Application(middlewares=[_secure_headers])
     app[MONITOR] = monitor
@@ -107,7 +107,7 @@ class _Monitor:
         socket = web.WebSocketResponse(heartbeat=HEARTBEAT_S, max_msg_size=1024, compress=False)
         await socket.prepare(request)
         if not isinstance(request.transport, asyncio.WriteTransport):
-            return socket  # the viewer has gone
+            return socket  # the client has disconnected
         self.sockets.add(socket)
         hub, viewer = self._hub(name), Viewer(request.transport)
         hub.viewers.add(viewer)
@@ -115,8 +115,8 @@ class _Monitor:
         try:
             async for message in socket:
                 if message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
-                    hub.viewers.discard(viewer)  # nothing follows the close frame
-                    await socket.close(code=WSCloseCode.POLICY_VIOLATION, message=b"this only sends")
+                    hub.viewers.discard(viewer)  # no data after the close frame
+                    await socket.close(code=WSCloseCode.POLICY_VIOLATION, message=b"this socket is send-only")
         finally:
             sender.cancel()
             await asyncio.gather(sender, return_exceptions=True)
@@ -128,9 +128,9 @@ class _Monitor:
     async def _send(
         self, connection: asyncio.WriteTransport, socket: web.WebSocketResponse, hub: RunHub, viewer: Viewer
     ) -> None:
-        """A snapshot at first and whenever the viewer fell behind; the hub sends the updates itself."""
+        """Send a snapshot at first and whenever the viewer was behind; the hub sends the updates."""
         await hub.ready.wait()
-        await socket.send_json({"type": "hello", "run": hub.run_dir.name, **self._surroundings()})
+        await socket.send_json({"type": "hello", "run": hub.run_dir.name, **self._context()})
         while True:
             await viewer.behind.wait()
             try:
@@ -141,11 +141,11 @@ class _Monitor:
                     viewer.begin(snapshot)
                     await socket.send_str(snapshot)
             except (TimeoutError, ConnectionError):
-                # Closing politely would wait for a reader that is not there.
+                # A closing handshake would wait for the unresponsive client.
                 connection.abort()
                 return
 
-    def _surroundings(self) -> dict[str, Any]:
+    def _context(self) -> dict[str, Any]:
         return {"now": time.time(), "runs": list_runs(self.run_dir.parent), "machine": self.machine}
 
     def _hub(self, name: str) -> RunHub:
@@ -157,37 +157,37 @@ class _Monitor:
         return self.hubs[name]
 
     def _drop_idle(self, name: str) -> None:
-        """Nobody watches: a run of last month does not stay in memory."""
+        """Free the state of a run without viewers."""
         if name in self.hubs and not self.hubs[name].viewers:
             del self.hubs[name]
             self.followers.pop(name).cancel()
 
     async def running(self, _: web.Application) -> AsyncIterator[None]:
-        """Reads the machine's figures while the application lives."""
-        task = asyncio.create_task(self._watch_machine())
+        """Samples this machine's telemetry while the application runs."""
+        task = asyncio.create_task(self._sample_machine())
         yield
         tasks = [task, *self.followers.values()]
         for each in tasks:
             each.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _watch_machine(self) -> None:
+    async def _sample_machine(self) -> None:
         while True:
             self.machine = await asyncio.to_thread(telemetry.sample, self.run_dir)
             for hub in self.hubs.values():
-                hub.broadcast({"type": "surroundings", **self._surroundings()})
+                hub.broadcast({"type": "context", **self._context()})
             await asyncio.sleep(MACHINE_INTERVAL_S)
 
     async def close_viewers(self, _: web.Application) -> None:
         for socket in list(self.sockets):
             with contextlib.suppress(ConnectionError, TimeoutError):
                 async with asyncio.timeout(0.2):
-                    await socket.close(code=WSCloseCode.GOING_AWAY, message=b"the monitor ends")
+                    await socket.close(code=WSCloseCode.GOING_AWAY, message=b"the monitor was stopped")
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and task.exception() is not None:
-        _log.error("a run is not followed any more", exc_info=task.exception())
+        _log.error("following a run failed", exc_info=task.exception())
 
 
 MONITOR = web.AppKey("monitor", _Monitor)

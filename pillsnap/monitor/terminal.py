@@ -1,4 +1,4 @@
-"""The terminal monitor: both tasks, their curves, the machine and what went wrong, from the event log of a run."""
+"""The terminal monitor: tasks with curves, machines, warnings and failures, from the event log of a run."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from rich.table import Table
 from rich.text import Text
 
 from pillsnap.errors import UserError
-from pillsnap.monitor.braille import curve
+from pillsnap.monitor.braille import draw_curve
 from pillsnap.observe import telemetry
 from pillsnap.observe.events import EventFollower
 from pillsnap.observe.progress import format_duration, format_metrics, printable
-from pillsnap.observe.state import RunState, TaskState
+from pillsnap.observe.run_state import RunState, TaskState
 
 REFRESH_INTERVAL_S = 2.0
 TELEMETRY_INTERVAL_S = 5.0
-# A node's reading comes every 15 s; an older one says nothing about now.
-NODE_NEWS_S = 90.0
+# Nodes are sampled every 15 s; older samples are not shown.
+NODE_MAX_AGE_S = 90.0
 CURVE_LINES = 3
 SHOWN_MESSAGES = 4
-# Two task panels side by side need this much.
+# Minimum width for two task panels side by side.
 WIDE_COLUMNS = 110
 
 _STATUS_STYLES = {"met": "green", "finished": "green", "running": "cyan", "missed": "red", "failed": "red"}
 
 
 def watch(run_dir: Path, console: Console | None = None) -> int:
-    """Show the run until it is judged or Ctrl-C is pressed; off a terminal, show once how it stands.
+    """Show the run until its verdict or Ctrl-C; without a terminal, print its current state once.
 
     Returns 0, or 1 when the run failed or missed its targets. UserError when there is no such directory.
     """
     if not run_dir.is_dir():
-        raise UserError(f"{run_dir} is no directory: name the directory of a run with --run, such as artifacts/demo")
+        raise UserError(f"{run_dir} is not a directory: pass a run directory with --run, such as artifacts/demo")
     console = console or Console()
     state = RunState()
     follower = EventFollower(run_dir)
@@ -71,7 +71,7 @@ def _exit_code(state: RunState) -> int:
 
 
 def view(state: RunState, machine: dict[str, Any], width: int) -> RenderableType:
-    """The whole picture for a terminal of `width` columns; what went wrong stands above what merely goes on."""
+    """The monitor for a terminal of `width` columns; failure and verdict are above the tasks."""
     wide = width >= WIDE_COLUMNS
     panel_width = (width // 2 if wide else width) - 4
     tasks = [_task_panel(name, task, panel_width) for name, task in state.tasks.items()]
@@ -97,21 +97,21 @@ def view(state: RunState, machine: dict[str, Any], width: int) -> RenderableType
 def _header(state: RunState) -> RenderableType:
     run = state.run
     line = Text.assemble(
-        (str(run.get("name", "no run yet")), "bold"),
+        (str(run.get("name", "no run")), "bold"),
         "  ",
         (state.status, f"bold {_STATUS_STYLES.get(state.status, 'yellow')}"),
     )
-    facts = [f"stage {run['stage']}" if isinstance(run.get("stage"), int) else ""]
+    details = [f"stage {run['stage']}" if isinstance(run.get("stage"), int) else ""]
     if isinstance(run.get("num_workers"), int):
-        facts.append(_count(run["num_workers"], "worker"))
+        details.append(_count(run["num_workers"], "worker"))
     elif run.get("num_workers"):
-        facts.append(f"{run['num_workers']} workers")
+        details.append(f"{run['num_workers']} workers")
     if state.first_time is not None and state.last_time is not None:
-        facts.append(f"{format_duration(state.last_time - state.first_time)} long")
+        details.append(f"elapsed {format_duration(state.last_time - state.first_time)}")
         ago_s = max(0.0, time.time() - state.last_time)
         last = f"{format_duration(ago_s)} ago" if ago_s < 86_400 else _date(state.last_time)
-        facts.append(f"last event {last}")
-    line.append("  " + " · ".join(fact for fact in facts if fact), style="dim")
+        details.append(f"last event {last}")
+    line.append("  " + " · ".join(filter(None, details)), style="dim")
     return Panel(line, title="PillSnap", title_align="left")
 
 
@@ -128,14 +128,14 @@ def _task_panel(name: str, task: TaskState, width: int) -> RenderableType:
         position += f"  {_count(task.restarts, 'restart')}"
     done = round(task.progress * width)
     bar = Text.assemble(("━" * done, "green" if task.status == "finished" else "cyan"), ("─" * (width - done), "dim"))
-    return Panel(Group(Text(position), bar, _figures(task), *_curves(task, width)), title=title, title_align="left")
+    return Panel(Group(Text(position), bar, _metrics(task), *_curves(task, width)), title=title, title_align="left")
 
 
-def _figures(task: TaskState) -> RenderableType:
+def _metrics(task: TaskState) -> RenderableType:
     last, best = task.last_validation, task.best_validation
     rows = [
         ("loss", "  ".join(filter(None, (_number(task.loss, ".4f"), format_metrics(task.losses))))),
-        ("speed", f"{_number(task.images_per_s, '.0f')} img/s, waits for data {_percent(task.data_wait_fraction)}"),
+        ("speed", f"{_number(task.images_per_s, '.0f')} img/s, data wait {_percent(task.data_wait_fraction)}"),
         ("lr", _number(task.lr, ".2e")),
     ]
     if task.gpu_memory_bytes is not None:
@@ -156,12 +156,9 @@ def _figures(task: TaskState) -> RenderableType:
 
 
 def _curves(task: TaskState, width: int) -> list[RenderableType]:
-    """The loss and the task's main metric side by side."""
-    names = (
-        ["loss", *(f"val/{name}" for name in list(task.last_validation["metrics"])[:1])]
-        if task.last_validation
-        else ["loss"]
-    )
+    """The loss and the main metric of the task, side by side."""
+    metrics = task.last_validation["metrics"] if task.last_validation else {}
+    names = ["loss", *(f"val/{name}" for name in list(metrics)[:1])]
     drawn = [(name, task.curves[name].points()) for name in names if name in task.curves]
     drawn = [(name, points) for name, points in drawn if len(points) > 1]
     if not drawn:
@@ -172,16 +169,16 @@ def _curves(task: TaskState, width: int) -> list[RenderableType]:
     for name, points in drawn:
         low, high = min(y for _, y in points), max(y for _, y in points)
         label = Text(f"{name.removeprefix('val/')}  {low:.3g} to {high:.3g}", style="dim", no_wrap=True)
-        lines = Text("\n".join(curve(points, column_width, CURVE_LINES)), style="cyan", no_wrap=True)
+        lines = Text("\n".join(draw_curve(points, column_width, CURVE_LINES)), style="cyan", no_wrap=True)
         cells.append(Group(label, lines))
     grid.add_row(*cells)
     return [grid]
 
 
 def other_nodes(state: RunState, machine: dict[str, Any]) -> list[dict[str, Any]]:
-    """The last readings of the run's other nodes, as long as they are news."""
-    news = [event for event in state.machines.values() if time.time() - event["time"] < NODE_NEWS_S]
-    return sorted((event for event in news if event["node"] != machine["node"]), key=lambda event: event["node"])
+    """The last samples of the run's other nodes, without outdated ones."""
+    recent = [event for event in state.machines.values() if time.time() - event["time"] < NODE_MAX_AGE_S]
+    return sorted((event for event in recent if event["node"] != machine["node"]), key=lambda event: event["node"])
 
 
 def _machine_panel(machine: dict[str, Any], title: str) -> RenderableType:
@@ -194,7 +191,7 @@ def _machine_panel(machine: dict[str, Any], title: str) -> RenderableType:
         )
     lines.append(
         f"memory {_gib(machine['host_memory_used_bytes'])} of {_gib(machine['host_memory_total_bytes'])}, "
-        f"processors {_percent(machine['cpu_fraction'])} busy, disk {_gib(machine['disk_free_bytes'])} free"
+        f"CPU {_percent(machine['cpu_fraction'])} busy, disk {_gib(machine['disk_free_bytes'])} free"
     )
     return Panel(Text(printable("\n".join(lines))), title=title, title_align="left")
 
@@ -228,7 +225,7 @@ def _message_panels(state: RunState) -> list[RenderableType]:
     last = list(state.last_quarantined)[-SHOWN_MESSAGES:]
     if last:
         lines = [f"{event['task']} {event['sample_id']}: {event['reason']}" for event in last]
-        title = f"{_count(len(state.quarantined), 'photo')} in quarantine"
+        title = f"{_count(len(state.quarantined), 'photo')} quarantined"
         panels.append(Panel(Text(printable("\n".join(lines))), title=title, title_align="left"))
     return panels
 

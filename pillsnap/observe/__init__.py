@@ -1,5 +1,5 @@
-"""What a run says of itself: the event log, the state read from it, progress, telemetry, logs.
+"""Event log, run state derived from it, progress bars, telemetry and logging.
 
-In: events of a training. Out: events.jsonl, train.log, and views of them; nothing here can stop a training.
-Read first: events.py, then state.py.
+In: events of a training. Out: events.jsonl, train.log, and their readers; errors here never stop training.
+Read first: events.py, then run_state.py.
 """

@@ -1,11 +1,12 @@
-"""The event log of a run: `events.jsonl` in the run directory, one JSON object a line, append only.
+"""The event log of a run: `events.jsonl` in the run directory, one JSON object per line, append-only.
 
-Training appends; Weights & Biases, the progress bars, the monitors and the report only read. Every line carries `v`
-(schema version), `time` (unix seconds) and `kind`; the other fields of a kind are those of its model in event_kinds.py.
+Training appends; Weights & Biases, the progress bars, the monitors and the report only read. Every line has `v`
+(schema version), `time` (Unix seconds), `kind`, and the fields of that kind's model in event_kinds.py.
 """
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import fcntl
 import json
@@ -26,21 +27,21 @@ from pillsnap.storage import Storage, is_uri
 SCHEMA_VERSION = 1
 EVENTS_FILE = "events.jsonl"
 
-# Kinds that training repeats when a task starts again from an earlier position.
+# Kinds that are repeated when a task restarts from an earlier position.
 _REPEATED_KINDS = ("step", "epoch", "validation", "checkpoint")
 
 
 class EventSink(Protocol):
-    """Where events are written to."""
+    """Accepts events."""
 
     def write(self, kind: str, **fields: Any) -> None: ...
 
 
 class EventLog:
-    """The writer: `EventLog(run_dir).write("warning", message="…")`.
+    """Writer of the log: `EventLog(run_dir).write("warning", message="…")`.
 
-    Safe to share between threads, and between processes of one machine. Opening it removes a line that a killed writer
-    left unfinished. Raises OSError when the file system refuses (disk full); the log then still ends on a whole line.
+    Safe for concurrent threads, and processes of one machine. Opening the log removes an incomplete last line of a
+    killed writer. A failed write (disk full) raises OSError and leaves the log ending on a complete line.
     """
 
     def __init__(self, run_dir: Path | str) -> None:
@@ -49,7 +50,7 @@ class EventLog:
         self._lock = threading.Lock()
         self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         with self._lock, _file_lock(self._fd):
-            _drop_torn_tail(self._fd)
+            _drop_incomplete_line(self._fd)
 
     def write(self, kind: str, **fields: Any) -> None:
         """Append one event. AssertionError for an unknown kind or field, or a value of the wrong type."""
@@ -57,14 +58,14 @@ class EventLog:
         log_event(kind, fields)
 
     def append(self, line: bytes) -> None:
-        """Append one line as `encode_event` gives it."""
+        """Append one line encoded by `encode_event`."""
         with self._lock, _file_lock(self._fd):
             end = os.fstat(self._fd).st_size
             written = os.write(self._fd, line)
             if written != len(line):
                 os.ftruncate(self._fd, end)
                 raise OSError(
-                    f"{self.path}: only {written} of {len(line)} bytes of an event could be written; free disk space"
+                    f"{self.path}: only {written} of {len(line)} bytes of an event were written; free disk space"
                 )
 
     def close(self) -> None:
@@ -81,7 +82,7 @@ class EventLog:
 
 
 def encode_event(kind: str, time_s: float, fields: Mapping[str, Any]) -> bytes:
-    """One line of the log, UTF-8 with its newline. AssertionError when `fields` do not fit `kind`."""
+    """One line of the log in UTF-8, newline included. AssertionError when `fields` do not fit `kind`."""
     assert kind in KINDS, f"unknown event kind {kind!r}"
     try:
         event = KINDS[kind](**_plain(fields))
@@ -92,10 +93,9 @@ def encode_event(kind: str, time_s: float, fields: Mapping[str, Any]) -> bytes:
 
 
 def read_events(run_dir: Path | str) -> list[dict[str, Any]]:
-    """All events of a run as it finally went, oldest first; an empty list where there is no log yet.
+    """All events of a run without superseded ones, oldest first; empty without a log.
 
-    `run_dir` may be a URI (s3://…) that pyarrow.fs understands. A torn last line is left out, and so is what a task did
-    after the position that it was later restarted from.
+    `run_dir` may be a URI (s3://…) supported by pyarrow.fs. An incomplete last line is skipped.
     """
     if is_uri(run_dir):
         data = Storage(str(run_dir)).read(EVENTS_FILE) or b""
@@ -106,8 +106,8 @@ def read_events(run_dir: Path | str) -> list[dict[str, Any]]:
 
 
 def drop_superseded(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Leave out what a restart repeats: for each `task started` at step s with e epochs done, the task's earlier events
-    beyond step s, and its epochs and validations beyond e.
+    """Drop events that a restart repeats: before each `task started` at step s with e completed epochs, the task's
+    events after step s, and its epochs and validations after e.
     """
     restart_step, restart_epoch = dict[str, float](), dict[str, float]()
     seen_examples: set[tuple[str, str]] = set()
@@ -116,7 +116,7 @@ def drop_superseded(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
         kind, task = event["kind"], event.get("task", "")
         if kind in _REPEATED_KINDS and event["step"] > restart_step.get(task, math.inf):
             continue
-        # A checkpoint after an epoch's last step stands before its end, which then comes again at the same step.
+        # A checkpoint after the last step of an epoch precedes the epoch event, which is repeated at the same step.
         if kind in ("epoch", "validation") and event["epoch"] > restart_epoch.get(task, math.inf):
             continue
         if kind == "task" and event["status"] == "started":
@@ -131,9 +131,9 @@ def drop_superseded(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class EventFollower:
-    """Reads a growing log piece by piece; `offset` (bytes) is the place up to which events were returned.
+    """Reads a growing log incrementally; `offset` is the number of bytes consumed.
 
-    `generation` rises when the log was replaced by another one, in which case reading begins at its start again.
+    When the log file is replaced, reading restarts at offset 0 and `generation` increases.
     """
 
     def __init__(self, run_dir: Path | str, offset: int = 0) -> None:
@@ -142,8 +142,8 @@ class EventFollower:
         self.generation = 0
         self._inode: int | None = None
 
-    def poll(self, max_bytes: int = 16 << 20) -> list[dict[str, Any]]:
-        """Events written since the last call, oldest first; whole lines only, about `max_bytes` of them at most."""
+    def poll(self, max_bytes: int = 1 << 20) -> list[dict[str, Any]]:
+        """Events since the last call, oldest first: complete lines only, at most `max_bytes`."""
         try:
             with self.path.open("rb") as file:
                 status = os.fstat(file.fileno())
@@ -163,9 +163,9 @@ class EventFollower:
 def follow_events(
     run_dir: Path | str, stop: threading.Event, offset: int = 0, poll_interval_s: float = 0.2
 ) -> Iterator[dict[str, Any]]:
-    """Every event from `offset` (bytes) on, as they are written, until `stop` is set and the rest has been read.
+    """Yield every event from `offset` (bytes) on; ends once `stop` is set and all events are read.
 
-    Nothing is taken back here: after a restart, a task's steps come again from the position of its `task started`.
+    Superseded events are included: after a restart, steps repeat from the position of `task started`.
     """
     follower = EventFollower(run_dir, offset)
     while True:
@@ -178,20 +178,17 @@ def follow_events(
             stop.wait(poll_interval_s)
 
 
-class _file_lock:
-    """Holds the writers' lock, so that a repair never meets a line that another process is writing."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-
-    def __enter__(self) -> None:
-        fcntl.flock(self.fd, fcntl.LOCK_EX)
-
-    def __exit__(self, *_: object) -> None:
-        fcntl.flock(self.fd, fcntl.LOCK_UN)
+@contextlib.contextmanager
+def _file_lock(fd: int) -> Iterator[None]:
+    """Exclusive lock between writers, so that repairing the tail cannot truncate a line being written."""
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(fd, fcntl.LOCK_UN)
 
 
-def _drop_torn_tail(fd: int, block_bytes: int = 1 << 16) -> None:
+def _drop_incomplete_line(fd: int, block_bytes: int = 1 << 16) -> None:
     end = os.fstat(fd).st_size
     position = end
     while position > 0:
@@ -210,7 +207,7 @@ def _parse_lines(data: bytes) -> list[dict[str, Any]]:
     for line in data.split(b"\n"):
         try:
             event = json.loads(line) if line else None
-        except ValueError:  # a line that a crash of the machine tore
+        except ValueError:  # an incomplete line after a crash
             continue
         if isinstance(event, dict) and "kind" in event:
             events.append(event)
@@ -218,7 +215,7 @@ def _parse_lines(data: bytes) -> list[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """JSON values for numpy and torch scalars, paths, enums and containers; null for what is not a finite number."""
+    """JSON values for numpy and torch scalars, paths, enums and containers; NaN and infinity become None."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, enum.Enum):
@@ -237,4 +234,4 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         return _plain(value.item())
-    raise AssertionError(f"a value of type {type(value).__name__} does not belong into an event")
+    raise AssertionError(f"a {type(value).__name__} cannot be stored in an event")

@@ -1,4 +1,4 @@
-"""Logging of a run: the console and `train.log` in the run directory, which the driver and all workers share."""
+"""Logging to the console and to `train.log` in the run directory, shared by the driver and all workers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NUM_OLD_LOGS = 5
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 EVENT_LOGGER = "pillsnap.events"
-"""What happens to the run goes here, one line an event, for `train.log`."""
+"""Logger of events: one line per event in `train.log`, none on the console."""
 
 _EVENT_LEVELS = {"step": logging.DEBUG, "system": logging.DEBUG, "quarantine": logging.WARNING}
 _EVENT_LEVELS |= {"warning": logging.WARNING, "failure": logging.ERROR}
@@ -32,41 +32,41 @@ _SECRET_ENDINGS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 def setup_logging(
     run_dir: Path, level: str = "INFO", rank: int | None = None, send: Callable[[str], None] | None = None
 ) -> None:
-    """Send the package's log to the console and to `run_dir`/train.log; calling it again replaces the first.
+    """Log the package to the console and to `run_dir`/train.log; a second call replaces the handlers of the first.
 
-    `rank` marks a worker's lines (the driver has none). The file is rotated at 10 MB, five old ones are kept. Values of
-    environment variables that look like keys or passwords are masked. With `send`, lines go there instead of to the
-    file. UserError for an unknown level.
+    Lines of a worker carry its `rank`; the driver has none. The file is rotated at 10 MB, with five old files kept.
+    Values of environment variables named like keys or passwords are masked. `send` replaces the file as destination.
+    UserError for an unknown level.
     """
     if level.upper() not in LEVELS:
         raise UserError(f"unknown log level {level!r}: use one of {', '.join(LEVELS)}")
     run_dir.mkdir(parents=True, exist_ok=True)
-    who = "driver" if rank is None else f"rank {rank}"
+    origin = "driver" if rank is None else f"rank {rank}"
     logger = logging.getLogger("pillsnap")
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
     logger.setLevel(level.upper())
     secrets = [value for name, value in os.environ.items() if name.endswith(_SECRET_ENDINGS) and len(value) >= 8]
-    line = f"%(asctime)s %(levelname)-7s {who:8} %(name)s: %(message)s"
+    line = f"%(asctime)s %(levelname)-7s {origin:8} %(name)s: %(message)s"
     for handler, form in (
         (_SendingHandler(send) if send else SharedRotatingHandler(run_dir / LOG_FILE), line),
-        (_ConsoleHandler(), "%(levelname)s %(message)s" if rank is None else f"%(levelname)s {who}: %(message)s"),
+        (_ConsoleHandler(), "%(levelname)s %(message)s" if rank is None else f"%(levelname)s {origin}: %(message)s"),
     ):
         handler.setFormatter(_MaskingFormatter(form, secrets))
         logger.addHandler(handler)
 
 
 def current_level() -> str:
-    """The level that `setup_logging` set in this process, so that workers can be given the same; INFO without it."""
+    """The level set by `setup_logging` in this process, INFO without it; passed on to the workers."""
     level = logging.getLogger("pillsnap").level
     return logging.getLevelName(level) if level else "INFO"
 
 
 def log_event(kind: str, fields: Mapping[str, Any]) -> None:
-    """An event as a line of the log: `epoch task=detection epoch=3 loss=0.41`; the bulky parts are left out.
+    """Log an event as one line: `epoch task=detection epoch=3 loss=0.41`, without settings and versions.
 
-    Steps are at DEBUG. Nothing is said where logging was not set up.
+    Steps and system events are logged at DEBUG. Does nothing before `setup_logging`.
     """
     logger, level = logging.getLogger(EVENT_LOGGER), _EVENT_LEVELS.get(kind, logging.INFO)
     if not (logger.isEnabledFor(level) and logger.hasHandlers()):
@@ -88,10 +88,10 @@ def _short(value: Any) -> str:
 def tail_log(
     run_dir: Path, num_lines: int = 200, follow: bool = False, stop: threading.Event | None = None
 ) -> Iterator[str]:
-    """The last lines of a run's log; with `follow`, then each new line until `stop` is set. UserError without a log."""
+    """The last lines of a run's log; with `follow`, also new lines until `stop` is set. UserError without a log."""
     path = run_dir / LOG_FILE
     if not path.exists():
-        raise UserError(f"{path} is not there: name the directory of a run that `pillsnap train` has started")
+        raise UserError(f"{path} does not exist: pass the directory of a run started by `pillsnap train`")
     stop = stop or threading.Event()
     file = path.open(encoding="utf-8", errors="replace")
     try:
@@ -110,7 +110,7 @@ def tail_log(
 
 
 class SharedRotatingHandler(WatchedFileHandler):
-    """A rotating file that several processes append to; whoever finds it full rotates it, the others follow."""
+    """A rotating log file shared by processes: one process rotates a full file, the others reopen it."""
 
     def __init__(self, path: Path, max_bytes: int = MAX_LOG_BYTES, num_old: int = NUM_OLD_LOGS) -> None:
         super().__init__(path, encoding="utf-8", errors="backslashreplace")
@@ -133,7 +133,7 @@ class SharedRotatingHandler(WatchedFileHandler):
         assert self.stream is not None
         fcntl.flock(self.stream, fcntl.LOCK_EX)
         try:
-            # Another process may have rotated while this one waited for the lock.
+            # Another process may have rotated the file while this one waited for the lock.
             if self._is_current(self.stream.fileno()):
                 for number in range(self.num_old, 0, -1):
                     newer = self._numbered(number - 1)
@@ -163,9 +163,9 @@ class _SendingHandler(logging.Handler):
 
 
 class _ConsoleHandler(logging.StreamHandler[TextIO]):
-    """Writes to whatever sys.stderr is at the moment: progress bars replace it while they are drawn.
+    """Writes to the current sys.stderr, which progress bars replace while they are shown.
 
-    Events stay out of it: on the console the progress view shows them.
+    Events are filtered out: the progress view shows them.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""How a process that only watches gives way to training."""
+"""Scheduling priority of observer processes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from pathlib import Path
 _LOWEST = 19
 
 
-def give_way(pid: int = 0) -> None:
-    """Let everything else on this machine go before process `pid` (0: this one), which leads a session of its own.
+def lower_priority(pid: int = 0) -> None:
+    """Give session leader `pid` (0: this process) the lowest CPU priority.
 
-    Ray's workers run at a niceness of 15, so 19 is below them. Where the kernel groups processes by session
-    (autogroup), niceness only counts within one, and the session's own decides against others; a child that leads a
-    new session takes over the first and not the second.
+    Ray workers run at nice 15, so 19 is below them. With the kernel's autogroup, nice values only compare processes
+    within one session, and the session's own value compares sessions; a new session inherits nice but not that value.
     """
     with contextlib.suppress(ProcessLookupError):
         os.setpriority(os.PRIO_PROCESS, pid, _LOWEST)

@@ -1,4 +1,4 @@
-"""Progress bars (in a log file or CI, plain lines) for a run, drawn from its event log by a thread of the driver."""
+"""Progress bars of a run (plain lines without a terminal), drawn from its event log by a thread of the driver."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
 from pillsnap.observe.events import EVENTS_FILE, follow_events
-from pillsnap.observe.state import RunState, TaskState
+from pillsnap.observe.run_state import RunState, TaskState
 
 _log = logging.getLogger(__name__)
 
 
 class ProgressView:
-    """Shows what happens to a run while the `with` block lasts; a fault in it is logged and never reaches training.
+    """Shows the progress of a run within the `with` block; an error is logged and does not affect training.
 
-    On a terminal: a bar for each task with epoch, step, loss, the last validation, img/s, the share of time spent
-    waiting for data, and the time left. Elsewhere: one line for each epoch and validation. Events from before the block
-    are not repeated.
+    On a terminal: one bar per task with epoch, step, loss, last validation, img/s, data wait and time left. Otherwise:
+    one line per epoch and validation. Events before the block are not shown.
     """
 
     def __init__(self, run_dir: Path, console: Console | None = None) -> None:
@@ -47,8 +46,8 @@ class ProgressView:
                 self._draw_bars()
             else:
                 self._print_lines()
-        except (Exception, SystemExit):  # whatever breaks the view (rich exits on a broken pipe), training goes on
-            _log.exception("the progress view stopped; training goes on")
+        except (Exception, SystemExit):  # rich raises SystemExit on a broken pipe
+            _log.exception("the progress view failed; training continues")
 
     def _print_lines(self) -> None:
         state = RunState()
@@ -65,7 +64,7 @@ class ProgressView:
             TextColumn("[bold]{task.description}", table_column=Column(no_wrap=True)),
             BarColumn(bar_width=None, table_column=Column(min_width=8, ratio=1)),
             TextColumn("{task.percentage:>3.0f} %", table_column=Column(no_wrap=True)),
-            TextColumn("{task.fields[figures]}", markup=False, table_column=Column(ratio=4)),
+            TextColumn("{task.fields[summary]}", markup=False, table_column=Column(ratio=4)),
             console=self.console,
             expand=True,
             refresh_per_second=4,
@@ -78,13 +77,13 @@ class ProgressView:
                 if name is None or state.tasks[name].status == "skipped":
                     continue
                 if name not in bars:
-                    bars[name] = progress.add_task(name, total=None, figures="")
+                    bars[name] = progress.add_task(name, total=None, summary="")
                 task = state.tasks[name]
-                progress.update(bars[name], total=task.total_steps, completed=task.step, figures=figures(task))
+                progress.update(bars[name], total=task.total_steps, completed=task.step, summary=task_summary(task))
 
 
-def figures(task: TaskState) -> str:
-    """A task in one line: epoch 3/18 · loss 1.234 · map50 0.412 · 212 img/s · waits 3 % · 1:02:03 left."""
+def task_summary(task: TaskState) -> str:
+    """One line: epoch 3/18 · loss 1.234 · map50 0.412 · 212 img/s · data wait 3 % · 1:02:03 left."""
     parts = [f"epoch {max(task.epoch, 1)}/{task.epochs or '?'}"]
     if task.total_steps:
         parts.append(f"step {task.step}/{task.total_steps}")
@@ -95,7 +94,7 @@ def figures(task: TaskState) -> str:
     if task.images_per_s is not None:
         parts.append(f"{task.images_per_s:.0f} img/s")
     if task.data_wait_fraction is not None:
-        parts.append(f"waits {task.data_wait_fraction:.0%}".replace("%", " %"))
+        parts.append(f"data wait {100 * task.data_wait_fraction:.0f} %")
     if task.status == "finished":
         parts.append(f"done in {format_duration(task.duration_s)}" if task.duration_s else "done")
     elif task.eta_s is not None:
@@ -104,12 +103,12 @@ def figures(task: TaskState) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` without what would drive a terminal (escape sequences in a file name): a mark for each such character."""
+    """`text` with U+FFFD for each unprintable character, such as terminal escape sequences in a file name."""
     return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)
 
 
 def plain_line(event: dict[str, Any], state: RunState) -> str | None:
-    """The line for an event in a log, None for the kinds that are too many or say nothing to a reader."""
+    """An event as a line of text; None for kinds that are not shown."""
     kind = event["kind"]
     if kind == "warning":
         return printable(f"warning: {event['message']}")
@@ -120,20 +119,20 @@ def plain_line(event: dict[str, Any], state: RunState) -> str | None:
     name, task = event["task"], state.tasks[event["task"]]
     if kind == "task":
         return _task_line(event, task)
-    place = f"{name} epoch {event['epoch']}/{task.epochs or '?'}"
+    prefix = f"{name} epoch {event['epoch']}/{task.epochs or '?'}"
     if kind == "validation":
         best = " (best)" if event["best"] else ""
-        return f"{place}  validation: {format_metrics(event['metrics'])}{best}"
-    parts = [f"loss {event['loss']:.4f}" if event["loss"] is not None else "loss not a number"]
+        return f"{prefix}  validation: {format_metrics(event['metrics'])}{best}"
+    parts = [f"loss {event['loss']:.4f}" if event["loss"] is not None else "loss is not finite"]
     if event["images_per_s"] is not None:
         parts.append(f"{event['images_per_s']:.0f} img/s")
     if event["data_wait_fraction"] is not None:
-        parts.append(f"waits for data {100 * event['data_wait_fraction']:.0f} %")
+        parts.append(f"data wait {100 * event['data_wait_fraction']:.0f} %")
     if event["duration_s"] is not None:
         parts.append(format_duration(event["duration_s"]))
     if task.eta_s:
         parts.append(f"{format_duration(task.eta_s)} left")
-    return f"{place}  " + "  ".join(parts)
+    return f"{prefix}  " + "  ".join(parts)
 
 
 def _task_line(event: dict[str, Any], task: TaskState) -> str:
@@ -144,25 +143,25 @@ def _task_line(event: dict[str, Any], task: TaskState) -> str:
         f"{value:,} {unit}"
         for value, unit in (
             (task.epochs, "epochs"),
-            (task.steps_per_epoch, "steps each"),
-            (task.num_train, "to train on"),
-            (task.num_val, "to validate on"),
+            (task.steps_per_epoch, "steps per epoch"),
+            (task.num_train, "training samples"),
+            (task.num_val, "validation samples"),
         )
         if value is not None
     ]
-    again = f" again from epoch {event['epoch']}, step {event['step']}" if event["step"] else ""
-    return f"{event['task']} started{again}: {', '.join(facts)}"
+    verb = f"resumed after epoch {event['epoch']}, step {event['step']}" if event["step"] else "started"
+    return f"{event['task']} {verb}: {', '.join(facts)}"
 
 
 def format_metrics(metrics: dict[str, float | None], limit: int = 4) -> str:
-    """The first `limit` metrics, in the order that the task gives them: its main figure comes first."""
+    """The first `limit` metrics in the order of the task: its main metric comes first."""
     return "  ".join(
         f"{name} {'–' if value is None else f'{value:.3f}'}" for name, value in list(metrics.items())[:limit]
     )
 
 
 def format_duration(duration_s: float | None) -> str:
-    """41 s, 3:07 or 1:02:03; a dash where it is unknown."""
+    """41 s, 3:07 or 1:02:03; a dash for None."""
     if duration_s is None:
         return "–"
     seconds = round(duration_s)

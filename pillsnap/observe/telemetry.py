@@ -1,4 +1,4 @@
-"""What the machine is doing: GPUs by NVML, host memory, processor and disk."""
+"""Load of this machine: GPUs (NVML), memory, CPU and disk."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 
 def sample(path: Path | None = None) -> dict[str, Any]:
-    """One reading of this machine; `gpus` is empty where NVML finds none, `disk_*` is of the file system of `path`.
+    """One sample of this machine; `gpus` is empty without NVML, `disk_*` describes the file system of `path`.
 
-    `node` is the machine's name. Bytes, degrees Celsius, watts; `utilization` and `cpu_fraction` are 0 to 1. A figure
-    that a GPU does not give is None. `cpu_fraction` is the mean since the last call in this process (0 at the first).
+    `node` is the host name. Bytes, degrees Celsius, watts; `utilization` and `cpu_fraction` are 0 to 1. Values that a
+    GPU does not report are None. `cpu_fraction` is the mean since the last call in this process (0 at the first).
     """
     import psutil
 
@@ -33,7 +33,7 @@ def sample(path: Path | None = None) -> dict[str, Any]:
 
 @functools.cache
 def _nvml() -> ModuleType | None:
-    """NVML, initialised; None on a machine without an NVIDIA driver."""
+    """NVML, initialized; None without an NVIDIA driver."""
     import pynvml
 
     try:
@@ -48,29 +48,29 @@ def _gpus() -> list[dict[str, Any]]:
     if nvml is None:
         return []
 
-    def ask(function: Callable[..., Any], *arguments: Any) -> Any:
+    def query(function: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return function(*arguments)
-        except nvml.NVMLError:  # not supported by this GPU, or not permitted
+        except nvml.NVMLError:  # unsupported by this GPU, or not permitted
             return None
 
     gpus = []
-    for index in range(ask(nvml.nvmlDeviceGetCount) or 0):
-        handle = ask(nvml.nvmlDeviceGetHandleByIndex, index)
+    for index in range(query(nvml.nvmlDeviceGetCount) or 0):
+        handle = query(nvml.nvmlDeviceGetHandleByIndex, index)
         if handle is None:
             continue
-        memory = ask(nvml.nvmlDeviceGetMemoryInfo, handle)
-        rates = ask(nvml.nvmlDeviceGetUtilizationRates, handle)
-        power_mw = ask(nvml.nvmlDeviceGetPowerUsage, handle)
-        limit_mw = ask(nvml.nvmlDeviceGetEnforcedPowerLimit, handle)
+        memory = query(nvml.nvmlDeviceGetMemoryInfo, handle)
+        rates = query(nvml.nvmlDeviceGetUtilizationRates, handle)
+        power_mw = query(nvml.nvmlDeviceGetPowerUsage, handle)
+        limit_mw = query(nvml.nvmlDeviceGetEnforcedPowerLimit, handle)
         gpus.append(
             {
                 "index": index,
-                "name": ask(nvml.nvmlDeviceGetName, handle),
+                "name": query(nvml.nvmlDeviceGetName, handle),
                 "memory_used_bytes": memory and memory.used,
                 "memory_total_bytes": memory and memory.total,
                 "utilization": rates and rates.gpu / 100,
-                "temperature_c": ask(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU),
+                "temperature_c": query(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU),
                 "power_w": power_mw and power_mw / 1000,
                 "power_limit_w": limit_mw and limit_mw / 1000,
             }

@@ -1,4 +1,4 @@
-"""What a run was made with."""
+"""Software versions of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, of the platform and of the packages that decide the figures."""
+    """Versions of Python, the platform and the packages that affect results."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for package in _PACKAGES:
         try:

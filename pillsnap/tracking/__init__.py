@@ -1,5 +1,5 @@
-"""Mirrors a run's events to Weights & Biases in a process of its own.
+"""Mirrors a run's events to Weights & Biases in a separate process.
 
-In: events.jsonl. Out: W&B runs; a failure of W&B is a warning.
+In: events.jsonl. Out: W&B runs; a failure of W&B becomes a warning.
 Read first: mirror.py, then follower.py.
 """

@@ -1,9 +1,9 @@
-"""The process that mirrors a run's event log to Weights & Biases; `wandb_mirror` starts and ends it.
+"""The process that mirrors a run's event log to Weights & Biases; started and stopped by mirror.py.
 
-It follows the log until its standard input closes (the driver closed the mirror, or died), and says on standard output,
-one JSON object a line, `{"warning": …}` when it gave up and `{"offline": […]}`, the folders to upload, at the end.
+It follows the log until its standard input closes (the driver closed the mirror, or died). Standard output has one JSON
+object per line: `{"warning": …}` after a failure, and at the end `{"offline": […]}`, the folders to upload.
 
-Each task is one W&B run with the id `<run id>-<task>`, the judgement one with `<run id>-evaluation`, all in one group.
+Each task is a W&B run with the id `<run id>-<task>`, the evaluation has `<run id>-evaluation`, all in one group.
 """
 
 from __future__ import annotations
@@ -28,39 +28,40 @@ from urllib.parse import urlsplit
 import psutil
 
 from pillsnap.config import TASKS
-from pillsnap.observe.priority import give_way
+from pillsnap.observe.events import follow_events
+from pillsnap.observe.priority import lower_priority
 from pillsnap.tracking.results import EVALUATION, log_results
-from pillsnap.tracking.task_run import MIRRORED_KINDS, Cursor, Target, TaskRun, alert_failure, numbered_events, wandb_id
+from pillsnap.tracking.task_run import MIRRORED_KINDS, POLL_INTERVAL_S, Cursor, Target, TaskRun, alert_failure, wandb_id
 
 CURSOR_FILE = "mirrored.json"
 
 
 def main() -> None:
-    """Follow the run that the JSON object in the first argument names: run_dir, project, group (or null), mode."""
+    """Mirror a run; the first argument is a JSON object with run_dir, project, group (or null) and mode."""
     arguments = json.loads(sys.argv[1])
-    give_way()
-    # Whatever W&B prints goes to the log that standard error is, not into the conversation with the driver.
+    lower_priority()
+    # W&B's output goes to standard error (mirror.log); standard output is the protocol with the driver.
     driver = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     stop = threading.Event()
     threading.Thread(target=_await_end_of_input, args=(stop,), daemon=True).start()
     run_dir = Path(arguments["run_dir"])
     lock = (run_dir / "wandb" / "mirror.lock").open("w")
-    fcntl.flock(lock, fcntl.LOCK_EX)  # a killed driver's mirror may still be finishing
+    fcntl.flock(lock, fcntl.LOCK_EX)  # the mirror of a killed driver may still be finishing
     follower = Follower(run_dir, arguments["project"], arguments["group"], arguments["mode"])
-    # W&B clears its temporary folders when Python ends in order, and this process does not.
+    # W&B removes its temporary folders in exit handlers, which os._exit skips.
     tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="pillsnap-wandb-")
     try:
         follower.follow(stop)
-    except Exception as error:  # the boundary to a foreign service: its failures are told, whatever their type
+    except Exception as error:  # any failure of W&B becomes a warning
         traceback.print_exc()
         say(driver, warning=follower.warning(error))
-        with contextlib.suppress(Exception):  # what W&B has taken is still worth writing to disk
+        with contextlib.suppress(Exception):  # writes the accepted rows to disk
             follower.finish_task_run()
     finally:
         say(driver, offline=[str(folder) for folder in follower.unsynced()])
         shutil.rmtree(tempfile.tempdir, ignore_errors=True)
-        # W&B's threads and exit handlers may hang or fail now, and there is nothing left that they could do.
+        # W&B's threads and exit handlers may hang, and have nothing left to do.
         os._exit(0)
 
 
@@ -70,13 +71,13 @@ def _await_end_of_input(stop: threading.Event) -> None:
 
 
 def say(driver: Any, **message: Any) -> None:
-    """Tell the driver; it may be gone."""
+    """Send a message to the driver, which may have ended."""
     with contextlib.suppress(OSError):
         print(json.dumps(message), file=driver, flush=True)
 
 
 class Follower:
-    """Opens a W&B run for each task of the log, and one for the verdict, and hands its events over."""
+    """Opens a W&B run for each task of the log and one for the evaluation, and passes the events on."""
 
     def __init__(self, run_dir: Path, project: str, group: str | None, mode: str) -> None:
         self.run_dir, self.project, self.group, self.mode = run_dir, project, group, mode
@@ -91,18 +92,18 @@ class Follower:
         default_url = wandb.Settings().base_url
         base_url = wandb.setup().settings.base_url
         for service in psutil.Process().children():
-            give_way(service.pid)
+            lower_priority(service.pid)
         if self.mode == "auto":
             self.mode = "online" if has_key(base_url, default_url) else "offline"
         sys.stderr = _WatchedOutput(2, self.upload_failed.set)
-        # W&B copies the function deeply, which a plain one survives and the bound method of a lock does not.
+        # W&B deep-copies the callback: a function can be copied, a bound method of an Event cannot.
         self.target = Target(
             wandb, self.run_dir, self.project, self.group, self.mode, on_refused=lambda: self.upload_failed.set()
         )
         cursor = Cursor(self.run_dir / "wandb" / CURSOR_FILE)
         run: dict[str, Any] = {}
         task = ""
-        for index, event in numbered_events(self.run_dir, stop):
+        for index, event in enumerate(follow_events(self.run_dir, stop, poll_interval_s=POLL_INTERVAL_S)):
             self.check_upload()
             kind = event["kind"]
             if kind == "run":
@@ -124,7 +125,7 @@ class Follower:
         self.finish_task_run()
 
     def _log_outcome(self, run: dict[str, Any], event: dict[str, Any], cursor: Cursor, index: int) -> None:
-        """How it ended, in a W&B run of its own: both tasks' runs are over, and theirs are other charts."""
+        """Log the verdict or failure as a separate W&B run."""
         self.finish_task_run()
         assert self.target is not None
         for folder in self.target.unsynced(wandb_id(run, EVALUATION)):
@@ -147,10 +148,10 @@ class Follower:
 
     def check_upload(self) -> None:
         if self.upload_failed.is_set():
-            raise ConnectionError("the upload failed for good")
+            raise ConnectionError("W&B stopped uploading")
 
     def warning(self, error: Exception) -> str:
-        """One line for the person who watches the run."""
+        """One line for the user."""
         reason = " ".join(str(error).split()) or type(error).__name__
         key = os.environ.get("WANDB_API_KEY")
         if key:
@@ -158,11 +159,11 @@ class Follower:
         advice = ""
         if self.task_run is not None:
             folder = shlex.quote(str(self.task_run.folder))
-            advice = f"; `wandb sync {folder}` uploads what was recorded until then"
-        return f"Weights & Biases is not mirrored any more, training goes on: {reason[:300]}{advice}"
+            advice = f"; `wandb sync {folder}` uploads the events recorded before"
+        return f"mirroring to Weights & Biases stopped, training continues: {reason[:300]}{advice}"
 
     def unsynced(self) -> list[Path]:
-        """The offline folders of this run that were never uploaded, the detection task's first, then by age."""
+        """Offline folders of this run that were not uploaded, detection first, then by age."""
         return [] if self.target is None else [folder for id_ in self.ids for folder in self.target.unsynced(id_)]
 
 
@@ -172,7 +173,7 @@ def has_key(base_url: str, default_url: str) -> bool:
         return True
     hosts = {urlsplit(base_url).hostname}
     if base_url == default_url:
-        hosts.add("api.wandb.ai")  # the public service's address of old, which netrc files still name
+        hosts.add("api.wandb.ai")  # the former address of the public service, still used in netrc files
     try:
         known = netrc.netrc(os.environ.get("NETRC")).hosts
     except (OSError, netrc.NetrcParseError):
@@ -181,7 +182,7 @@ def has_key(base_url: str, default_url: str) -> bool:
 
 
 class _WatchedOutput(io.TextIOWrapper):
-    """Standard error that notices the one message by which W&B tells that it will not upload any more."""
+    """Standard error that calls `on_fatal` for the message that W&B prints when it stops uploading."""
 
     def __init__(self, fd: int, on_fatal: Callable[[], object]) -> None:
         super().__init__(os.fdopen(os.dup(fd), "wb"), encoding="utf-8", errors="backslashreplace", line_buffering=True)

@@ -1,7 +1,7 @@
-"""Mirrors a run's event log to Weights & Biases without training noticing it.
+"""Starts and stops the process that mirrors a run's event log to Weights & Biases (follower.py).
 
-A process of its own does the work (`wandb_follower`): neither its time, its output, its crash nor its exit handlers are
-the driver's, and it takes what is left of a killed driver's log to the end.
+The separate process isolates the driver from W&B's CPU time, output, crashes and exit handlers, and completes the
+mirror after the driver was killed.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ import pillsnap
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 
-# W&B's own waits for the network (30 s to begin, 120 s to finish) have passed by then, for a task and the judgement.
+# Covers W&B's network timeouts (30 s to start, 120 s to finish) for a task and the evaluation.
 CLOSE_TIMEOUT_S = 320.0
 
 _log = logging.getLogger(__name__)
 
 
 class WandbMirror:
-    """Mirrors from `start` to `close`, which returns and says the `wandb sync …` line of each offline folder.
+    """Mirrors from `start` to `close`, which prints (`say`) and returns the `wandb sync …` line of each offline folder.
 
-    `mode` auto is what WANDB_MODE says, else online with a key (WANDB_API_KEY or netrc) and offline without one. Both
-    tasks of the run get a W&B run each, in the group `group` (the run's id where None). Whatever fails is told once to
-    `on_warning`, from a thread, and mirroring ends; details are in `run_dir`/wandb/mirror.log.
+    `mode` auto: WANDB_MODE if set, else online with a key (WANDB_API_KEY or netrc) and offline without one. Each task
+    is one W&B run in the group `group` (None: the run id). A failure ends mirroring and is passed once to `on_warning`,
+    from a thread; details are in `run_dir`/wandb/mirror.log.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class WandbMirror:
         self.run_dir = run_dir.resolve()
         self.project = project
         self.group = group
-        self.mode: Mode = _wished_mode() if mode == "auto" else mode
+        self.mode: Mode = _mode_from_environment() if mode == "auto" else mode
         self._warn = on_warning or _log.warning
         self._say = say
         self._process: subprocess.Popen[str] | None = None
@@ -72,23 +72,23 @@ class WandbMirror:
                     stderr=log,
                     text=True,
                     env={
-                        "WANDB_DATA_DIR": str(log_path.parent),  # what an offline folder refers to stays beside it
+                        "WANDB_DATA_DIR": str(log_path.parent),  # files referenced by an offline folder
                         **os.environ,
                         "PYTHONPATH": path,
                         "WANDB_ERROR_REPORTING": "false",
-                        "GOMAXPROCS": "1",  # else W&B's service, written in Go, wakes two threads at each look
+                        "GOMAXPROCS": "1",  # avoids waking two Go threads of W&B's service at each poll
                     },
-                    start_new_session=True,  # Ctrl-C is for the driver, which then closes the mirror
+                    start_new_session=True,  # Ctrl-C reaches the driver only, which closes the mirror
                 )
         except OSError as error:
-            self._warn(f"Weights & Biases is not mirrored: {error}")
+            self._warn(f"mirroring to Weights & Biases could not start: {error}")
             return self
         self._listener = threading.Thread(target=self._listen, args=(self._process,), name="wandb-mirror", daemon=True)
         self._listener.start()
         return self
 
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> list[str]:
-        """Mirror what is left, finish, and say how to upload what stayed offline. Waits `timeout_s` at most."""
+        """Mirror the remaining events and finish, within `timeout_s`; prints how to upload offline folders."""
         if self._process is None:
             return self._sync_lines
         process, self._process = self._process, None
@@ -99,8 +99,8 @@ class WandbMirror:
             process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             self._was_stopped = True
-            self._warn(f"Weights & Biases did not finish within {timeout_s:.0f} s and was stopped")
-        process.kill()  # its service ends itself within 0.1 s, when it has no parent any more
+            self._warn(f"mirroring to Weights & Biases was stopped: it did not finish within {timeout_s:.0f} s")
+        process.kill()  # W&B's service exits within 0.1 s after its parent
         process.wait()
         self._listener.join()
         for line in self._sync_lines:
@@ -124,10 +124,10 @@ class WandbMirror:
                 ended_well = True
                 self._sync_lines = [f"wandb sync {shlex.quote(folder)}" for folder in message["offline"]]
         if not ended_well and not self._was_stopped:
-            self._warn("Weights & Biases is not mirrored any more, training goes on: its process ended; see mirror.log")
+            self._warn("mirroring to Weights & Biases stopped, training continues: its process ended; see mirror.log")
 
 
-def _wished_mode() -> Mode:
-    """What WANDB_MODE says; auto where it says nothing that makes sense here."""
+def _mode_from_environment() -> Mode:
+    """WANDB_MODE, or auto when it is unset or another value."""
     modes: dict[str, Mode] = {"online": "online", "offline": "offline", "disabled": "disabled"}
     return modes.get(os.environ.get("WANDB_MODE", ""), "auto")

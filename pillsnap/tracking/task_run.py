@@ -1,7 +1,7 @@
-"""One task's W&B run, and what of it was mirrored before: used by the process in `wandb_follower`.
+"""The W&B run of one task, and the cursor of mirrored events; used by follower.py.
 
-W&B's row number is the task's global step: a row holds the step, the epoch and the validation that belong together, and
-a row that is sent twice is the same row.
+The W&B row number is the task's global step: step, epoch and validation of one position share a row, and sending a row
+again does not duplicate it.
 """
 
 from __future__ import annotations
@@ -11,27 +11,28 @@ import json
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pillsnap.observe.events import EventFollower
+from pillsnap.observe.events import follow_events
 
 INIT_TIMEOUT_S = 30.0
 FINISH_TIMEOUT_S = 120.0
 POLL_INTERVAL_S = 5.0
-"""W&B uploads every 15 s; looking oftener would only wake this process beside the training."""
+"""W&B uploads every 15 s; a shorter interval would only take CPU time from training."""
 MIRRORED_KINDS = ("step", "epoch", "validation", "examples")
-_STEP_FIGURES = ("loss", "lr", "images_per_s", "data_wait_fraction", "gpu_memory_bytes")
-_EPOCH_FIGURES = ("loss", "images_per_s", "data_wait_fraction", "duration_s")
-_NODE_FIGURES = ("cpu_fraction", "host_memory_used_bytes", "disk_free_bytes")
-_GPU_FIGURES = ("utilization", "memory_used_bytes", "temperature_c", "power_w")
+_STEP_FIELDS = ("loss", "lr", "images_per_s", "data_wait_fraction", "gpu_memory_bytes")
+_EPOCH_FIELDS = ("loss", "images_per_s", "data_wait_fraction", "duration_s")
+_NODE_FIELDS = ("cpu_fraction", "host_memory_used_bytes", "disk_free_bytes")
+_GPU_FIELDS = ("utilization", "memory_used_bytes", "temperature_c", "power_w")
 
 
 @dataclass
 class Target:
-    """Where mirrored runs go. `mode` is online or offline; `group` None is the run's id."""
+    """Destination of mirrored runs. `mode` is online or offline; `group` None means the run id."""
 
     wandb: Any
     run_dir: Path
@@ -41,7 +42,7 @@ class Target:
     on_refused: Callable[[], None]
 
     def open(self, run: dict[str, Any], job: str) -> Any:
-        """A new or resumed W&B run for `job`, a task or `evaluation`, of the run that the event `run` tells of."""
+        """Start or resume the W&B run of `job` (a task or `evaluation`); `run` is the run event."""
         return self.wandb.init(
             project=self.project,
             dir=str(self.run_dir.resolve()),
@@ -59,24 +60,24 @@ class Target:
         )
 
     def unsynced(self, id_: str) -> list[Path]:
-        """Offline folders of the W&B run `id_` that were never uploaded, oldest first."""
+        """Offline folders of the W&B run `id_` that were not uploaded, oldest first."""
         folders = sorted((self.run_dir / "wandb").glob(f"offline-run-????????_??????-{id_}*"))
         return [folder.resolve() for folder in folders if not list(folder.glob("*.wandb.synced"))]
 
 
 class TaskRun:
-    """One task's W&B run. Each event goes there once, however often training or this process is killed and resumed."""
+    """The W&B run of one task; receives each event once, even if training or this process is killed and resumed."""
 
     def __init__(self, target: Target, cursor: Cursor, run: dict[str, Any], task: str) -> None:
         self.id = wandb_id(run, task)
         self.run_id, self.task = run["run_id"], task
         self.run_dir, self.cursor, self.wandb = target.run_dir, cursor, target.wandb
         self.uploads_checkpoints = run["config"].get("wandb", {}).get("upload_checkpoints", True)
-        self.nodes: dict[str, Any] = {}  # readings that no row has taken yet
+        self.nodes: dict[str, Any] = {}  # node samples for the next row
         self.position = 0
         unsynced = target.unsynced(self.id)
         if target.mode == "offline" and unsynced:
-            # A killed process may have lost rows that it had handed over, and the event log has them all: begin again.
+            # A killed process may have lost accepted rows; the event log has all of them, so start over.
             for folder in unsynced:
                 shutil.rmtree(folder)
             cursor.marks.pop(self.id, None)
@@ -87,7 +88,7 @@ class TaskRun:
         self.run.define_metric("*", step_metric="global_step")
         known = cursor.marks.get(self.id, {})
         if target.mode == "online":
-            # The server knows which rows arrived; of a row that did, the cursor knows what was in it.
+            # The server knows which rows arrived, the cursor which kinds they contain.
             last_row = self.run.starting_step - 1
             known = {kind: min(step, last_row) for kind, step in known.items()} | {"step": last_row}
         self.marks: dict[str, int] = dict.fromkeys((*MIRRORED_KINDS, "artifact"), 0) | known
@@ -97,9 +98,7 @@ class TaskRun:
         stop = threading.Event()
         stop.set()
         run_id = ""
-        for index, event in numbered_events(self.run_dir, stop):
-            if index >= end:
-                return
+        for event in islice(follow_events(self.run_dir, stop), end):
             if event["kind"] == "run":
                 run_id = event["run_id"]
             if run_id == self.run_id and event.get("task", self.task) == self.task:
@@ -110,12 +109,12 @@ class TaskRun:
         if kind == "failure":
             alert_failure(self.run, event)
         elif kind == "system":
-            self.nodes |= _node_figures(event)
+            self.nodes |= _node_metrics(event)
         elif kind == "task" and event["status"] == "finished":
             self._log_checkpoints()
         if kind not in MIRRORED_KINDS:
             return
-        # After a restart a task repeats steps, with the same samples and so the same figures: the first ones stay.
+        # Steps repeated after a restart have the same samples and metrics: keep the first ones.
         self.position = step = event.get("step", self.position)
         if step <= self.marks[kind]:
             return
@@ -124,7 +123,7 @@ class TaskRun:
             row, self.nodes = row | self.nodes, {}
         if row:
             row |= {"global_step": step, "epoch": event["epoch"], "_timestamp": event["time"]}
-            # W&B refuses to go back to an earlier row. (`run.step` would tell where it is, but asks its service.)
+            # W&B rejects earlier rows; reading `run.step` would query its service.
             self.row_number = max(step, self.row_number)
             self.run.log(row, step=self.row_number)
         if kind == "validation" and event["best"]:
@@ -136,7 +135,7 @@ class TaskRun:
             self.cursor.save()
 
     def finish(self) -> None:
-        self._log_checkpoints()  # of a task that was stopped or failed; a finished one has had its turn
+        self._log_checkpoints()  # of a stopped or failed task; a finished task has logged them
         self.run.finish()
         self.cursor.marks[self.id] = self.marks
         self.cursor.num_done = self.cursor.num_seen
@@ -144,10 +143,10 @@ class TaskRun:
 
     def _row(self, event: dict[str, Any]) -> dict[str, Any]:
         if event["kind"] == "step":
-            row = {f"train/{name}": event[name] for name in _STEP_FIGURES}
+            row = {f"train/{name}": event[name] for name in _STEP_FIELDS}
             row |= {f"train/loss_{name}": value for name, value in event["losses"].items()}
         elif event["kind"] == "epoch":
-            row = {f"epoch/{name}": event[name] for name in _EPOCH_FIGURES}
+            row = {f"epoch/{name}": event[name] for name in _EPOCH_FIELDS}
         elif event["kind"] == "validation":
             row = {f"val/{name}": value for name, value in event["metrics"].items()}
         else:
@@ -157,10 +156,7 @@ class TaskRun:
         return {name: value for name, value in row.items() if value is not None}
 
     def _log_checkpoints(self) -> None:
-        """The checkpoints that `best.json` and `last.json` name, as versions of one artifact.
-
-        Their files are referred to where they lie, neither copied nor read before the upload.
-        """
+        """Log the checkpoints named by `best.json` and `last.json` as versions of one artifact, without copying."""
         folder = self.run_dir / "checkpoints" / self.task
         named = {alias: _named_checkpoint(folder, file) for alias, file in (("best", "best"), ("latest", "last"))}
         latest = named["latest"]
@@ -175,7 +171,7 @@ class TaskRun:
 
 
 def alert_failure(run: Any, event: dict[str, Any]) -> None:
-    """Tell whoever W&B tells that the run failed."""
+    """Send a W&B alert about the failure."""
     run.alert("Run failed", f"{event['message']} {event['cause']} {event['advice']}".strip(), level="ERROR")
 
 
@@ -187,17 +183,17 @@ def _named_checkpoint(folder: Path, pointer: str) -> Path | None:
     return path if path.is_dir() else None
 
 
-def _node_figures(event: dict[str, Any]) -> dict[str, Any]:
-    """`nodes/<name>/cpu_fraction`, `nodes/<name>/gpu0/power_w`, …: what a node said of itself."""
+def _node_metrics(event: dict[str, Any]) -> dict[str, Any]:
+    """Telemetry of a node as `nodes/<name>/cpu_fraction`, `nodes/<name>/gpu0/power_w`, …"""
     node = "nodes/" + re.sub(r"[^A-Za-z0-9_-]", "_", event["node"])
-    figures = {f"{node}/{name}": event[name] for name in _NODE_FIGURES}
+    metrics = {f"{node}/{name}": event[name] for name in _NODE_FIELDS}
     for gpu in event["gpus"]:
-        figures |= {f"{node}/gpu{gpu.get('index')}/{name}": gpu.get(name) for name in _GPU_FIGURES}
-    return {name: value for name, value in figures.items() if value is not None}
+        metrics |= {f"{node}/gpu{gpu.get('index')}/{name}": gpu.get(name) for name in _GPU_FIELDS}
+    return {name: value for name, value in metrics.items() if value is not None}
 
 
 class Cursor:
-    """What was mirrored before this process: in a small file, so that a resumed run goes on where it was."""
+    """Events mirrored so far, kept in a file for resumed runs."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -205,7 +201,7 @@ class Cursor:
         if path.exists():
             with contextlib.suppress(ValueError):
                 data = json.loads(path.read_text())
-        self.num_done: int = data.get("num_done", 0)  # events of the log that are in finished W&B runs
+        self.num_done: int = data.get("num_done", 0)  # number of events in finished W&B runs
         self.num_seen = self.num_done
         self.marks: dict[str, dict[str, int]] = data.get("marks", {})  # W&B id -> kind -> last step
 
@@ -217,10 +213,7 @@ class Cursor:
 
 
 def _settings(wandb: Any, on_refused: Callable[[], None]) -> Any:
-    """Nothing but the figures: no console, code, git, command line, user or packages; and no signal to this process.
-
-    W&B copies `on_refused` deeply, which a function survives and the bound method of a lock does not.
-    """
+    """Only metrics are sent: no console output, code, git state, command line, user or packages."""
     return wandb.Settings(
         console="off",
         program="pillsnap",
@@ -237,28 +230,12 @@ def _settings(wandb: Any, on_refused: Callable[[], None]) -> Any:
         stop_fn=on_refused,
         x_disable_meta=True,
         x_disable_machine_info=True,
-        x_disable_stats=True,  # every node's figures are in the log, and so in the rows
+        x_disable_stats=True,  # the event log has the telemetry of every node
         x_save_requirements=False,
         x_transaction_log_flush_interval=5,
     )
 
 
-def numbered_events(run_dir: Path, stop: threading.Event) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The events of the log with their place in it, until `stop` is set and the rest is read."""
-    follower = EventFollower(run_dir)
-    index = 0
-    while True:
-        stopping = stop.is_set()
-        events = follower.poll(max_bytes=1 << 20)
-        for event in events:
-            yield index, event
-            index += 1
-        if not events:
-            if stopping:
-                return
-            stop.wait(POLL_INTERVAL_S)
-
-
 def wandb_id(run: dict[str, Any], task: str) -> str:
-    """W&B refuses some characters in an id."""
+    """Id of the W&B run, without characters that W&B rejects."""
     return re.sub(r"[^A-Za-z0-9_.-]", "_", f"{run['run_id']}-{task}")

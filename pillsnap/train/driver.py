@@ -18,7 +18,7 @@ from pillsnap.errors import UserError
 from pillsnap.evaluate.evaluator import evaluate_run
 from pillsnap.files import write_json
 from pillsnap.observe.events import EventLog, read_events
-from pillsnap.observe.nodes import NodeWatch
+from pillsnap.observe.node_telemetry import NodeTelemetry
 from pillsnap.observe.progress import ProgressView
 from pillsnap.observe.versions import versions
 from pillsnap.runs.directory import FOUND_BOXES_FILE, STOP_FILE, Run, only_driver
@@ -71,7 +71,7 @@ def _train_and_evaluate(run: Run, console: Console) -> dict[str, Any]:
         )
         with mirror:
             try:
-                with ProgressView(run.run_dir, console), NodeWatch(events, run.run_dir):
+                with ProgressView(run.run_dir, console), NodeTelemetry(events, run.run_dir):
                     train_run(run, relay)
                 print_line("evaluating: both models over the validation photos")
                 return evaluate_run(run)

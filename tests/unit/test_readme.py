@@ -55,7 +55,7 @@ def test_demo_output_is_what_the_code_prints() -> None:
     quoted = _text("README.md").split("<!-- demo output begins -->")[1].split("<!-- demo output ends -->")[0]
     assert quoted == _text("README.ko.md").split("<!-- demo output begins -->")[1].split("<!-- demo output ends -->")[0]
     for words in (
-        "waits for data",
+        "data wait",
         "Classification top-1",
         "Detection mAP@0.5",
         "Total time",

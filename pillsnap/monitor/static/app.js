@@ -1,4 +1,4 @@
-// Shows what the monitor sends over its WebSocket. Text from a run only ever goes into textContent.
+// Shows the messages of the monitor's WebSocket. Texts of a run are only assigned to textContent.
 
 import { Chart } from "./chart.js";
 import { WORDS, clock, duration, gib, nameOf, number, percent } from "./words.js";
@@ -13,8 +13,8 @@ const make = (tag, className = "", text = "") => {
   return element;
 };
 
-const SILENT_AFTER_S = 300; // a validation may take minutes; beyond that, a running run has probably been killed
-const NODE_NEWS_S = 90; // a node's reading comes every 15 s
+const SILENT_AFTER_S = 300; // longer than a validation: the run was probably killed
+const NODE_MAX_AGE_S = 90; // nodes are sampled every 15 s
 const span = (seconds) => duration(seconds, words);
 
 let language = query.get("lang") || localStorage.getItem("language") || (navigator.language.startsWith("ko") ? "ko" : "en");
@@ -24,9 +24,9 @@ let run = query.get("run");
 let socket = null;
 let connection = "connecting";
 let retryMs = 500;
-let clockSkew = 0; // seconds by which the server's clock is ahead of ours
+let clockSkew = 0; // server time minus browser time, in seconds
 let view = null;
-let surroundings = { runs: [], machine: {} };
+let context = { runs: [], machine: {} };
 let curves = {};
 let cards = {};
 
@@ -43,7 +43,7 @@ function connect() {
     receive(JSON.parse(event.data));
   };
   opened.onclose = () => {
-    if (opened !== socket) return; // another run was chosen
+    if (opened !== socket) return; // another run was selected
     connection = "lost";
     show();
     setTimeout(() => opened === socket && connect(), retryMs);
@@ -53,8 +53,8 @@ function connect() {
 
 function receive(message) {
   connection = "live";
-  if (message.type === "hello" || message.type === "surroundings") {
-    surroundings = message;
+  if (message.type === "hello" || message.type === "context") {
+    context = message;
     clockSkew = message.now - Date.now() / 1000;
     run = message.run ?? run;
   } else {
@@ -68,7 +68,7 @@ function receive(message) {
   show();
 }
 
-function choose(name) {
+function selectRun(name) {
   run = name;
   view = null;
   curves = {};
@@ -116,7 +116,7 @@ function render() {
 
 function showRuns() {
   const select = find("#runs");
-  const names = surroundings.runs.map((each) => each.name);
+  const names = context.runs.map((each) => each.name);
   if (run && !names.includes(run)) names.unshift(run);
   if (names.join("\n") !== Array.from(select.options, (option) => option.value).join("\n")) {
     select.replaceChildren(...names.map((name) => new Option(name, name)));
@@ -125,13 +125,13 @@ function showRuns() {
 }
 
 function showSummary() {
-  const { run: facts, first_time: first, last_time: last } = view;
+  const { run: details, first_time: first, last_time: last } = view;
   const parts = [];
   const age = Date.now() / 1000 + clockSkew - last;
-  if (typeof facts.stage === "number") parts.push(words.stage(facts.stage));
-  if (Number.isInteger(facts.num_workers)) parts.push(words.workers(facts.num_workers));
+  if (typeof details.stage === "number") parts.push(words.stage(details.stage));
+  if (Number.isInteger(details.num_workers)) parts.push(words.workers(details.num_workers));
   if (first) {
-    parts.push(words.since(span(last - first)));
+    parts.push(words.elapsed(span(last - first)));
     parts.push(age < 86400 ? words.lastEvent(span(age)) : words.lastEventAt(clock(last)));
   }
   for (const name of ["torch", "ray", "ultralytics", "timm"]) {
@@ -173,11 +173,11 @@ function showMessages(selector, events, write) {
   find(selector).replaceChildren(...(items.length ? items : [make("li", "dim", words.none)]));
 }
 
-// The monitor's own machine, then the run's other nodes as long as their readings are news.
+// The machine of the monitor, then the run's other nodes with recent samples.
 function showMachines() {
   const now = Date.now() / 1000 + clockSkew;
-  const own = surroundings.machine;
-  const others = (view?.machines ?? []).filter((node) => node.node !== own.node && now - node.time < NODE_NEWS_S);
+  const own = context.machine;
+  const others = (view?.machines ?? []).filter((node) => node.node !== own.node && now - node.time < NODE_MAX_AGE_S);
   others.sort((a, b) => a.node.localeCompare(b.node));
   const rows = machineRows(own);
   for (const node of others) rows.push(make("h3", "", `${words.node} ${node.node}`), ...machineRows(node));
@@ -187,14 +187,14 @@ function showMachines() {
 function machineRows(machine) {
   const rows = [];
   for (const gpu of machine.gpus ?? []) {
-    const facts = [percent(gpu.utilization), `${number(gpu.temperature_c)} °C`, `${number(gpu.power_w, 3)} W`];
+    const details = [percent(gpu.utilization), `${number(gpu.temperature_c)} °C`, `${number(gpu.power_w, 3)} W`];
     const used = `${gib(gpu.memory_used_bytes)} / ${gib(gpu.memory_total_bytes)}`;
-    rows.push(meter(`GPU ${gpu.index} ${gpu.name} · ${facts.join(" · ")}`, used, gpu.memory_used_bytes / gpu.memory_total_bytes));
+    rows.push(meter(`GPU ${gpu.index} ${gpu.name} · ${details.join(" · ")}`, used, gpu.memory_used_bytes / gpu.memory_total_bytes));
   }
   if (machine.host_memory_total_bytes) {
     const { host_memory_used_bytes: used, host_memory_total_bytes: total, disk_free_bytes: free, disk_total_bytes: disk } = machine;
     rows.push(meter(words.memory, `${gib(used)} / ${gib(total)}`, used / total));
-    rows.push(meter(words.processors, `${percent(machine.cpu_fraction)} ${words.busy}`, machine.cpu_fraction, false));
+    rows.push(meter(words.cpu, `${percent(machine.cpu_fraction)} ${words.busy}`, machine.cpu_fraction, false));
     rows.push(meter(words.disk, `${gib(free)} ${words.free}`, 1 - free / disk));
   }
   return rows;
@@ -236,7 +236,7 @@ function showTask(name, task) {
   bar.firstElementChild.style.width = `${100 * task.progress}%`;
   bar.setAttribute("aria-valuenow", Math.round(100 * task.progress));
   find(".position", card).textContent = positionOf(task);
-  find(".figures", card).replaceChildren(...figuresOf(task).map((figure) => figureElement(name, ...figure)));
+  find(".figures", card).replaceChildren(...metricsOf(task).map((metric) => metricElement(name, ...metric)));
   showCharts(find(".charts", card), charts, name, task);
   showExamples(find("figure", card), name, task.examples);
 }
@@ -249,38 +249,38 @@ function timeOf(task) {
 function positionOf(task) {
   if (!task.step && task.status !== "started") return "";
   const parts = [`${words.epoch} ${task.epoch}/${task.epochs ?? "?"}`, `${words.step} ${task.step}/${task.total_steps ?? "?"}`];
-  if (task.num_train) parts.push(`${task.num_train.toLocaleString("en")} ${words.train}`);
-  if (task.num_val) parts.push(`${task.num_val.toLocaleString("en")} ${words.validate}`);
+  if (task.num_train) parts.push(words.train(task.num_train.toLocaleString("en")));
+  if (task.num_val) parts.push(words.validate(task.num_val.toLocaleString("en")));
   if (task.restarts) parts.push(words.restarts(task.restarts));
   return parts.join(" · ");
 }
 
 // [field, label, text, unit, note]
-function figuresOf(task) {
+function metricsOf(task) {
   if (!task.step) return [];
   const losses = Object.entries(task.losses).map(([name, value]) => `${name} ${number(value, 3)}`);
-  const figures = [
+  const metrics = [
     ["loss", words.loss, number(task.loss), "", losses.join(", ")],
     ["images_per_s", words.images_per_s, number(task.images_per_s, 3), "img/s", ""],
     ["data_wait_fraction", words.data_wait_fraction, percent(task.data_wait_fraction), "", ""],
     ["lr", words.lr, number(task.lr, 3), "", ""],
   ];
   if (task.gpu_memory_bytes !== null) {
-    figures.push(["gpu_memory_bytes", words.gpu_memory_bytes, gib(task.gpu_memory_bytes), "", ""]);
+    metrics.push(["gpu_memory_bytes", words.gpu_memory_bytes, gib(task.gpu_memory_bytes), "", ""]);
   }
   const [last, best] = [task.last_validation, task.best_validation];
   for (const [name, value] of Object.entries(last?.metrics ?? {})) {
     const better = best && best.epoch !== last.epoch ? `, ${words.best} ${number(best.metrics[name], 3)}` : "";
-    figures.push([name === "loss" ? "val_loss" : name, name === "loss" ? words.val_loss : nameOf(name, words), number(value), "", `${words.epoch} ${last.epoch}${better}`]);
+    metrics.push([name === "loss" ? "val_loss" : name, name === "loss" ? words.val_loss : nameOf(name, words), number(value), "", `${words.epoch} ${last.epoch}${better}`]);
   }
   if (task.checkpoint) {
     const { epoch, time } = task.checkpoint;
-    figures.push(["checkpoint", words.checkpoint, `${words.epoch} ${epoch}`, "", clock(time)]);
+    metrics.push(["checkpoint", words.checkpoint, `${words.epoch} ${epoch}`, "", clock(time)]);
   }
-  return figures;
+  return metrics;
 }
 
-function figureElement(task, field, label, text, unit, note) {
+function metricElement(task, field, label, text, unit, note) {
   const box = make("div");
   const value = make("dd");
   const shown = make("span", "", text);
@@ -292,7 +292,7 @@ function figureElement(task, field, label, text, unit, note) {
 
 function showCharts(parent, charts, name, task) {
   const found = Object.keys(task.last_validation?.metrics ?? {});
-  const metrics = found.filter((metric) => metric !== "loss").slice(0, 4); // a loss has another scale
+  const metrics = found.filter((metric) => metric !== "loss").slice(0, 4); // losses have another scale
   const wanted = [
     ["loss", found.includes("loss") ? ["loss", "val/loss"] : ["loss"], {}],
     ["validation", metrics.map((metric) => `val/${metric}`), { low: 0 }],
@@ -321,7 +321,7 @@ function showExamples(figure, name, path) {
 
 // --- start ----------------------------------------------------------------------------------------------------------
 
-find("#runs").addEventListener("change", (event) => choose(event.target.value));
+find("#runs").addEventListener("change", (event) => selectRun(event.target.value));
 find("#language").addEventListener("click", () => {
   language = language === "en" ? "ko" : "en";
   words = WORDS[language];
@@ -337,6 +337,6 @@ find("#theme").addEventListener("click", () => {
   localStorage.setItem("theme", root.dataset.theme);
   show();
 });
-setInterval(show, 1000); // the age of the last event
+setInterval(show, 1000); // updates the age of the last event
 show();
 connect();

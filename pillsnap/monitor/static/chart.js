@@ -1,11 +1,11 @@
-// A line chart on a canvas: a few curves over the same steps, readable values, redrawn whenever something changes.
+// A line chart on a canvas: a few curves over the same steps, with the values at the pointer.
 
 import { number } from "./words.js";
 
 const PAD = { left: 46, right: 10, top: 8, bottom: 20 };
 
 export class Chart {
-  // `titles` of the lines; `unit` of the steps' axis; `write` turns a value into text; `low`: the axis begins there.
+  // `titles`: of the lines; `unit`: label of the x axis; `write`: formats a value; `low`: start of the y axis.
   constructor(parent, titles, unit, { write = number, low = null } = {}) {
     this.unit = unit;
     this.write = write;
@@ -97,11 +97,11 @@ export class Chart {
       stroke(pen, line.map(([step, value]) => [x(step), y(value)]));
       if (line.length > 0 && line.length <= 40) line.forEach(([step, value]) => dot(pen, x(step), y(value), 2));
     });
-    this.tell(pen, x, y, color, height);
+    this.showValues(pen, x, y, color, height);
   }
 
-  // The values under the pointer, in the legend. A screen reader is always told the newest ones.
-  tell(pen, x, y, color, height) {
+  // Shows the values at the pointer in the legend; the aria-label has the latest values.
+  showValues(pen, x, y, color, height) {
     let near = null;
     const newest = [];
     if (this.pointer !== null) {
@@ -127,7 +127,7 @@ export class Chart {
     this.canvas.setAttribute("aria-label", `${this.legend.textContent}: ${newest.join(", ")}`);
   }
 
-  // Epochs where their length is known, else steps.
+  // In epochs where steps per epoch are known, else in steps.
   stepTicks(right, width) {
     const unit = this.stepsPerEpoch || 1;
     const wanted = Math.max(2, Math.floor(width / 90));
@@ -151,7 +151,7 @@ function dot(pen, x, y, radius) {
   pen.fill();
 }
 
-// 1, 2 or 5 times a power of ten, not below `wanted`.
+// The smallest of 1, 2 or 5 times a power of ten that is at least `wanted`.
 function niceGap(wanted, whole) {
   if (whole && wanted <= 1) return 1;
   const power = 10 ** Math.floor(Math.log10(wanted));

@@ -1,36 +1,36 @@
-// The page's words in English and Korean, and how numbers, spans of time and figures are written.
+// Texts of the page in English and Korean, and formatting of numbers, durations and metric names.
 
 export const WORDS = {
   en: {
-    run: "Run", failure: "Failure", target: "Target", value: "Value", wanted: "Wanted", machine: "This machine", node: "Node",
-    warnings: "Warnings", quarantine: "Photos in quarantine", examples: "Example predictions", none: "none",
+    run: "Run", failure: "Failure", target: "Target", value: "Value", required: "Required", machine: "This machine", node: "Node",
+    warnings: "Warnings", quarantine: "Quarantined photos", examples: "Example predictions", none: "none",
     detection: "Detection", classification: "Classification", other: "한국어",
     waiting: "waiting", running: "running", started: "running", finished: "finished", skipped: "skipped",
     failed: "failed", met: "targets met", missed: "targets missed",
-    connecting: "connecting…", live: "live", lost: "connection lost, trying again",
+    connecting: "connecting…", live: "live", lost: "connection lost, reconnecting…",
     seconds: " s", stage: (n) => `stage ${n}`, workers: (n) => `${n} worker${n === 1 ? "" : "s"}`,
-    since: (span) => `for ${span}`, lastEvent: (span) => `last event ${span} ago`, lastEventAt: (at) => `last event ${at}`,
+    elapsed: (span) => `elapsed ${span}`, lastEvent: (span) => `last event ${span} ago`, lastEventAt: (at) => `last event ${at}`,
     left: (span) => `${span} left`, took: (span) => `took ${span}`,
     epoch: "epoch", step: "step", restarts: (n) => `${n} restart${n === 1 ? "" : "s"}`, best: "best",
-    loss: "Loss", val_loss: "Validation loss", precision: "Precision", recall: "Recall", lr: "Learning rate", images_per_s: "Speed", data_wait_fraction: "Waits for data",
-    gpu_memory_bytes: "GPU memory", checkpoint: "Last checkpoint", train: "to train", validate: "to validate",
-    validation: "Validation", busy: "busy", memory: "Memory", processors: "Processors", disk: "Disk", free: "free",
+    loss: "Loss", val_loss: "Validation loss", precision: "Precision", recall: "Recall", lr: "Learning rate", images_per_s: "Speed", data_wait_fraction: "Data wait",
+    gpu_memory_bytes: "GPU memory", checkpoint: "Last checkpoint", train: (n) => `${n} training samples`, validate: (n) => `${n} validation samples`,
+    validation: "Validation", busy: "busy", memory: "Memory", cpu: "CPU", disk: "Disk", free: "free",
     total_time_s: "Total time", reached: "met", notReached: "missed",
   },
   ko: {
-    run: "실행", failure: "오류로 멈춤", target: "목표", value: "값", wanted: "기준", machine: "이 컴퓨터", node: "노드",
+    run: "실행", failure: "실패", target: "목표", value: "값", required: "기준", machine: "이 컴퓨터", node: "노드",
     warnings: "경고", quarantine: "격리된 사진", examples: "예측 예시", none: "없음",
-    detection: "검출", classification: "분류", other: "EN",
+    detection: "검출", classification: "분류", other: "English",
     waiting: "대기", running: "진행 중", started: "진행 중", finished: "완료", skipped: "건너뜀",
     failed: "실패", met: "목표 달성", missed: "목표 미달",
-    connecting: "연결 중…", live: "실시간", lost: "연결이 끊겨 다시 시도 중",
-    seconds: "초", stage: (n) => `${n}단계`, workers: (n) => `작업자 ${n}`,
-    since: (span) => `${span} 경과`, lastEvent: (span) => `마지막 기록 ${span} 전`, lastEventAt: (at) => `마지막 기록 ${at}`,
-    left: (span) => `${span} 남음`, took: (span) => `${span} 걸림`,
-    epoch: "에폭", step: "스텝", restarts: (n) => `재시작 ${n}`, best: "최고",
+    connecting: "연결 중…", live: "실시간", lost: "연결 끊김, 다시 연결 중…",
+    seconds: "초", stage: (n) => `${n}단계`, workers: (n) => `워커 ${n}개`,
+    elapsed: (span) => `${span} 경과`, lastEvent: (span) => `마지막 기록 ${span} 전`, lastEventAt: (at) => `마지막 기록 ${at}`,
+    left: (span) => `${span} 남음`, took: (span) => `${span} 소요`,
+    epoch: "에폭", step: "스텝", restarts: (n) => `재시작 ${n}회`, best: "최고",
     loss: "손실", val_loss: "검증 손실", precision: "정밀도", recall: "재현율", lr: "학습률", images_per_s: "속도", data_wait_fraction: "데이터 대기",
-    gpu_memory_bytes: "GPU 메모리", checkpoint: "마지막 체크포인트", train: "학습", validate: "검증",
-    validation: "검증", busy: "사용", memory: "메모리", processors: "프로세서", disk: "디스크", free: "남음",
+    gpu_memory_bytes: "GPU 메모리", checkpoint: "마지막 체크포인트", train: (n) => `학습 샘플 ${n}개`, validate: (n) => `검증 샘플 ${n}개`,
+    validation: "검증", busy: "사용 중", memory: "메모리", cpu: "CPU", disk: "디스크", free: "남음",
     total_time_s: "전체 시간", reached: "달성", notReached: "미달",
   },
 };
@@ -39,7 +39,7 @@ const NAMES = {
   map50: "mAP@0.5", map50_95: "mAP@0.5:0.95", top1: "top-1", top5: "top-5", macro_f1: "macro F1",
 };
 
-// A metric's or target's name as people write it.
+// Display name of a metric or target.
 export function nameOf(key, words) {
   if (typeof words[key] === "string") return words[key];
   for (const [task, title] of [["classification_", words.classification], ["detection_", words.detection]]) {

@@ -1,4 +1,4 @@
-"""A headless Chromium for tests of the web monitor, driven by its own DevTools protocol over loopback."""
+"""Headless Chromium for tests of the web monitor, controlled over the DevTools protocol."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FLAGS = (
 
 
 class Page:
-    """One tab: evaluate JavaScript in it, wait for a condition, take a picture."""
+    """A tab: evaluates JavaScript, waits for conditions, takes screenshots."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self.socket = socket
@@ -63,24 +63,24 @@ class Page:
         return answer["result"].get("value")
 
     async def wait_for(self, expression: str, timeout_s: float = 30) -> float:
-        """Seconds until the JavaScript expression was true."""
+        """Wait until the JavaScript expression is true; returns the seconds waited."""
         begin_s = time.monotonic()
         while not await self.evaluate(f"Boolean({expression})"):
             assert time.monotonic() - begin_s < timeout_s, f"never true: {expression}"
         return time.monotonic() - begin_s
 
     async def screenshot(self, path: Path) -> None:
-        """The whole page, as far down as it goes."""
+        """Save a screenshot of the whole page."""
         answer = await self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(answer["data"]))
 
 
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The DevTools address of a running Chromium; skips where none is installed."""
+    """DevTools address of a running Chromium; skips without Chromium."""
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if program is None:
-        pytest.skip("no Chromium on this machine")
+        pytest.skip("needs Chromium")
     profile = tmp_path_factory.mktemp("chromium")
     process = subprocess.Popen(
         [program, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
@@ -88,7 +88,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         stderr=subprocess.DEVNULL,
     )
     port_file = profile / "DevToolsActivePort"
-    end_s = time.monotonic() + 180  # seconds are enough where nothing else runs
+    end_s = time.monotonic() + 180  # a few seconds on an idle machine
     while not (port_file.exists() and port_file.read_text().count("\n")):
         assert process.poll() is None and time.monotonic() < end_s, "Chromium did not start"
         time.sleep(0.1)
@@ -113,8 +113,8 @@ def open_page(chromium: str) -> Callable[[], AbstractAsyncContextManager[Page]]:
 
 
 @pytest.fixture(scope="session")
-def pictures() -> Path:
-    """Where pictures of pages stay, to be looked at: artifacts/pictures."""
-    folder = Path(__file__).resolve().parents[3] / "artifacts" / "pictures"
+def screenshots() -> Path:
+    """Folder for screenshots to review: artifacts/screenshots."""
+    folder = Path(__file__).resolve().parents[3] / "artifacts" / "screenshots"
     folder.mkdir(parents=True, exist_ok=True)
     return folder

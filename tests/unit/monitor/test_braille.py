@@ -1,8 +1,8 @@
-"""Braille curves: right dots in the right places."""
+"""Braille curves set the expected dots."""
 
 from __future__ import annotations
 
-from pillsnap.monitor.braille import curve
+from pillsnap.monitor.braille import draw_curve
 
 
 def dots(lines: list[str]) -> set[tuple[int, int]]:
@@ -26,16 +26,16 @@ def dots(lines: list[str]) -> set[tuple[int, int]]:
     }
 
 
-def test_diagonal_rises_from_the_lower_left_to_the_upper_right() -> None:
-    assert dots(curve([(0, 0.0), (7, 7.0)], width=4, height=2)) == {(column, 7 - column) for column in range(8)}
+def test_diagonal_from_lower_left_to_upper_right() -> None:
+    assert dots(draw_curve([(0, 0.0), (7, 7.0)], width=4, height=2)) == {(column, 7 - column) for column in range(8)}
 
 
 def test_step_has_no_gap() -> None:
-    got = dots(curve([(0, 0.0), (3, 0.0), (4, 7.0), (7, 7.0)], width=4, height=2))
+    got = dots(draw_curve([(0, 0.0), (3, 0.0), (4, 7.0), (7, 7.0)], width=4, height=2))
     assert {row for _, row in got} == set(range(8)) and {column for column, _ in got} == set(range(8))
 
 
 def test_flat_single_and_no_points() -> None:
-    assert {row for _, row in dots(curve([(1, 5.0), (9, 5.0)], width=3, height=1))} == {2}
-    assert dots(curve([(1, 5.0)], width=1, height=1)) != set()
-    assert curve([], width=3, height=2) == ["\u2800" * 3] * 2
+    assert {row for _, row in dots(draw_curve([(1, 5.0), (9, 5.0)], width=3, height=1))} == {2}
+    assert dots(draw_curve([(1, 5.0)], width=1, height=1)) != set()
+    assert draw_curve([], width=3, height=2) == ["\u2800" * 3] * 2

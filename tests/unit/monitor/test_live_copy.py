@@ -1,7 +1,8 @@
-"""A copy of a remote run's logs grows as they do, and starts over when they do."""
+"""The local copy of a remote run's logs is extended, and replaced when the log is."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ def publish(storage: Storage, log: EventLog) -> None:
     storage.upload(log.path, "events.jsonl")
 
 
-def test_only_what_is_new_is_brought(storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_new_bytes_are_fetched(storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with EventLog(tmp_path / "driver") as log:
         for number in range(50):
             log.write("warning", message=f"number {number}")
@@ -43,7 +44,7 @@ def test_only_what_is_new_is_brought(storage: Storage, tmp_path: Path, monkeypat
 
         monkeypatch.setattr(Storage, "read", counted)
         copy.update()
-        assert read == []  # nothing changed, nothing is read
+        assert read == []  # unchanged
         log.write("warning", message="one more")
         log.write("examples", task="detection", epoch=1, path="examples/a.png")
         storage.write("examples/a.png", b"picture")
@@ -72,7 +73,7 @@ def test_another_log_replaces_the_copy(storage: Storage, tmp_path: Path, lines: 
     assert (copy.local / "events.jsonl").read_bytes() == log.path.read_bytes()
 
 
-def test_it_is_kept_up_to_date(storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_keeps_the_copy_up_to_date(storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "POLL_INTERVAL_S", 0.05)
     with EventLog(tmp_path / "driver") as log:
         log.write("warning", message="first")
@@ -83,15 +84,15 @@ def test_it_is_kept_up_to_date(storage: Storage, tmp_path: Path, monkeypatch: py
             for _ in range(200):
                 if (folder / "events.jsonl").read_bytes() == log.path.read_bytes():
                     break
-                module.threading.Event().wait(0.05)
+                time.sleep(0.05)
             assert (folder / "events.jsonl").read_bytes() == log.path.read_bytes()
 
 
-def test_no_run_is_an_error(storage: Storage) -> None:
-    with pytest.raises(UserError, match="is no run"), live_copy(storage.uri):
+def test_missing_run_is_an_error(storage: Storage) -> None:
+    with pytest.raises(UserError, match="is not a run"), live_copy(storage.uri):
         pass
 
 
-def test_a_folder_is_watched_as_it_is(tmp_path: Path) -> None:
+def test_a_local_folder_is_returned_unchanged(tmp_path: Path) -> None:
     with live_copy(str(tmp_path)) as folder:
         assert folder == tmp_path

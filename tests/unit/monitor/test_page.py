@@ -1,4 +1,4 @@
-"""The page in a real browser: the log's numbers within two seconds, text as text, and room on every screen."""
+"""The page in Chromium: shows the log within two seconds, escapes texts, and fits every screen."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def field(name: str) -> str:
     return f"document.querySelector(\"[data-field='{name}']\")?.textContent"
 
 
-def test_numbers_of_the_log_within_two_seconds_and_through_a_restart(tmp_path: Path, open_page: OpenPage) -> None:
+def test_state_is_shown_within_two_seconds_and_across_a_restart(tmp_path: Path, open_page: OpenPage) -> None:
     async def scenario() -> None:
         with EventLog(tmp_path / "night") as log:
             write_run(log)
@@ -56,7 +56,7 @@ def test_numbers_of_the_log_within_two_seconds_and_through_a_restart(tmp_path: P
                 await page.wait_for(f"{field('detection.loss')} === '0.4'")
                 text = await page.evaluate("document.querySelector('#detection').innerText")
                 for figure in (
-                    "epoch 2/4 · step 100/200 · 800 to train · 200 to validate",
+                    "epoch 2/4 · step 100/200 · 800 training samples · 200 validation samples",
                     "1:02:05 left",
                     "118 img/s",
                     "3 %",
@@ -75,7 +75,7 @@ def test_numbers_of_the_log_within_two_seconds_and_through_a_restart(tmp_path: P
                 log.write("task", task="detection", status="started", epoch=2, step=100)
                 write_steps(log, 101, 110, 220.0)
                 delays_s.append(await page.wait_for(f"{field('detection.loss')} === '2'"))
-                assert min(delays_s) < 2  # the others are the machine's, where other work starves the browser
+                assert min(delays_s) < 2  # a busy machine may delay the others
                 assert await page.evaluate("document.querySelector('#failure').hidden") is True
                 position = await page.evaluate("document.querySelector('#detection .position').textContent")
                 assert "step 110/200" in position and "1 restart" in position
@@ -90,7 +90,7 @@ def test_numbers_of_the_log_within_two_seconds_and_through_a_restart(tmp_path: P
     asyncio.run(scenario())
 
 
-def test_text_of_a_run_is_shown_as_text_and_no_script_of_it_runs(tmp_path: Path, open_page: OpenPage) -> None:
+def test_texts_of_a_run_are_not_interpreted_as_html(tmp_path: Path, open_page: OpenPage) -> None:
     async def scenario() -> None:
         with EventLog(tmp_path / "night") as log:
             write_run(log, HOSTILE)
@@ -112,7 +112,7 @@ def test_text_of_a_run_is_shown_as_text_and_no_script_of_it_runs(tmp_path: Path,
     asyncio.run(scenario())
 
 
-def test_another_run_and_another_language_are_chosen(tmp_path: Path, open_page: OpenPage) -> None:
+def test_run_and_language_can_be_selected(tmp_path: Path, open_page: OpenPage) -> None:
     async def scenario() -> None:
         for name, last in (("one", 150), ("two", 200)):
             with EventLog(tmp_path / name) as log:
@@ -134,10 +134,10 @@ def test_another_run_and_another_language_are_chosen(tmp_path: Path, open_page: 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(("width", "height"), [(390, 844), (1280, 900)])
-def test_nothing_sticks_out(
-    tmp_path: Path, open_page: OpenPage, pictures: Path, width: int, height: int, scheme: str
+def test_page_has_no_horizontal_overflow(
+    tmp_path: Path, open_page: OpenPage, screenshots: Path, width: int, height: int, scheme: str
 ) -> None:
-    """The picture of the page is kept, to be looked at."""
+    """Keeps a screenshot for review."""
 
     async def scenario() -> None:
         with EventLog(tmp_path / "night") as log:
@@ -169,6 +169,6 @@ def test_nothing_sticks_out(
             assert drawn is True
             nodes = await page.evaluate("document.querySelector('#machine').innerText")
             assert "GPU 1 NVIDIA GeForce RTX 5080 · 87 % · 66 °C · 251 W" in nodes
-            await page.screenshot(pictures / f"monitor_{width}_{scheme}.png")
+            await page.screenshot(screenshots / f"monitor_{width}_{scheme}.png")
 
     asyncio.run(scenario())

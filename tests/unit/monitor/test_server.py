@@ -1,4 +1,4 @@
-"""The web monitor sends the figures of the log, bounds what a slow viewer costs, and follows a run through restarts."""
+"""The web monitor sends the state of a run, follows it across restarts, and bounds the cost of slow viewers."""
 
 from __future__ import annotations
 
@@ -57,19 +57,19 @@ async def viewing(server: TestServer, run: str | None = None) -> AsyncIterator[a
 
 
 class Client:
-    """Does what the page does with the messages."""
+    """Applies the messages as the page does."""
 
     def __init__(self, viewer: aiohttp.ClientWebSocketResponse) -> None:
         self.viewer = viewer
         self.view: dict[str, Any] = {}
         self.curves: dict[str, list[list[float]]] = {}
-        self.surroundings: dict[str, Any] = {}
+        self.context: dict[str, Any] = {}
         self.num_snapshots = 0
 
     async def receive(self) -> None:
         message = await self.viewer.receive_json(timeout=20)
-        if message["type"] in ("hello", "surroundings"):
-            self.surroundings = message
+        if message["type"] in ("hello", "context"):
+            self.context = message
             return
         if message["type"] == "snapshot":
             self.num_snapshots += 1
@@ -84,7 +84,7 @@ class Client:
             await self.receive()
 
 
-def test_snapshot_updates_and_restart_arrive(tmp_path: Path) -> None:
+def test_snapshot_updates_and_restart(tmp_path: Path) -> None:
     async def scenario() -> None:
         with EventLog(tmp_path / "a") as log:
             begin(log)
@@ -92,7 +92,7 @@ def test_snapshot_updates_and_restart_arrive(tmp_path: Path) -> None:
             async with running(tmp_path / "a") as server, viewing(server) as viewer:
                 client = Client(viewer)
                 await client.until_step(40)
-                assert client.surroundings["run"] == "a"
+                assert client.context["run"] == "a"
                 assert client.curves["detection/loss"] == [[step, float(f"{1 / step:.6g}")] for step in range(1, 41)]
                 steps(log, 41, 60)
                 log.write("quarantine", task="detection", sample_id="x", reason="torn")
@@ -109,7 +109,7 @@ def test_snapshot_updates_and_restart_arrive(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_runs_to_choose_from_and_another_run_in_the_same_place(tmp_path: Path) -> None:
+def test_list_of_runs_and_another_run_in_the_same_directory(tmp_path: Path) -> None:
     async def scenario() -> None:
         for name, last in (("a", 5), ("b", 7)):
             with EventLog(tmp_path / name) as log:
@@ -158,15 +158,15 @@ def test_finished_run_and_a_directory_without_a_log(tmp_path: Path) -> None:
                 while not client.view:
                     await client.receive()
                 assert client.view["status"] == "missed"
-                while not client.surroundings.get("machine"):
+                while not client.context.get("machine"):
                     await client.receive()
-                assert client.surroundings["machine"]["host_memory_total_bytes"] > 0
+                assert client.context["machine"]["host_memory_total_bytes"] > 0
 
     asyncio.run(scenario())
 
 
-class Line:
-    """A connection that has `pending` bytes yet to send."""
+class FakeConnection:
+    """A connection with `pending` unsent bytes."""
 
     def __init__(self) -> None:
         self.pending, self.sent, self.closing = 0, list[bytes](), False
@@ -182,31 +182,31 @@ class Line:
         return self.closing
 
 
-def test_viewer_that_lags_gets_no_update_until_it_had_a_snapshot(tmp_path: Path) -> None:
+def test_slow_viewer_gets_no_updates_before_a_snapshot(tmp_path: Path) -> None:
     async def scenario() -> None:
-        hub, line = RunHub(tmp_path), Line()
-        viewer = Viewer(line)
+        hub, connection = RunHub(tmp_path), FakeConnection()
+        viewer = Viewer(connection)
         hub.viewers.add(viewer)
         hub.broadcast({"type": "update"})
-        assert not line.sent  # no snapshot yet
+        assert not connection.sent  # before the first snapshot
         viewer.begin("x" * 500_000)
-        line.pending = 500_000  # a slow line is sending it
+        connection.pending = 500_000  # still being sent
         for number in range(1000):
             hub.broadcast({"type": "update", "number": number, "text": "x" * 1000})
         assert viewer.behind.is_set() and not viewer.has_caught_up()
-        assert 0 < line.pending - 500_000 - hub_module.MAX_PENDING_BYTES < 2000
-        line.pending = 0
+        assert 0 < connection.pending - 500_000 - hub_module.MAX_PENDING_BYTES < 2000
+        connection.pending = 0
         hub.broadcast({"type": "update"})
-        assert not line.pending and viewer.has_caught_up()
+        assert not connection.pending and viewer.has_caught_up()
         viewer.begin("")
-        line.closing = True
+        connection.closing = True
         hub.broadcast({"type": "update"})
-        assert not line.pending
+        assert not connection.pending
 
     asyncio.run(scenario())
 
 
-def test_viewer_that_fell_behind_gets_one_fresh_snapshot(tmp_path: Path) -> None:
+def test_viewer_that_is_behind_gets_one_new_snapshot(tmp_path: Path) -> None:
     async def scenario() -> None:
         with EventLog(tmp_path) as log:
             begin(log)
@@ -228,21 +228,21 @@ def test_viewer_that_fell_behind_gets_one_fresh_snapshot(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("length", [0, 125, 126, 65_535, 65_536, 200_000])
-def test_a_frame_is_what_aiohttp_would_send(length: int) -> None:
+def test_frame_equals_that_of_aiohttp(length: int) -> None:
     class Protocol:
         _paused = False
 
     async def scenario() -> None:
-        line, text = Line(), "ä" * (length // 2) + "x" * (length % 2)
-        writer = WebSocketWriter(Protocol(), line, use_mask=False)  # type: ignore[arg-type]
+        connection, text = FakeConnection(), "ä" * (length // 2) + "x" * (length % 2)
+        writer = WebSocketWriter(Protocol(), connection, use_mask=False)  # type: ignore[arg-type]
         await writer.send_frame(text.encode(), aiohttp.WSMsgType.TEXT)
-        assert hub_module.text_frame(text) == b"".join(line.sent)
+        assert hub_module.text_frame(text) == b"".join(connection.sent)
 
     asyncio.run(scenario())
 
 
-def test_hundred_viewers_of_which_half_never_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The readers see every step, the others are given up, and the memory stays small."""
+def test_a_hundred_viewers_half_of_them_unresponsive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Responsive viewers get every step, the others are closed, and memory stays bounded."""
     monkeypatch.setattr(server_module, "SEND_TIMEOUT_S", 0.5)
 
     async def scenario() -> None:
@@ -250,7 +250,7 @@ def test_hundred_viewers_of_which_half_never_read(tmp_path: Path, monkeypatch: p
             begin(log)
             steps(log, 1, 2000)
             async with running(tmp_path) as server:
-                deaf = [deaf_viewer(server) for _ in range(50)]
+                unresponsive = [unresponsive_viewer(server) for _ in range(50)]
                 async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
                     sockets = [await session.ws_connect(server.make_url("/ws"), max_msg_size=0) for _ in range(50)]
                     clients = [Client(viewer) for viewer in sockets]
@@ -265,14 +265,14 @@ def test_hundred_viewers_of_which_half_never_read(tmp_path: Path, monkeypatch: p
                     assert len(curves[0]) > 500 and curves[0][-1][0] == 2600
                     grown_bytes = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
                     assert grown_bytes < 150e6
-                for each in deaf:
+                for each in unresponsive:
                     each.close()
 
     asyncio.run(scenario())
 
 
-def deaf_viewer(server: TestServer) -> socket.socket:
-    """Opens a WebSocket and never reads from it."""
+def unresponsive_viewer(server: TestServer) -> socket.socket:
+    """Open a WebSocket and never read from it."""
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.connect((server.host, server.port))
@@ -283,16 +283,16 @@ def deaf_viewer(server: TestServer) -> socket.socket:
     return connection
 
 
-def test_deaf_viewer_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unresponsive_viewer_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "SEND_TIMEOUT_S", 0.2)
 
     async def scenario() -> None:
         with EventLog(tmp_path) as log:
             begin(log)
-            for number in range(20):  # a snapshot beyond what the kernel would take for the reader
+            for number in range(20):  # a snapshot larger than the socket buffers
                 log.write("warning", message=f"{number}" + "x" * 400_000)
             async with running(tmp_path) as server:
-                connection = deaf_viewer(server)
+                connection = unresponsive_viewer(server)
                 app = server.app
                 assert app is not None
                 monitor = app[server_module.MONITOR]
@@ -307,7 +307,7 @@ def test_deaf_viewer_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     asyncio.run(scenario())
 
 
-def test_it_only_sends(tmp_path: Path) -> None:
+def test_message_from_a_client_closes_the_connection(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with running(tmp_path) as server, viewing(server) as viewer:
             await viewer.send_str('{"stop": true}')
@@ -320,11 +320,11 @@ def test_it_only_sends(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_what_cannot_be_served(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no directory"):
+def test_missing_directory_and_port_in_use(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a directory"):
         serve(tmp_path / "nothing", "127.0.0.1", 0)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        with pytest.raises(UserError, match="choose another with --port"):
+        with pytest.raises(UserError, match="choose another port with --port"):
             serve(tmp_path, "127.0.0.1", other.getsockname()[1])

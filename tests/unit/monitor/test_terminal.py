@@ -1,4 +1,4 @@
-"""The terminal monitor shows the figures of the log and lets no text of a user drive the terminal."""
+"""The terminal monitor shows the log, without escape sequences from its texts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def write_run(log: EventLog) -> None:
         )
     log.write("validation", task="detection", epoch=1, step=10, metrics={"map50": 0.31, "map50_95": 0.2}, best=True)
     log.write("checkpoint", task="detection", epoch=1, step=10, path="checkpoints/a")
-    log.write("warning", message="[bold]look\x1b[2J\x07 here")
+    log.write("warning", message="[bold]text\x1b[2J\x07 here")
     log.write("quarantine", task="detection", sample_id="K-1\x1b]0;x", reason="cut in half")
 
 
@@ -44,7 +44,7 @@ def shown(run_dir: Path, width: int = 140) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("width", [80, 140])
-def test_figures_of_a_running_training(tmp_path: Path, width: int) -> None:
+def test_running_training(tmp_path: Path, width: int) -> None:
     with EventLog(tmp_path) as log:
         write_run(log)
     code, text = shown(tmp_path, width)
@@ -54,7 +54,7 @@ def test_figures_of_a_running_training(tmp_path: Path, width: int) -> None:
         "stage 3 · 2 workers",
         "epoch 1/4  step 10/40  1:02:05 left",
         "0.8000  box 0.250",
-        "118 img/s, waits for data 4 %",
+        "118 img/s, data wait 4 %",
         "3.00e-04",
         "1.5 GiB",
         "epoch 1 (best)  map50 0.310  map50_95 0.200",
@@ -62,13 +62,13 @@ def test_figures_of_a_running_training(tmp_path: Path, width: int) -> None:
         "classification · waiting",
         "loss  0.8 to 8",
         "1 warning",
-        "1 photo in quarantine",
+        "1 photo quarantined",
         "this machine",
     ):
         assert figure in text, figure
     assert any("\u2801" <= char <= "\u28ff" for char in text)
     assert max(len(line) for line in text.splitlines()) <= width
-    assert "\x1b" not in text and "\x07" not in text and "[bold]look" in text
+    assert "\x1b" not in text and "\x07" not in text and "[bold]text" in text
 
 
 @pytest.mark.parametrize(("met", "code", "word"), [(True, 0, "targets met"), (False, 1, "targets missed")])
@@ -80,7 +80,7 @@ def test_finished_run(tmp_path: Path, met: bool, code: int, word: str) -> None:
     assert got == code and word in text and "0.9012" in text and "target 0.85" in text
 
 
-def test_failure_is_shown_and_an_answer(tmp_path: Path) -> None:
+def test_failure_is_shown_and_returns_1(tmp_path: Path) -> None:
     with EventLog(tmp_path) as log:
         write_run(log)
         log.write("failure", message="worker 1 died", cause="out of memory", advice="lower the batch size")
@@ -102,14 +102,14 @@ def test_live_view_follows_until_the_verdict(tmp_path: Path, monkeypatch: pytest
     assert codes == [0] and "night run  met" in out.getvalue()
 
 
-def test_what_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no directory"):
+def test_missing_directory_and_missing_log(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a directory"):
         terminal.watch(tmp_path / "nothing")
     code, text = shown(tmp_path)
-    assert code == 0 and "no run yet  waiting" in text
+    assert code == 0 and "no run  waiting" in text
 
 
-def test_other_nodes_of_the_run_have_a_panel_while_their_readings_are_news(
+def test_other_nodes_have_a_panel_while_their_samples_are_recent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu = {"index": 3, "name": "RTX 5080", "memory_used_bytes": 3 << 30, "memory_total_bytes": 16 << 30}
@@ -124,6 +124,6 @@ def test_other_nodes_of_the_run_have_a_panel_while_their_readings_are_news(
     assert "\x1b" not in text and text.count("RTX 5080") == 1
     assert "node gpu-2" in text
     assert "GPU 3 RTX 5080: 3.0 GiB of 16.0 GiB, 87 % busy, 66 °C, 251 of 360 W" in text
-    assert "memory 5.0 GiB of 64.0 GiB, processors 25 % busy, disk 9.0 GiB free" in text
-    monkeypatch.setattr(terminal, "NODE_NEWS_S", 0.0)
+    assert "memory 5.0 GiB of 64.0 GiB, CPU 25 % busy, disk 9.0 GiB free" in text
+    monkeypatch.setattr(terminal, "NODE_MAX_AGE_S", 0.0)
     assert "RTX 5080" not in shown(tmp_path)[1]

@@ -1,4 +1,4 @@
-"""The event log keeps what was written, through kills, restarts and odd values."""
+"""The event log keeps every event through kills, restarts and unusual values."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def write_steps(log: EventLog, task: str, first: int, last: int) -> None:
         log.write("step", task=task, epoch=1, step=step, loss=float(step))
 
 
-def test_event_comes_back_with_version_time_and_kind(tmp_path: Path) -> None:
+def test_event_is_read_with_version_time_and_kind(tmp_path: Path) -> None:
     before_s = time.time() - 0.001
     with EventLog(tmp_path) as log:
         log.write("step", task="detection", epoch=1, step=1, loss=2.5, losses={"box": 1.5}, lr=3e-4, images_per_s=10.0)
@@ -32,7 +32,7 @@ def test_event_comes_back_with_version_time_and_kind(tmp_path: Path) -> None:
     assert event["gpu_memory_bytes"] is None and event["eta_s"] is None
 
 
-def test_numpy_scalars_and_not_a_number_become_plain_json(tmp_path: Path) -> None:
+def test_numpy_scalars_and_nan_become_plain_json(tmp_path: Path) -> None:
     with EventLog(tmp_path) as log:
         log.write(
             "step",
@@ -54,7 +54,7 @@ def test_numpy_scalars_and_not_a_number_become_plain_json(tmp_path: Path) -> Non
     assert validation["metrics"] == {"map50": 0.5} and validation["best"] is True
 
 
-def test_user_text_stays_text(tmp_path: Path) -> None:
+def test_text_is_stored_unchanged(tmp_path: Path) -> None:
     message = '<script>alert("x")</script> 알약\n\u2028 second line\x00'
     with EventLog(tmp_path) as log:
         log.write("warning", message=message)
@@ -88,13 +88,13 @@ def test_user_text_stays_text(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_and_nothing_is_written(tmp_path: Path, kind: str, fields: dict) -> None:
+def test_invalid_event_is_rejected_and_not_written(tmp_path: Path, kind: str, fields: dict) -> None:
     with EventLog(tmp_path) as log, pytest.raises(AssertionError):
         log.write(kind, **fields)
     assert read_events(tmp_path) == []
 
 
-def test_torn_last_line_is_left_out_and_repaired_on_open(tmp_path: Path) -> None:
+def test_incomplete_last_line_is_skipped_and_removed_on_open(tmp_path: Path) -> None:
     with EventLog(tmp_path) as log:
         write_steps(log, "detection", 1, 3)
     path = tmp_path / "events.jsonl"
@@ -107,7 +107,7 @@ def test_torn_last_line_is_left_out_and_repaired_on_open(tmp_path: Path) -> None
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]
 
 
-def test_torn_tail_longer_than_a_block_is_removed(tmp_path: Path) -> None:
+def test_incomplete_line_longer_than_a_block_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_bytes(b'{"kind":"warning","message":"a"}\n' + b"x" * 200_000)
     EventLog(tmp_path).close()
@@ -117,7 +117,7 @@ def test_torn_tail_longer_than_a_block_is_removed(tmp_path: Path) -> None:
     assert path.read_bytes() == b""
 
 
-def test_restart_from_an_earlier_step_drops_what_it_repeats(tmp_path: Path) -> None:
+def test_restart_from_an_earlier_step_drops_repeated_events(tmp_path: Path) -> None:
     with EventLog(tmp_path) as log:
         log.write("task", task="detection", status="started", epoch=0, step=0)
         write_steps(log, "detection", 1, 5)
@@ -139,8 +139,8 @@ def test_restart_from_an_earlier_step_drops_what_it_repeats(tmp_path: Path) -> N
     assert sum(e["kind"] == "task" for e in events) == 3
 
 
-def test_a_restart_before_the_end_of_an_epoch_logs_its_end_once(tmp_path: Path) -> None:
-    """Stopped within the validation: the epoch's end comes again at the same step."""
+def test_restart_within_a_validation_keeps_one_epoch_end(tmp_path: Path) -> None:
+    """The end of the epoch is logged again at the same step."""
     with EventLog(tmp_path) as log:
         for _ in range(2):
             log.write("task", task="detection", status="started", epoch=0, step=3)
@@ -149,7 +149,7 @@ def test_a_restart_before_the_end_of_an_epoch_logs_its_end_once(tmp_path: Path) 
     assert [e["kind"] for e in read_events(tmp_path)] == ["task", "task", "epoch", "validation"]
 
 
-def test_two_restarts_keep_the_furthest_back(tmp_path: Path) -> None:
+def test_the_earliest_of_two_restarts_applies(tmp_path: Path) -> None:
     with EventLog(tmp_path) as log:
         write_steps(log, "detection", 1, 9)
         log.write("task", task="detection", status="started", step=2)
@@ -159,7 +159,7 @@ def test_two_restarts_keep_the_furthest_back(tmp_path: Path) -> None:
     assert [e["step"] for e in read_events(tmp_path) if e["kind"] == "step"] == [1, 2, 3, 4, 5]
 
 
-def test_follower_sees_whole_lines_only_and_notices_another_log(tmp_path: Path) -> None:
+def test_follower_returns_complete_lines_and_detects_a_replaced_log(tmp_path: Path) -> None:
     follower = EventFollower(tmp_path)
     assert follower.poll() == []
     with EventLog(tmp_path) as log:
@@ -179,7 +179,7 @@ def test_follower_sees_whole_lines_only_and_notices_another_log(tmp_path: Path) 
     assert follower.generation == 1
 
 
-def test_follow_reads_the_rest_after_stop(tmp_path: Path) -> None:
+def test_follow_reads_remaining_events_after_stop(tmp_path: Path) -> None:
     stop = threading.Event()
     got: list[int] = []
     thread = threading.Thread(
@@ -194,7 +194,7 @@ def test_follow_reads_the_rest_after_stop(tmp_path: Path) -> None:
     assert got == list(range(1, 201))
 
 
-def test_writers_of_several_processes_and_a_kill_lose_nothing(tmp_path: Path) -> None:
+def test_concurrent_writers_that_are_killed_lose_no_event(tmp_path: Path) -> None:
     code = (
         "import sys; from pillsnap.observe.events import EventLog\n"
         "log = EventLog(sys.argv[1])\n"
@@ -216,14 +216,14 @@ def test_writers_of_several_processes_and_a_kill_lose_nothing(tmp_path: Path) ->
         assert [e["sample_id"] for e in events if e["sample_id"][0] == name] == [f"{name}-{i}" for i in range(300)]
 
 
-def test_log_on_a_uri_is_read(tmp_path: Path) -> None:
+def test_log_at_a_uri_is_read(tmp_path: Path) -> None:
     assert read_events(tmp_path.as_uri()) == []
     with EventLog(tmp_path) as log:
         write_steps(log, "detection", 1, 2)
     assert [e["step"] for e in read_events(tmp_path.as_uri())] == [1, 2]
 
 
-def test_import_is_light() -> None:
+def test_import_loads_no_heavy_package() -> None:
     heavy = ("torch", "ray", "pyarrow", "numpy", "wandb")
     code = f"import sys, pillsnap.observe.events; print([m for m in {heavy} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""The log file holds what was said and by whom, is shared between processes, rotates, and keeps no secret."""
+"""The log file names the writer of each line, is shared by processes, rotates, and masks secrets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def package_logger() -> Iterator[None]:
     logger.setLevel(logging.NOTSET)
 
 
-def test_file_and_console_say_who_speaks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_file_and_console_name_the_writer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     setup_logging(tmp_path, "INFO")
     logging.getLogger("pillsnap.train.driver").info("starts with 알약")
     logging.getLogger("pillsnap.train.driver").debug("not at this level")
@@ -81,8 +81,8 @@ def test_processes_share_a_rotating_file_without_losing_a_line(tmp_path: Path) -
     assert len(list(tmp_path.iterdir())) >= 3
 
 
-def test_tail_and_follow_through_a_rotation(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"train\.log is not there"):
+def test_tail_and_follow_across_a_rotation(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.log does not exist"):
         list(tail_log(tmp_path))
     path = tmp_path / "train.log"
     path.write_text("".join(f"{n}\n" for n in range(10)))
@@ -100,21 +100,21 @@ def test_tail_and_follow_through_a_rotation(tmp_path: Path) -> None:
     assert list(lines) == []
 
 
-def test_events_go_into_the_log_and_not_onto_the_console(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_events_are_logged_to_the_file_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with EventLog(tmp_path) as log:
-        log.write("warning", message="nobody listens")
+        log.write("warning", message="before setup")
         assert capsys.readouterr() == ("", "")
         setup_logging(tmp_path, "INFO", rank=1)
         log.write("step", task="detection", epoch=1, step=1, loss=2.0)
         log.write("epoch", task="detection", epoch=1, step=9, loss=1.23456789, images_per_s=30.5)
-        log.write("warning", message="look\nhere")
+        log.write("warning", message="two\nlines")
         setup_logging(tmp_path, "DEBUG", rank=1)
         log.write("step", task="detection", epoch=2, step=10, loss=float("nan"), losses={"box": 0.5})
     assert current_level() == "DEBUG"
     lines = [line.split(" ", 2)[2] for line in (tmp_path / "train.log").read_text().splitlines()]
     assert lines == [
         "INFO    rank 1   pillsnap.events: epoch task=detection epoch=1 step=9 loss=1.23457 images_per_s=30.5",
-        "WARNING rank 1   pillsnap.events: warning message=look here",
+        "WARNING rank 1   pillsnap.events: warning message=two lines",
         "DEBUG   rank 1   pillsnap.events: step task=detection epoch=2 step=10 loss=nan losses=box:0.5",
     ]
     assert capsys.readouterr() == ("", "")

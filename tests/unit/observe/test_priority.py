@@ -1,13 +1,39 @@
-"""What only watches runs at the lowest priority."""
+"""Observer processes run at the lowest CPU priority."""
 
 from __future__ import annotations
 
 import subprocess
-import sys
+from collections.abc import Iterator
+from pathlib import Path
 
-CODE = "import os; from pillsnap.observe.priority import give_way; give_way(); give_way(); print(os.nice(0))"
+import psutil
+import pytest
+
+from pillsnap.observe.priority import lower_priority
 
 
-def test_it_is_the_last_to_run() -> None:
-    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.strip() == "19"
+@pytest.fixture
+def session_leader() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_only_the_given_process_is_lowered(session_leader: subprocess.Popen[bytes]) -> None:
+    own, other = psutil.Process(), psutil.Process(session_leader.pid)
+    before = own.nice()
+    assert other.nice() == before < 19, "needs a test process above the lowest priority"
+    lower_priority(other.pid)
+    assert (own.nice(), other.nice()) == (before, 19)
+    autogroup = Path(f"/proc/{other.pid}/autogroup")
+    if autogroup.exists() and autogroup.read_text():
+        assert autogroup.read_text().split()[-2:] == ["nice", "19"]
+    lower_priority(other.pid)
+    assert other.nice() == 19
+
+
+def test_a_process_that_has_ended_is_ignored(session_leader: subprocess.Popen[bytes]) -> None:
+    session_leader.kill()
+    session_leader.wait()
+    lower_priority(session_leader.pid)

@@ -1,4 +1,4 @@
-"""The progress view says what the log says, on a terminal and off it, and never disturbs what runs beside it."""
+"""The progress view shows the log, with and without a terminal, and its errors do not propagate."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def write_task(log: EventLog) -> None:
     log.write("task", task="detection", status="started", epochs=2, steps_per_epoch=3, num_train=24, num_val=8)
     for epoch in (1, 2):
         for step in range(1, 4):
-            at = (epoch - 1) * 3 + step
+            global_step = (epoch - 1) * 3 + step
             log.write(
                 "step",
                 task="detection",
                 epoch=epoch,
-                step=at,
-                loss=2.0 / at,
+                step=global_step,
+                loss=2.0 / global_step,
                 images_per_s=99.6,
                 data_wait_fraction=0.031,
                 eta_s=3725.0,
@@ -39,14 +39,14 @@ def write_task(log: EventLog) -> None:
     log.write("task", task="classification", status="skipped")
 
 
-def test_plain_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
+def test_plain_lines_without_a_terminal(tmp_path: Path) -> None:
     out = io.StringIO()
     with EventLog(tmp_path) as log:
         log.write("warning", message="from an earlier run")
         with ProgressView(tmp_path, Console(file=out, width=40)):
             write_task(log)
     assert out.getvalue().splitlines() == [
-        "detection started: 2 epochs, 3 steps each, 24 to train on, 8 to validate on",
+        "detection started: 2 epochs, 3 steps per epoch, 24 training samples, 8 validation samples",
         "detection epoch 1/2  loss 2.0000  100 img/s  41 s  1:02:05 left",
         "detection epoch 1/2  validation: map50 0.250 (best)",
         "detection epoch 2/2  loss 1.0000  100 img/s  41 s  1:02:05 left",
@@ -65,14 +65,14 @@ def test_bars_on_a_terminal(tmp_path: Path) -> None:
     text = out.getvalue()
     assert "detection" in text and "100 %" in text and "warning: disk [red]almost[/] full" in text
     last = [line for line in text.splitlines() if "epoch 2/2" in line][-1]
-    for figure in ("step 6/6", "loss 0.333", "map50 0.500", "100 img/s", "waits 3 %", "done in 1:22"):
+    for figure in ("step 6/6", "loss 0.333", "map50 0.500", "100 img/s", "data wait 3 %", "done in 1:22"):
         assert figure in last
 
 
-def test_fault_in_the_view_is_logged_and_goes_no_further(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_error_in_the_view_is_logged_and_not_raised(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     class Broken(io.StringIO):
         def write(self, text: str) -> int:
-            raise OSError("the terminal went away")
+            raise OSError("terminal closed")
 
     with (
         caplog.at_level(logging.ERROR),
@@ -80,7 +80,7 @@ def test_fault_in_the_view_is_logged_and_goes_no_further(tmp_path: Path, caplog:
         ProgressView(tmp_path, Console(file=Broken())),
     ):
         write_task(log)
-    assert "the progress view stopped; training goes on" in caplog.text
+    assert "the progress view failed; training continues" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Telemetry gives the machine's figures, with GPUs or without."""
+"""Telemetry samples the machine, with and without GPUs."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ def fresh() -> Iterator[None]:
     telemetry._nvml.cache_clear()
 
 
-def test_host_figures_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_host_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(telemetry, "_nvml", lambda: None)
-    figures = telemetry.sample(tmp_path)
-    assert figures["gpus"] == []
-    assert 0 < figures["host_memory_used_bytes"] < figures["host_memory_total_bytes"]
-    assert figures["disk_total_bytes"] == shutil.disk_usage(tmp_path).total
-    assert abs(figures["disk_free_bytes"] - shutil.disk_usage(tmp_path).free) < 1 << 30
-    assert 0 <= figures["cpu_fraction"] <= 1
+    values = telemetry.sample(tmp_path)
+    assert values["gpus"] == []
+    assert 0 < values["host_memory_used_bytes"] < values["host_memory_total_bytes"]
+    assert values["disk_total_bytes"] == shutil.disk_usage(tmp_path).total
+    assert abs(values["disk_free_bytes"] - shutil.disk_usage(tmp_path).free) < 1 << 30
+    assert 0 <= values["cpu_fraction"] <= 1
 
 
-def test_gpu_figures_and_those_that_a_gpu_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_with_an_unsupported_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nvml = fake_nvml(
         Count=1,
         HandleByIndex=object(),
@@ -75,6 +75,6 @@ def test_gpu_figures_and_those_that_a_gpu_refuses(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.gpu
-def test_figures_of_a_real_gpu() -> None:
+def test_real_gpu() -> None:
     gpus = telemetry.sample()["gpus"]
     assert len(gpus) >= 1 and gpus[0]["memory_total_bytes"] > 1 << 30 and 0 < gpus[0]["temperature_c"] < 110

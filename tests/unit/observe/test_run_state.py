@@ -1,4 +1,4 @@
-"""The figures that the views show are those of the log, through restarts."""
+"""The state shown by the monitors matches the log, across restarts."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from pillsnap.observe.events import EventLog, follow_events, read_events
-from pillsnap.observe.state import RunState, Series
+from pillsnap.observe.run_state import RunState, Series
 
 
 def state_of(run_dir: Path) -> RunState:
-    """All events as a follower meets them, those that a restart takes back included."""
+    """State after all events in file order, superseded ones included."""
     stop = threading.Event()
     stop.set()
     state = RunState()
@@ -32,7 +32,7 @@ def write_epoch(log: EventLog, epoch: int, steps: int = 4, *, task: str = "detec
     log.write("validation", task=task, epoch=epoch, step=epoch * steps, metrics={"map50": epoch / 10}, best=best)
 
 
-def test_figures_of_a_run(tmp_path: Path) -> None:
+def test_state_of_a_run(tmp_path: Path) -> None:
     with EventLog(tmp_path) as log:
         write_run(log)
         log.write("task", task="detection", status="started", epochs=5, steps_per_epoch=4, batch_size=8, num_train=32)
@@ -51,7 +51,7 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
     assert state.curves()["detection/loss"] == [(step, 10.0 / step) for step in range(1, 9)]
 
 
-def test_restart_takes_back_what_is_repeated(tmp_path: Path) -> None:
+def test_restart_discards_what_is_repeated(tmp_path: Path) -> None:
     with EventLog(tmp_path) as log:
         write_run(log)
         log.write("task", task="detection", status="started", epochs=5, steps_per_epoch=4)
@@ -74,7 +74,7 @@ def test_restart_takes_back_what_is_repeated(tmp_path: Path) -> None:
     assert steps == sorted(steps) and from_follower["detection/val/map50"] == from_log.curves()["detection/val/map50"]
 
 
-def test_other_run_in_the_same_log_starts_from_nothing(tmp_path: Path) -> None:
+def test_another_run_in_the_same_log_resets_the_state(tmp_path: Path) -> None:
     with EventLog(tmp_path) as log:
         write_run(log)
         write_epoch(log, 1)
@@ -86,7 +86,7 @@ def test_other_run_in_the_same_log_starts_from_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("met", "status"), [(True, "met"), (False, "missed")])
-def test_verdict_is_the_last_word(tmp_path: Path, met: bool, status: str) -> None:
+def test_verdict_sets_the_status(tmp_path: Path, met: bool, status: str) -> None:
     with EventLog(tmp_path) as log:
         write_run(log)
         log.write("verdict", met=met, targets={"top1": {"target": 0.85, "value": 0.9, "met": met}})
@@ -107,7 +107,7 @@ def test_series_is_bounded_and_keeps_the_mean() -> None:
 
 
 def test_series_changes_rebuild_the_curve() -> None:
-    """A client that applies every change holds the same curve as the server, through averaging and cuts."""
+    """A client that applies every change has the same curve as the server, across averaging and cuts."""
     series = Series(max_points=8)
     client: list[tuple[float, float]] = []
     for x in range(1, 200):

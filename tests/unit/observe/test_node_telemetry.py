@@ -1,4 +1,4 @@
-"""Every node of a run reads itself into the event log, and a node that fails costs a reading only."""
+"""Every node of a run is sampled into the event log; a failed node only loses samples."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from pillsnap.observe import nodes
+from pillsnap.observe import node_telemetry
 from pillsnap.observe.events import EventLog, read_events
-from pillsnap.observe.nodes import NodeWatch
-from pillsnap.observe.state import RunState
+from pillsnap.observe.node_telemetry import NodeTelemetry
+from pillsnap.observe.run_state import RunState
 
 TWO_NODES = """
 import os, sys, time
 from pathlib import Path
 from ray.cluster_utils import Cluster
 from pillsnap.observe.events import EventLog, read_events
-from pillsnap.observe.nodes import NodeWatch
+from pillsnap.observe.node_telemetry import NodeTelemetry
 import ray
 
 run_dir = Path(sys.argv[1])
@@ -39,7 +39,7 @@ def wait_for(condition):
         time.sleep(0.1)
 
 
-with EventLog(run_dir) as log, NodeWatch(log, run_dir, interval_s=0.3) as watch:
+with EventLog(run_dir) as log, NodeTelemetry(log, run_dir, interval_s=0.3) as watch:
     wait_for(lambda: len(watch._samplers) == 1 and len(readings()) >= 6)
     (reading,) = watch._others()
     assert reading["host_memory_total_bytes"] > 0 and reading["node"]
@@ -56,16 +56,16 @@ print("seen", len(readings()))
 
 
 @pytest.mark.slow
-def test_two_nodes_and_one_that_goes_away(tmp_path: Path) -> None:
-    """In a process of its own: it starts a cluster of two nodes, which the session's one would be in the way of."""
+def test_two_nodes_until_one_is_removed(tmp_path: Path) -> None:
+    """In a separate process, because the session fixture already runs a cluster in this one."""
     done = subprocess.run([sys.executable, "-c", TWO_NODES, str(tmp_path)], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines()[-1].startswith("seen ")
 
 
-def test_a_fault_of_a_reading_is_not_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(NodeWatch, "_others", lambda self: [])
-    sample, calls = nodes.telemetry.sample, []
+def test_sampling_continues_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NodeTelemetry, "_others", lambda self: [])
+    sample, calls = node_telemetry.telemetry.sample, []
 
     def failing_at_times(path: Path) -> dict[str, object]:
         calls.append(path)
@@ -73,8 +73,8 @@ def test_a_fault_of_a_reading_is_not_the_last_one(tmp_path: Path, monkeypatch: p
             raise OSError("no such disk")
         return sample(path)
 
-    monkeypatch.setattr(nodes.telemetry, "sample", failing_at_times)
-    with EventLog(tmp_path) as log, NodeWatch(log, tmp_path, interval_s=0.02):
+    monkeypatch.setattr(node_telemetry.telemetry, "sample", failing_at_times)
+    with EventLog(tmp_path) as log, NodeTelemetry(log, tmp_path, interval_s=0.02):
         end_s = time.monotonic() + 20
         while not read_events(tmp_path):
             assert time.monotonic() < end_s

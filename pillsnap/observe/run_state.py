@@ -1,4 +1,4 @@
-"""What the events of a run add up to: the one source of the figures in the progress bars and both monitors."""
+"""State of a run, accumulated from its events; the progress bars and both monitors show it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 
 from pillsnap.config import TASKS
 
-# Enough for a curve on a wide screen; a stage of 280,000 steps must not cost memory for each of them.
+# Enough points for a wide screen; bounds memory for runs of 280,000 steps.
 MAX_CURVE_POINTS = 1024
 MAX_MESSAGES = 20
 
-_STEP_FIGURES = ("loss", "losses", "lr", "images_per_s", "data_wait_fraction", "gpu_memory_bytes", "eta_s")
+_STEP_FIELDS = ("loss", "losses", "lr", "images_per_s", "data_wait_fraction", "gpu_memory_bytes", "eta_s")
 _STEP_CURVES = ("loss", "lr", "images_per_s", "data_wait_fraction", "gpu_memory_bytes")
-_TASK_FIGURES = ("epochs", "steps_per_epoch", "batch_size", "num_train", "num_val")
+_TASK_FIELDS = ("epochs", "steps_per_epoch", "batch_size", "num_train", "num_val")
 
 
 class Series:
-    """A curve of bounded length: (x, y) with rising x, neighbours averaged once there are too many.
+    """A curve of at most `max_points` points (x, y) with increasing x; adjacent points are averaged when it is full.
 
-    `changed_from` is the smallest x that changed since the last `take_changes`, None when nothing did.
+    `changed_from` is the smallest x changed since the last `take_changes`, None without changes.
     """
 
     def __init__(self, max_points: int = MAX_CURVE_POINTS) -> None:
@@ -34,7 +34,7 @@ class Series:
         self._in_last_bucket = 0
 
     def add(self, x: float, y: float) -> None:
-        """Append a point; `x` is not below the last one."""
+        """Append a point; `x` must not decrease."""
         if self._x and self._in_last_bucket < self.bucket_size:
             self._touch(self._x[-1])
             count = self._in_last_bucket
@@ -53,7 +53,7 @@ class Series:
         self._in_last_bucket = 1
 
     def cut(self, x: float) -> None:
-        """Forget the points beyond `x`."""
+        """Remove the points after `x`."""
         while self._x and self._x[-1] > x:
             self._touch(self._x.pop())
             self._y.pop()
@@ -67,7 +67,7 @@ class Series:
         return list(zip(self._x[first:], self._y[first:], strict=True))
 
     def take_changes(self) -> dict[str, Any] | None:
-        """`from` (replace what lies at or beyond it) and `points`, or None when nothing changed since the last call."""
+        """`points` that replace all points from x = `from` on; None without changes since the last call."""
         if self.changed_from is None:
             return None
         start, self.changed_from = self.changed_from, None
@@ -79,7 +79,7 @@ class Series:
 
 @dataclass
 class TaskState:
-    """One task: position, latest figures, and curves by global step, named as the figure or `val/<metric>`."""
+    """One task: position, latest metrics, and curves over the global step, named by metric or `val/<metric>`."""
 
     status: str = "waiting"
     epochs: int | None = None
@@ -119,7 +119,7 @@ class TaskState:
 
     @property
     def progress(self) -> float:
-        """Share of the task's steps that are done, 0 to 1."""
+        """Fraction of the task's steps completed, 0 to 1."""
         if self.status in ("finished", "skipped"):
             return 1.0
         return min(1.0, self.step / self.total_steps) if self.total_steps else 0.0
@@ -129,7 +129,7 @@ class TaskState:
             self.curves.setdefault(name, Series()).add(step, value)
 
     def view(self) -> dict[str, Any]:
-        """Everything but the curves, as JSON values."""
+        """All fields except the curves, as JSON values."""
         shown = [f.name for f in dataclasses.fields(self) if f.name not in ("curves", "validations")]
         return {
             **{name: getattr(self, name) for name in shown},
@@ -141,16 +141,16 @@ class TaskState:
 
 
 class RunState:
-    """Feed it events with `apply`, oldest first. A restart takes back what the task repeats.
+    """State after the events passed to `apply`, oldest first. A restart discards what the task repeats.
 
-    `generation` rises when another run begins in the same log and everything starts from nothing.
+    When another run starts in the same log, the state is reset and `generation` increases.
     """
 
     def __init__(self) -> None:
         self.generation = 0
-        self._begin()
+        self._reset()
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self.run: dict[str, Any] = {}
         self.tasks: dict[str, TaskState] = {task: TaskState() for task in TASKS}
         self.quarantined: set[tuple[str, str]] = set()
@@ -159,12 +159,12 @@ class RunState:
         self.num_warnings = 0
         self.failure: dict[str, Any] | None = None
         self.verdict: dict[str, Any] | None = None
-        self.machines: dict[str, dict[str, Any]] = {}  # node -> its last `system` event
+        self.machines: dict[str, dict[str, Any]] = {}  # node -> last `system` event
         self.first_time: float | None = None
         self.last_time: float | None = None
 
     def apply(self, event: dict[str, Any]) -> None:
-        """Take one event in. Kinds that a newer version may add are passed over."""
+        """Apply one event; unknown kinds of newer versions are ignored."""
         self.first_time = self.first_time or event["time"]
         self.last_time = event["time"]
         handler = getattr(self, f"_apply_{event['kind']}", None)
@@ -173,7 +173,7 @@ class RunState:
 
     @property
     def status(self) -> str:
-        """waiting, running, failed, missed (targets), met or finished, as the log says; it cannot know of a kill."""
+        """waiting, running, failed, missed (targets), met or finished, by the log: a killed run remains running."""
         if self.verdict is not None:
             return "met" if self.verdict["met"] else "missed"
         if self.failure is not None:
@@ -186,7 +186,7 @@ class RunState:
         return "running" if self.run else "waiting"
 
     def view(self) -> dict[str, Any]:
-        """The figures of the run without its curves, as JSON values."""
+        """The state without curves, as JSON values."""
         return {
             "status": self.status,
             "run": {key: self.run.get(key) for key in ("run_id", "name", "stage", "num_workers", "manifest_hash")},
@@ -208,7 +208,7 @@ class RunState:
         return {f"{task}/{name}": s.points() for task, state in self.tasks.items() for name, s in state.curves.items()}
 
     def take_curve_changes(self) -> dict[str, dict[str, Any]]:
-        """What `Series.take_changes` gives, for the curves that changed since the last call."""
+        """`Series.take_changes` of every curve that changed since the last call."""
         changes = {}
         for task, state in self.tasks.items():
             for name, series in state.curves.items():
@@ -218,18 +218,18 @@ class RunState:
         return changes
 
     def _apply_run(self, event: dict[str, Any]) -> None:
-        if self.run and self.run["run_id"] != event["run_id"]:  # the directory was trained into anew
+        if self.run and self.run["run_id"] != event["run_id"]:  # a new run in the same directory
             self.generation += 1
-            self._begin()
+            self._reset()
             self.first_time = self.last_time = event["time"]
         self.run = event
-        self.failure = None  # the run goes on after it
+        self.failure = None  # the run was resumed
         self.verdict = None
 
     def _apply_task(self, event: dict[str, Any]) -> None:
         task = self.tasks[event["task"]]
         task.last_time = event["time"]
-        for name in _TASK_FIGURES:
+        for name in _TASK_FIELDS:
             if event[name] is not None:
                 setattr(task, name, event[name])
         if event["status"] == "started":
@@ -247,7 +247,7 @@ class RunState:
 
     def _apply_step(self, event: dict[str, Any]) -> None:
         task = self._at_position(event)
-        for name in _STEP_FIGURES:
+        for name in _STEP_FIELDS:
             setattr(task, name, event[name])
         for name in _STEP_CURVES:
             task.add_to_curve(name, event["step"], event[name])
@@ -272,7 +272,7 @@ class RunState:
         self.machines[event["node"]] = event
 
     def _apply_quarantine(self, event: dict[str, Any]) -> None:
-        # A photo is met again in each epoch, and after a restart.
+        # The photo is read again in every epoch and after a restart.
         key = (event["task"], event["sample_id"])
         if key not in self.quarantined:
             self.quarantined.add(key)
@@ -286,7 +286,7 @@ class RunState:
         self.failure = event
         for task in self.tasks.values():
             if task.status == "started":
-                task.status = "failed"  # until it starts again
+                task.status = "failed"  # until it restarts
 
     def _apply_verdict(self, event: dict[str, Any]) -> None:
         self.verdict = event
