@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,9 @@ def finish(cluster: RayHosts) -> None:
 
 
 @pytest.mark.parametrize("train", [train_shared, train_s3])
-def test_two_hosts_train_what_one_does(train, tmp_path: Path, toy_manifest: Path, toy_tree: Path) -> None:
+def test_two_hosts_train_what_one_does(
+    train: Callable[..., toy.Events], tmp_path: Path, toy_manifest: Path, toy_tree: Path
+) -> None:
     two = train(tmp_path / "two", toy_manifest, toy_tree, 2)
     one = train_shared(tmp_path / "one", toy_manifest, toy_tree, 1)
     worst, samples = {}, {}

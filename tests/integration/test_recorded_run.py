@@ -37,7 +37,9 @@ def recorded(tmp_path: Path) -> Path:
 
 
 def recorded_settings(recorded: Path) -> Settings:
-    return Settings.model_validate(json.loads((recorded / "run" / "config.json").read_text(encoding="utf-8"))["settings"])
+    return Settings.model_validate(
+        json.loads((recorded / "run" / "config.json").read_text(encoding="utf-8"))["settings"]
+    )
 
 
 def test_the_manifest_is_built_to_the_same_bytes(recorded: Path, tmp_path: Path) -> None:

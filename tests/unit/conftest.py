@@ -15,6 +15,7 @@ from pillsnap.manifest.table import SCHEMA, with_locations
 
 FLOATS = pa.list_(pa.float32())
 INTS = pa.list_(pa.int64())
+MakeTable = Callable[..., pa.Table]
 
 
 class Tree:

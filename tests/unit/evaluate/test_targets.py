@@ -17,14 +17,14 @@ METRICS = {
 }
 
 
-def test_accuracy_must_reach_its_target_and_time_must_stay_within():
+def test_accuracy_must_reach_its_target_and_time_must_stay_within() -> None:
     results, misses = check_targets(METRICS, {"top1": 0.9, "map50": 0.5, "total_time_s": 100})
     assert [entry["met"] for entry in results.values()] == [True, True, True]
     assert misses == []
     assert results["top1"] == {"target": 0.9, "value": 0.9, "met": True}
 
 
-def test_missed_target_gives_one_line_with_both_values():
+def test_missed_target_gives_one_line_with_both_values() -> None:
     results, misses = check_targets(METRICS, {"top1": 0.901, "map50": 0.51, "total_time_s": 99})
     assert [entry["met"] for entry in results.values()] == [False, False, False]
     assert misses == [
@@ -34,7 +34,7 @@ def test_missed_target_gives_one_line_with_both_values():
     ]
 
 
-def test_task_that_was_not_evaluated_misses_its_target():
+def test_task_that_was_not_evaluated_misses_its_target() -> None:
     metrics = {**METRICS, "detection": None, "total_time_s": None}
     results, misses = check_targets(metrics, {"map50": 0.3, "total_time_s": 9})
     assert results["map50"] == {"target": 0.3, "value": None, "met": False}
@@ -42,7 +42,7 @@ def test_task_that_was_not_evaluated_misses_its_target():
     assert "unknown" in misses[1]
 
 
-def test_no_target_and_unknown_target():
+def test_no_target_and_unknown_target() -> None:
     assert check_targets(METRICS, {"top1": None}) == ({}, [])
     with pytest.raises(UserError, match=r"top_1.*top1, map50, total_time_s"):
         check_targets(METRICS, {"top_1": 0.9})
@@ -54,7 +54,7 @@ def shown(metrics: dict) -> str:
     return console.export_text()
 
 
-def test_results_table_has_split_and_targets():
+def test_results_table_has_split_and_targets() -> None:
     results, misses = check_targets(METRICS, {"top1": 0.85, "map50": 0.6})
     text = shown({**METRICS, "targets": results, "met": not misses, "misses": misses})
     assert "targets missed (val split)" in text
@@ -69,5 +69,5 @@ def test_results_table_has_split_and_targets():
     ("seconds", "text"),
     [(3.21, "3.2 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7080, "1 h 58 min"), (7199, "2 h 00 min")],
 )
-def test_duration(seconds, text):
+def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text

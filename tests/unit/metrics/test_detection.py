@@ -1,21 +1,24 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from benchmarks.average_precision import pycocotools_precision
 from pillsnap.metrics.detection import detection_metrics, match_detections
+from tests.unit.conftest import MakeTable
 
 # ultralytics' interpolation ends the curve at precision 0, which costs half of the last of 100 steps.
 PERFECT = 0.995
 BOX = [10, 10, 20, 20]
 
 
-def photos(count: int, **fields) -> list[dict]:
+def photos(count: int, **fields: Any) -> list[dict]:
     return [{"sample_id": f"p{i}", "codes": ["K-1"], "boxes": [BOX], **fields} for i in range(count)]
 
 
-def test_perfect_detection(manifest_of, detections_of):
+def test_perfect_detection(manifest_of: MakeTable, detections_of: MakeTable) -> None:
     metrics = detection_metrics(manifest_of(photos(4)), detections_of([(f"p{i}", [BOX], [0.9]) for i in range(4)]))
     assert metrics["map50"] == pytest.approx(PERFECT)
     assert metrics["map50_95"] == pytest.approx(PERFECT)
@@ -23,7 +26,7 @@ def test_perfect_detection(manifest_of, detections_of):
     assert (metrics["num_photos"], metrics["num_boxes"], metrics["num_photos_left_out"]) == (4, 4, 0)
 
 
-def test_one_missed_pill_of_four_gives_recall_three_quarters(manifest_of, detections_of):
+def test_one_missed_pill_of_four_gives_recall_three_quarters(manifest_of: MakeTable, detections_of: MakeTable) -> None:
     rows = [(f"p{i}", [BOX], [0.9]) for i in range(3)] + [("p3", [], [])]
     metrics = detection_metrics(manifest_of(photos(4)), detections_of(rows))
     assert metrics["recall"] == pytest.approx(0.75)
@@ -31,7 +34,7 @@ def test_one_missed_pill_of_four_gives_recall_three_quarters(manifest_of, detect
     assert metrics["map50"] == pytest.approx(0.75, abs=0.01)
 
 
-def test_duplicate_box_is_a_false_positive(manifest_of, detections_of):
+def test_duplicate_box_is_a_false_positive(manifest_of: MakeTable, detections_of: MakeTable) -> None:
     once = [("p0", [BOX], [0.9]), ("p1", [BOX], [0.9])]
     twice = [("p0", [BOX, BOX], [0.9, 0.9]), ("p1", [BOX, BOX], [0.9, 0.9])]
     manifest = manifest_of(photos(2))
@@ -41,19 +44,19 @@ def test_duplicate_box_is_a_false_positive(manifest_of, detections_of):
     assert metrics["recall"] == pytest.approx(1.0)
 
 
-def test_box_of_iou_0_6_matches_three_of_ten_thresholds(manifest_of, detections_of):
+def test_box_of_iou_0_6_matches_three_of_ten_thresholds(manifest_of: MakeTable, detections_of: MakeTable) -> None:
     loose = [10, 10, 20, 12]  # IoU 0.6: correct at 0.50, 0.55 and 0.60
     metrics = detection_metrics(manifest_of(photos(2)), detections_of([(f"p{i}", [loose], [0.9]) for i in range(2)]))
     assert metrics["map50"] == pytest.approx(PERFECT)
     assert metrics["map50_95"] == pytest.approx(PERFECT * 3 / 10)
 
 
-def test_nothing_detected(manifest_of, detections_of):
+def test_nothing_detected(manifest_of: MakeTable, detections_of: MakeTable) -> None:
     metrics = detection_metrics(manifest_of(photos(3)), detections_of([(f"p{i}", [], []) for i in range(3)]))
     assert (metrics["map50"], metrics["precision"], metrics["recall"], metrics["num_boxes"]) == (0, 0, 0, 3)
 
 
-def test_photos_with_incomplete_labels_are_left_out(manifest_of, detections_of):
+def test_photos_with_incomplete_labels_are_left_out(manifest_of: MakeTable, detections_of: MakeTable) -> None:
     part = {"sample_id": "part", "codes": ["K-1", "K-2"], "boxes": [BOX, None]}
     rows = [("p0", [BOX], [0.5]), ("part", [BOX, [60, 60, 20, 20]], [0.9, 0.9])]
     metrics = detection_metrics(manifest_of([*photos(1), part]), detections_of(rows))
@@ -61,27 +64,27 @@ def test_photos_with_incomplete_labels_are_left_out(manifest_of, detections_of):
     assert metrics["precision"] == pytest.approx(1.0)
 
 
-def test_unreadable_photos_are_counted_and_not_evaluated(manifest_of, detections_of):
+def test_unreadable_photos_are_counted_and_not_evaluated(manifest_of: MakeTable, detections_of: MakeTable) -> None:
     metrics = detection_metrics(manifest_of(photos(2)), detections_of([("p0", [BOX], [0.9])]))
     assert (metrics["num_photos"], metrics["num_photos_unread"]) == (1, 1)
     assert metrics["recall"] == pytest.approx(1.0)
 
 
-def test_only_the_given_split_is_evaluated(manifest_of, detections_of):
+def test_only_the_given_split_is_evaluated(manifest_of: MakeTable, detections_of: MakeTable) -> None:
     manifest = manifest_of([*photos(1), {"sample_id": "t", "codes": ["K-1"], "boxes": [BOX], "split": "train"}])
     rows = detections_of([("p0", [BOX], [0.9]), ("t", [], [])])
     assert detection_metrics(manifest, rows)["num_boxes"] == 1
     assert detection_metrics(manifest, rows, split="train")["recall"] == 0
 
 
-def test_metrics_are_none_without_a_label_box(manifest_of, detections_of):
+def test_metrics_are_none_without_a_label_box(manifest_of: MakeTable, detections_of: MakeTable) -> None:
     manifest = manifest_of([{"sample_id": "p0", "codes": ["K-1"], "boxes": [None]}])
     metrics = detection_metrics(manifest, detections_of([("p0", [BOX], [0.9])]))
     assert (metrics["map50"], metrics["num_photos"], metrics["num_photos_left_out"]) == (None, 0, 1)
     assert metrics["map50_coco"] is metrics["map50_95_coco"] is None
 
 
-def test_matching_equals_ultralytics_validator():
+def test_matching_equals_ultralytics_validator() -> None:
     import torch
     from ultralytics.models.yolo.detect.val import DetectionValidator
     from ultralytics.utils.metrics import box_iou
@@ -112,7 +115,9 @@ def random_photo(rng: np.random.Generator, spread_px: float = 6) -> tuple[np.nda
 
 
 @pytest.mark.parametrize(("spread_px", "least_map50"), [(6, 0.7), (15, 0.55), (30, 0.2)])
-def test_average_precision_agrees_with_pycocotools(manifest_of, detections_of, spread_px, least_map50):
+def test_average_precision_agrees_with_pycocotools(
+    manifest_of: MakeTable, detections_of: MakeTable, spread_px: float, least_map50: float
+) -> None:
     """Same matching, different quadrature: COCO takes the mean of 101 points, ultralytics the trapezoids between them.
 
     The trapezoids give half the weight to both ends of the curve. For a curve that falls from 1 to 0 the difference is
@@ -141,7 +146,9 @@ def test_average_precision_agrees_with_pycocotools(manifest_of, detections_of, s
             assert ours == pytest.approx(coco, abs=0.002)
 
 
-def test_coco_counts_100_boxes_per_photo_and_matches_ties_as_pycocotools_does(manifest_of, detections_of):
+def test_coco_counts_100_boxes_per_photo_and_matches_ties_as_pycocotools_does(
+    manifest_of: MakeTable, detections_of: MakeTable
+) -> None:
     rng = np.random.default_rng(4)
     rows, found, annotations, results = [], [], [], []
     for number in range(6):
@@ -162,12 +169,14 @@ def test_coco_counts_100_boxes_per_photo_and_matches_ties_as_pycocotools_does(ma
     assert (metrics["map50_coco"], metrics["map50_95_coco"]) == pytest.approx((coco_map50, coco_map50_95), abs=1e-9)
 
 
-def test_coco_precision_is_zero_without_a_detection(manifest_of, detections_of):
+def test_coco_precision_is_zero_without_a_detection(manifest_of: MakeTable, detections_of: MakeTable) -> None:
     metrics = detection_metrics(manifest_of(photos(2)), detections_of([("p0", [], []), ("p1", [], [])]))
     assert (metrics["map50_coco"], metrics["map50_95_coco"]) == (0.0, 0.0)
 
 
-def test_precision_recall_curve_falls_to_zero_after_the_last_recall(manifest_of, detections_of):
+def test_precision_recall_curve_falls_to_zero_after_the_last_recall(
+    manifest_of: MakeTable, detections_of: MakeTable
+) -> None:
     rows = [(f"p{i}", [BOX], [0.9]) for i in range(2)] + [("p2", [], []), ("p3", [], [])]
     curve = detection_metrics(manifest_of(photos(4)), detections_of(rows))["pr_curve"]
     assert len(curve["recall"]) == len(curve["precision"]) == 101

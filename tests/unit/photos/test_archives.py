@@ -21,6 +21,7 @@ from pillsnap.photos.archives import (  # fmt: skip
     read_place,
     to_location,
 )
+from tests.unit.conftest import Tree
 
 
 def zip_tree(root: Path, to: Path, compression: int = zipfile.ZIP_STORED) -> None:
@@ -118,7 +119,7 @@ def test_archives_are_found_with_their_labels(tmp_path: Path, form: str) -> None
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_zipped_and_unpacked_trees_give_the_same_rows_and_bytes(tree, tmp_path: Path, compression: int) -> None:
+def test_zipped_and_unpacked_trees_give_the_same_rows_and_bytes(tree: Tree, tmp_path: Path, compression: int) -> None:
     for number in range(1, 5):
         for longitude in range(0, 120, 20):
             tree.single(f"K-{number:06d}", longitude=longitude, part=number % 2 + 1, pixels=True)
@@ -143,7 +144,7 @@ def test_zipped_and_unpacked_trees_give_the_same_rows_and_bytes(tree, tmp_path: 
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_audit_reads_archives(tree, tmp_path: Path, compression: int) -> None:
+def test_audit_reads_archives(tree: Tree, tmp_path: Path, compression: int) -> None:
     for longitude in range(0, 240, 20):
         photo = tree.single("K-000001", longitude=longitude, pixels=True)
     photo.write_bytes(photo.read_bytes()[:-300])
@@ -155,7 +156,7 @@ def test_audit_reads_archives(tree, tmp_path: Path, compression: int) -> None:
         assert photo.name in report.findings[0].examples[0]
 
 
-def test_only_the_header_of_a_large_deflated_photo_is_inflated_unless_deep(tree, tmp_path: Path) -> None:
+def test_only_the_header_of_a_large_deflated_photo_is_inflated_unless_deep(tree: Tree, tmp_path: Path) -> None:
     """Inflating 100,000 photos of 1 MB takes minutes: without --deep only their headers are inflated."""
     import cv2
     import numpy as np
@@ -172,7 +173,7 @@ def test_only_the_header_of_a_large_deflated_photo_is_inflated_unless_deep(tree,
     assert [one.kind for one in found if one.severity == "error"] == ["truncated"]
 
 
-def test_unpacked_photo_is_preferred_to_its_zipped_copy(tree, tmp_path: Path) -> None:
+def test_unpacked_photo_is_preferred_to_its_zipped_copy(tree: Tree, tmp_path: Path) -> None:
     tree.many(2, combinations=0)
     zip_tree(tree.root, tree.root / "zips")
     result = build_manifest(tree.root, tmp_path / "out", num_photos=None, num_classes=None)
@@ -187,7 +188,7 @@ def test_damaged_archives_give_one_line(tmp_path: Path, content: bytes) -> None:
         build_manifest(tmp_path, tmp_path / "out", num_photos=None, num_classes=None)
 
 
-def test_truncated_archive_gives_one_line(tree, tmp_path: Path) -> None:
+def test_truncated_archive_gives_one_line(tree: Tree, tmp_path: Path) -> None:
     tree.many(2, combinations=0)
     zip_tree(tree.root, tmp_path / "zipped")
     path = tmp_path / "zipped/TS_1_단일.zip"
@@ -208,7 +209,7 @@ def test_damaged_member_gives_one_line(tmp_path: Path) -> None:
         read_place(str(tmp_path), place._replace(length=place.length - 3))
 
 
-def test_zipped_validation_set_stays_out_of_an_unpacked_training_tree(tree, tmp_path: Path) -> None:
+def test_zipped_validation_set_stays_out_of_an_unpacked_training_tree(tree: Tree, tmp_path: Path) -> None:
     tree.many(2, combinations=0)
     other = type(tree)(tmp_path / "other")
     other.single("K-000009")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -93,8 +94,8 @@ def test_interruption_at_every_call_of_a_save_leaves_a_complete_checkpoint(
 
     calls = {"left": 10**9}
 
-    def dying(function):  # type: ignore[no-untyped-def]
-        def wrapper(*args, **kwargs):  # type: ignore[no-untyped-def]
+    def dying(function: Any) -> Any:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
             if calls["left"] == 0:
                 raise Death
             calls["left"] -= 1

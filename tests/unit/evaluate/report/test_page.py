@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pillsnap.evaluate.report.cost import energy_kwh
 from pillsnap.evaluate.report.page import write_report
 from pillsnap.evaluate.report.run_summary import split_sentence
 from pillsnap.manifest.table import ClassInfo
+from tests.unit.conftest import MakeTable
 
 EVIL = '<script>alert("x")</script>'
 VOID = {"br", "col", "hr", "img", "input", "meta"}
@@ -84,8 +86,13 @@ def events(manifest_hash: str = "ab" * 32) -> list[dict[str, Any]]:
     return found
 
 
+MakeRun = Callable[..., dict[str, Any]]
+
+
 @pytest.fixture
-def run(tmp_path, manifest_of, detections_of, crops_of, pipeline_of):
+def run(
+    tmp_path: Path, manifest_of: MakeTable, detections_of: MakeTable, crops_of: MakeTable, pipeline_of: MakeTable
+) -> MakeRun:
     """An evaluated run of classes with hostile names and photos of noise; returns the arguments of `write_report`."""
 
     def make(num_classes: int, num_photos: int, wrong: float = 0.3) -> dict[str, Any]:
@@ -143,7 +150,7 @@ def read(path: Path) -> tuple[str, Page, str]:
     return html, page, " ".join(" ".join(page.text).split())
 
 
-def test_report_contains_the_metrics(run):
+def test_report_contains_the_metrics(run: MakeRun) -> None:
     kept = run(6, 9)
     path = write_report(**kept, compare={**kept["metrics"], "run": "before", "total_time_s": 520.0})
     assert path == kept["run_dir"] / "report.html"
@@ -174,7 +181,7 @@ def test_report_contains_the_metrics(run):
     assert len(page.ids) == len(set(page.ids))
 
 
-def test_names_are_escaped_and_only_the_script_of_the_report_runs(run):
+def test_names_are_escaped_and_only_the_script_of_the_report_runs(run: MakeRun) -> None:
     html, page, text = read(write_report(**run(6, 9)))
     assert page.count["script"] == 1
     assert "alert(" in text
@@ -182,7 +189,7 @@ def test_names_are_escaped_and_only_the_script_of_the_report_runs(run):
     assert re.search(r"script-src 'sha256-[\w+/=]{44}'", html)
 
 
-def test_nothing_is_loaded_from_outside(run):
+def test_nothing_is_loaded_from_outside(run: MakeRun) -> None:
     html, page, _ = read(write_report(**run(6, 9)))
     assert all(link.startswith(("#", "data:image/jpeg;base64,")) for link in page.links)
     assert not re.search(r"url\(|@import|https?:", html.replace("http-equiv", ""))
@@ -190,7 +197,7 @@ def test_nothing_is_loaded_from_outside(run):
     assert len([link for link in page.links if link.startswith("data:")]) == page.count["image"] > 0
 
 
-def test_a_thousand_classes_stay_under_five_megabytes(run):
+def test_a_thousand_classes_stay_under_five_megabytes(run: MakeRun) -> None:
     kept = run(1000, 700)
     path = write_report(**kept)
     assert path.stat().st_size < 5_000_000
@@ -201,7 +208,7 @@ def test_a_thousand_classes_stay_under_five_megabytes(run):
     assert re.search(r"On paper: the 60 worst classes", text)
 
 
-def test_run_of_one_task_without_photos_or_events(run):
+def test_run_of_one_task_without_photos_or_events(run: MakeRun) -> None:
     kept = run(6, 9)
     kept["predictions"] = Predictions(kept["predictions"].detections, None, None, {})
     kept["metrics"] |= {"classification": None, "pipeline": None}
@@ -212,7 +219,9 @@ def test_run_of_one_task_without_photos_or_events(run):
     assert not {"curves", "environment", "classes"} & set(page.ids)
 
 
-def test_run_without_any_metric(run, manifest_of, detections_of, crops_of, pipeline_of):
+def test_run_without_any_metric(
+    run: MakeRun, manifest_of: MakeTable, detections_of: MakeTable, crops_of: MakeTable, pipeline_of: MakeTable
+) -> None:
     kept = run(3, 2)
     manifest = manifest_of([{"sample_id": "a", "codes": ["K-1"], "boxes": [None]}])
     predictions = Predictions(detections_of([]), crops_of([], []), pipeline_of([]), {})
@@ -225,7 +234,7 @@ def test_run_without_any_metric(run, manifest_of, detections_of, crops_of, pipel
     assert "no combination photo" in text
 
 
-def test_unread_photos_and_quarantine_are_listed(run):
+def test_unread_photos_and_quarantine_are_listed(run: MakeRun) -> None:
     kept = run(6, 9)
     kept["predictions"].errors["K-9_cut"] = "corrupt: the PNG cannot be decoded"
     _, _, text = read(write_report(**kept))
@@ -235,7 +244,7 @@ def test_unread_photos_and_quarantine_are_listed(run):
     assert f"Mind {EVIL}" in text
 
 
-def test_time_is_divided_by_task_and_activity(run):
+def test_time_is_divided_by_task_and_activity(run: MakeRun) -> None:
     _, _, text = read(write_report(**run(6, 9)))
     # 4 epochs of 20 s with a quarter of waiting, 4 validations of 5 s, 120 s in all; 260 s for the run.
     assert "Detection: training 1 min 00 s 23.1 %" in text
@@ -245,7 +254,7 @@ def test_time_is_divided_by_task_and_activity(run):
     assert "Between and after the tasks 20 s 7.7 %" in text
 
 
-def test_split_sentence_counts_what_was_also_trained_on():
+def test_split_sentence_counts_what_was_also_trained_on() -> None:
     facts = {"num_photos": 10, "num_classes": 3, "num_photos_trained": 40, "num_classes_not_trained": 1}
     facts |= {"num_groups": 5, "shared_groups": 2, "num_combinations": 4, "shared_combinations": 0}
     facts |= {"num_camera_views": 0, "shared_camera_views": 0}
@@ -256,7 +265,7 @@ def test_split_sentence_counts_what_was_also_trained_on():
     )
 
 
-def test_the_page_is_valid_html(run):
+def test_the_page_is_valid_html(run: MakeRun) -> None:
     """By html5lib's strict parser, which stops at the first fault of the HTML standard's parsing rules."""
     kept = run(70, 20)
     kept["predictions"].errors[EVIL] = EVIL
@@ -268,7 +277,7 @@ def test_the_page_is_valid_html(run):
         html5lib.HTMLParser(strict=True).parse(path.read_bytes().replace(b"</section>", b"</sectoin>", 1))
 
 
-def test_hours_energy_and_price_of_a_run(run):
+def test_hours_energy_and_price_of_a_run(run: MakeRun) -> None:
     kept = run(6, 9)
     gpu = {"index": 0, "name": "H", "utilization": 0.5, "memory_used_bytes": 2**31, "memory_total_bytes": 2**33}
     for task, first in (("detection", 0), ("classification", 600)):
@@ -293,7 +302,7 @@ def test_hours_energy_and_price_of_a_run(run):
     assert "Both 12 min 00 s 0.40 0.40 0.058 kWh 0.50" in text and "Cost, EUR" in text
 
 
-def test_energy_leaves_out_the_time_between_two_starts():
+def test_energy_leaves_out_the_time_between_two_starts() -> None:
     readings = [(0, 100.0), (15, 100.0), (3600, 100.0), (3615, 100.0), (3630, None)]
     found = [
         {"kind": "system", "node": "n", "time": time, "gpus": [{"index": 0, "power_w": power}]}
@@ -303,14 +312,14 @@ def test_energy_leaves_out_the_time_between_two_starts():
     assert energy_kwh(found, 10, 20) == 0.0
 
 
-def test_control_characters_are_replaced(run):
+def test_control_characters_are_replaced(run: MakeRun) -> None:
     kept = run(6, 9)
     kept["classes"][0] = ClassInfo(kept["classes"][0].code, 0, name="a\x00b\ud800c")
     _, _, text = read(write_report(**kept))
     assert "a\ufffdb\ufffdc" in text
 
 
-def test_confusion_has_shares_of_each_row(crops_of):
+def test_confusion_has_shares_of_each_row(crops_of: MakeTable) -> None:
     table = crops_of([0] * 4 + [1] * 2, [[0], [0], [0], [1], [1], [1]])
     assert confusion(table, ["K-1", "K-2"]) == {
         "codes": ["K-1", "K-2"],
@@ -323,6 +332,6 @@ def test_confusion_has_shares_of_each_row(crops_of):
     assert confusion(crops_of([], []), ["K-1"]) is None
 
 
-def test_wrong_cells_of_the_confusion_matrix_are_marked(run):
+def test_wrong_cells_of_the_confusion_matrix_are_marked(run: MakeRun) -> None:
     html, _, _ = read(write_report(**run(6, 9, wrong=1.0)))
     assert 'class="bad" style="opacity:1.0" title="K-000000 taken for K-000001: 3 of 3"' in html
