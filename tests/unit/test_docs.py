@@ -111,7 +111,7 @@ def test_files_and_links_exist(name: str) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
         if not re.match(r"https?://|mailto:", target):
             assert (ROOT / name).parent.joinpath(target).exists(), f"{name} links to {target}"
-    folders = [ROOT, ROOT / "pillsnap", ROOT / "jobs", ROOT / "tests" / "reliability"]
+    folders = [ROOT, *(ROOT / part for part in ("pillsnap", "pillsnap/ray_compat", "jobs", "tests/reliability"))]
     for path in _inline(text):
         if re.fullmatch(r"[a-z_]+(/[a-z_0-9]+)*\.py", path) and path != "pipeline.py":
             assert any((folder / path).is_file() for folder in folders), f"{name} names {path}"
