@@ -1,4 +1,4 @@
-"""What becomes of bad photos, decompression bombs, foreign CSV manifests and ZIP archives on the way into training?
+"""How does training handle bad photos, decompression bombs, foreign CSV manifests and ZIP archives?
 
     python -m benchmarks.bad_data [--quick] [--json FILE] [--seed-manifests DIR]
 

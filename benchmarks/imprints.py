@@ -3,9 +3,9 @@
     python -m benchmarks.imprints [--classes 200] [--out DIR] [--quick] [--json FILE]
 
 Generates photos whose classes come in groups of six that only the imprint tells apart, trains both models with the
-commands that a user would give, and judges them on camera views and combinations that were not trained on. The control
-is what a classifier could reach that sees shape, colour and size but reads nothing. With --out the run stays there, and
-the same command goes on where it was stopped.
+user commands, and evaluates them on camera views and combinations that were not trained on. The control is the best
+accuracy of a classifier that sees shape, colour and size but no imprint. With --out the run is kept, and the same
+command continues it.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def prepare(folder: Path, classes: int, views: int, combinations: int) -> None:
 
 
 def train(folder: Path, quick: bool) -> dict[str, Any]:
-    """Train and judge; the metrics, with the seconds on the clock and on the processors."""
+    """Train and evaluate; returns the metrics with wall-clock and processor seconds."""
     run = folder / "run"
     settings = RECIPE | (QUICK if quick else {})
     assignments = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]

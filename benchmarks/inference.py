@@ -1,4 +1,4 @@
-"""Two-stage inference: PillSnap against ultralytics' predict and timm called one photo, then one crop, after another.
+"""Two-stage inference: PillSnap against ultralytics' predict and timm, called photo by photo and crop by crop.
 
     python -m benchmarks.inference [--run DIR] [--photos DIR] [--rounds 3] [--quick] [--json FILE]
 

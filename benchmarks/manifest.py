@@ -2,10 +2,10 @@
 
     python -m benchmarks.manifest [--quick] [--json FILE] [--folder DIR]
 
-Writes a tree of 500,000 photos (50,000 with --quick) beneath a temporary folder and removes it at the end. Photos
+Writes a tree of 500,000 photos (50,000 with --quick) under a temporary folder and removes it at the end. Photos
 are PNG headers with bytes of their own; the label files of one drug are hard links. Controls, in the same run:
-`find`, a bare loop that opens and parses the same labels, and a bare loop that opens the same photos. The model of
-growth is a line through the figures of two smaller trees; how far it misses the largest tree is printed with it.
+`find`, a bare loop that opens and parses the same labels, and a bare loop that opens the same photos. The
+growth model is a line through two smaller trees; its error on the largest tree is printed.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python -m benchmarks.real_photographs --data DIR [--epochs 60] [--only peer|ours] [--quick] [--json FILE]
 
 DIR is a YOLO-format folder with images/{train,val,test} and labels/. Both train yolo11n at 320 px with batch 16 from
-random weights on `train`, with all pills as one class, and are judged on `val` and `test` together. PillSnap goes on to
-name the pills, and to judge both models chained. The control is the peer, in the same table.
+random weights on `train`, with all pills as one class, and are evaluated on `val` and `test` together. PillSnap then
+trains its classifier and evaluates both models chained. The control is ultralytics, in the same table.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def run_peer(data: Path, epochs: int, folder: Path) -> dict[str, Any]:
 
 
 def run_ours(data: Path, epochs: int, classification_epochs: int, run: Path) -> dict[str, Any]:
-    """Import, train both models, judge: the commands that a user would give."""
+    """Import, train both models and evaluate them, by user commands."""
     pillsnap = [sys.executable, "-m", "pillsnap.cli"]
     command = [*pillsnap, "manifest", "import", "--format", "yolo", str(data), "--names", NAMES, "--group-by", GROUP_BY]
     subprocess.run([*command, "--out", str(run)], check=True)

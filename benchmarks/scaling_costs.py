@@ -1,9 +1,9 @@
-"""Processor time of the stream's scheduling loop for a row, measured with rows that cost nothing to make.
+"""Processor time of the stream's scheduling loop per row, measured with rows that cost nothing to make.
 
     python -m benchmarks.scaling_costs [--quick] [--json FILE]
 
-Processor time is counted, not the clock, so other work on the machine does not show. The control is the same stream
-with rows of 9.6 MB, which the loop hands over without touching them.
+Processor time is independent of other work on the machine. The control is the same stream with rows of 9.6 MB, which
+the loop hands over without reading them.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def main() -> None:
         row_bytes = _IMAGES_PER_ROW * size_px**2 * 3
         results[row_bytes] = figures = measure_row_s(5.0 if options.quick else 30.0, size_px)
         print(
-            f"rows of {row_bytes:,} bytes: {figures['rows_per_s']:.0f} a second, scheduling loop "
-            f"{figures['row_s'] * 1e3:.2f} ms of a core a row"
+            f"rows of {row_bytes:,} bytes: {figures['rows_per_s']:.0f} per second, scheduling loop "
+            f"{figures['row_s'] * 1e3:.2f} ms of a core per row"
         )
     if options.json:
         options.json.write_text(json.dumps(results, indent=2), encoding="utf-8")
@@ -50,7 +50,7 @@ class EmptyRecipe:
 
 
 def measure_row_s(seconds: float, size_px: int = SIZES_PX[0]) -> dict[str, float]:
-    """Rows a second of a stream of rows without work, and the core seconds a row of its scheduling."""
+    """Rows per second of a stream without work, and the core seconds of scheduling per row."""
     import psutil
 
     from pillsnap.cluster.session import ray_session

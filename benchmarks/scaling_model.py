@@ -1,11 +1,11 @@
-"""What 2.63 million photos, 64 GPUs and 100 nodes ask of a cluster, and what gives way first.
+"""What 2.63 million photos, 64 GPUs and 100 nodes require of a cluster, and which part limits first.
 
     python -m benchmarks.scaling_model [--measure] [--gpus N] [--nodes N] [--photos N] [--json FILE]
 
-A simulation of the stream: tasks make rows on cores, one scheduling loop hands them out, and all workers wait for each
-other at every step. Its costs are figures of benchmarks/log/; tests/unit/test_scaling_model.py holds it to the
-throughputs measured there. `--measure` takes the scheduling loop's cost from this machine instead
-(benchmarks/scaling_costs.py). docs/scaling.md says what follows.
+A simulation of the stream: tasks make rows on cores, one scheduling loop hands them out, and all workers synchronise at
+every step. Its costs are those of benchmarks/log/; tests/unit/test_scaling_model.py compares it with the throughputs
+measured there. `--measure` takes the scheduling loop's cost from this machine instead (benchmarks/scaling_costs.py).
+docs/scaling.md has the conclusions.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Costs:
     put_s_per_byte: float = 5.8e-3 / 9.6e6
     """To put a batch into the object store."""
     row_s: float = 4.7e-3
-    """Scheduling loop, for each row: 0.1 to 0.25 of a core at 37 rows a second."""
+    """Scheduling loop, per row: 0.1 to 0.25 of a core at 37 rows per second."""
     listing_cores: float = 0.05
     manifest_row_bytes: float = 286
     crop_row_bytes: float = 218

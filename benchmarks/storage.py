@@ -1,8 +1,7 @@
-"""What keeping a run in S3 costs: `python -m benchmarks.storage [--quick] [--json FILE]`
+"""Cost of a run that is kept in S3: `python -m benchmarks.storage [--quick] [--json FILE]`
 
-Each figure beside its control, which is the same on a local disk: a photo read, a checkpoint made
-safe. The server is moto's, in a process of its own on loopback: `--latency-ms` gives every request
-the wait that distance costs.
+Each figure has the same operation on a local disk as its control: reading a photo, committing a checkpoint. The server is
+moto's, in a separate process on loopback; `--latency-ms` delays every request.
 """
 
 from __future__ import annotations

@@ -1,21 +1,21 @@
-"""What does watching cost a training?
+"""What do monitors and the W&B mirror cost a training?
 
     python -m benchmarks.watching [--quick] [--pairs N] [--cost] [--json FILE]
 
-The training is the package's own loop in a process of its own, a classifier on a batch that is already there, on all
-processor cores: no wait for data hides what watching costs. It logs as often as a training does that nobody set up
-otherwise (`train.log_every_steps`); its steps of 50 ms are short, so that is still two events a second. All the while
-there are a terminal monitor, a web monitor with 100 WebSocket clients of which half never read, and the Weights &
-Biases mirror, whose server answers 401 from the first quarter on; a second mirror follows, whose server is gone from
-the third quarter on. Watchers run and are stopped (SIGSTOP) by turns, in the order run, stop, stop, run: neighbours are
-a pair, and the control is the same training seconds before or after. Beside the throughput, which other work on the
-machine moves, stands what it does not move: processor time of each watcher, and of the training for each step.
+The training is the package's own loop in a separate process: a classifier on one fixed batch, on all processor cores,
+so that no wait for data hides the cost. It logs at the default interval (`train.log_every_steps`); its steps take 50 ms,
+which gives two events per second. The observers are a terminal monitor, a web monitor with 100 WebSocket clients (half
+of them never read), and the Weights & Biases mirror, whose server answers 401 after the first quarter; a second mirror
+follows, whose server disappears after the third quarter. Observers alternately run and are stopped (SIGSTOP), in the
+order run, stop, stop, run: neighbouring windows are a pair, and the control is the same training before or after. Beside
+the throughput, which depends on other work on the machine, the processor time of each observer and of the training per
+step is printed.
 
-With --cost there is no training: five steps a second are written into a log, and only the watchers' processor time and
+With --cost there is no training: five steps per second are written to a log, and only the observers' processor time and
 memory are measured.
 
-At the end all watchers are killed (SIGKILL) and the training must go on. Then the same training runs once more with
-nobody watching, and its losses must be the same numbers.
+At the end all observers are killed (SIGKILL) and the training must continue. Then the same training runs again without
+observers, and its losses must be equal.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def measure_cost(run_dir: Path, seconds: float) -> dict[str, Any]:
-    """What the watchers of a log with five steps a second take."""
+    """Cost of the observers of a log with five steps per second."""
     ended = threading.Event()
     at = {"task": "detection", "epoch": 1}
     figures = {"loss": 1.5, "losses": {"box": 1.0, "cls": 0.3, "dfl": 0.2}, "lr": 1e-3, "images_per_s": 80.0}
@@ -115,7 +115,7 @@ def measure_cost(run_dir: Path, seconds: float) -> dict[str, Any]:
 
 
 def measure(folder: Path, pairs: int, window_s: float) -> dict[str, Any]:
-    """Train, watched by turns; kill the watchers; train again unwatched."""
+    """Train with alternating observers; kill them; train again without."""
     with contextlib.ExitStack() as ended:
         return _measure(folder, pairs, window_s, ended)
 
@@ -192,7 +192,7 @@ def _measure(folder: Path, pairs: int, window_s: float, ended: contextlib.ExitSt
 
 
 def paired(windows: list[Window], speeds: list[float]) -> float:
-    """Watched over unwatched throughput of two neighbouring windows."""
+    """Throughput with observers over throughput without, of two neighbouring windows."""
     return speeds[not windows[0].running] / speeds[windows[0].running]
 
 
@@ -223,7 +223,7 @@ class Watchers:
         time.sleep(5)  # all are connected
 
     def window(self, running: bool, seconds: float) -> Window:
-        """Let the watchers run, or stop them, for so long."""
+        """Let the observers run, or stop them, for this time."""
         self._signal(signal.SIGCONT if running else signal.SIGSTOP)
         time.sleep(SETTLE_S)
         before, start, times = self._cpu_s(), time.time(), self.training.cpu_times()
@@ -243,7 +243,7 @@ class Watchers:
         self._wait_for_mirror()
 
     def kill(self) -> None:
-        """SIGKILL, to all of them at once."""
+        """SIGKILL all of them."""
         self._signal(signal.SIGKILL)
         for process in self.processes.values():
             process.wait()
@@ -254,7 +254,7 @@ class Watchers:
         return mirror.start()
 
     def _wait_for_mirror(self) -> None:
-        """Until it has sent something: what its start takes is taken once a task, and told by itself."""
+        """Wait until it has sent something: the cost of its start occurs once per task and is printed separately."""
         before, end_s = self._num_rows(), time.monotonic() + 180
         while self._num_rows() == before:
             assert time.monotonic() < end_s, f"nothing was mirrored: {self.warnings}"
@@ -265,7 +265,7 @@ class Watchers:
         return sum(len(rows) for rows in self.wandb_server.rows.values())
 
     def _members(self) -> dict[str, list[psutil.Process]]:
-        """Each watcher's process and what it started; W&B's service is in a session of its own."""
+        """Each observer's process and its descendants; the service of W&B has its own session."""
         leaders = {name: process.pid for name, process in self.processes.items()}
         mirror = self.mirror._process
         found = {}
@@ -308,7 +308,7 @@ def print_cost(figures: dict[str, Any]) -> None:
     print(f"load average         {figures['load_average']:.1f} on {figures['cpu_cores']} cores")
     for name, share in figures["cpu_s_per_s"].items():
         print(f"{name:20} {1000 * share:.1f} ms of processor time a second, of {1000 * figures['cpu_cores']}")
-    print(f"mirror's start       {figures['mirror_start_cpu_s']:.1f} s of processor time, once a task")
+    print(f"mirror's start       {figures['mirror_start_cpu_s']:.1f} s of processor time, once per task")
     print(f"web monitor's memory {figures['server_rss_bytes'] / 1e6:.0f} MB (limit 200)")
 
 

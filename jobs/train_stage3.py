@@ -1,4 +1,4 @@
-"""Train and judge stage 3 as a Ray job; further options are those of `pillsnap train`."""
+"""Train and evaluate stage 3 as a Ray job; further options are those of `pillsnap train`."""
 
 from __future__ import annotations
 

@@ -265,9 +265,9 @@ def _split_step(
     where = f"{need / 2**30:.2f} -> {peak / 2**30:.2f} GiB" if on_gpu else "no GPU"
     # A detector's loss is also divided by the scores of its part, as ultralytics divides by those of its batch.
     kind = "equal within rounding" if exact else "losses alone; batch normalisation sees each part"
-    judged = off.values() if exact else [value for key, value in off.items() if key != "gradient norm"]
+    compared = off.values() if exact else [value for key, value in off.items() if key != "gradient norm"]
     report.check(
-        split_size < batch_size == whole_size and max(judged) < tolerance,
+        split_size < batch_size == whole_size and max(compared) < tolerance,
         f"{model} batch {batch_size} in parts of {split_size} ({where}), off by "
         + ", ".join(f"{key} {value:.1e}" for key, value in off.items()) + f" (< {tolerance}; {kind})",
     )  # fmt: skip

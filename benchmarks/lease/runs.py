@@ -1,6 +1,6 @@
 """Parts that run `pillsnap` itself.
 
-end-to-end                   both tasks, stopped in the middle and continued by the same command, and the judgement
+end-to-end                   both tasks, stopped in the middle and continued by the same command, then evaluated
 photos, prepare-TASK         photos and a filled store for the parts below
 store-TASK                   training from the store: share of time waiting for data, rate against the step alone
 """
@@ -92,7 +92,7 @@ def _report_run(report: Report, run: Path, epochs: int, code: int) -> None:
     verdicts = [event for event in events if event["kind"] == "verdict"]
     metrics = json.loads((run / "metrics.json").read_text()) if (run / "metrics.json").exists() else {}
     pipeline = metrics.get("pipeline") or {}
-    report.check(bool(verdicts) and (run / "report.html").exists(), f"judged: {_short(pipeline)}")
+    report.check(bool(verdicts) and (run / "report.html").exists(), f"evaluated: {_short(pipeline)}")
     begun = [event["time"] for event in events if event["kind"] == "run"]
     if begun and verdicts:
         seconds = verdicts[-1]["time"] - begun[0]

@@ -1,4 +1,4 @@
-"""The surroundings of watched runs for `benchmarks.watching`: viewers over WebSocket, and a terminal that is read."""
+"""The context of watched runs for `benchmarks.watching`: viewers over WebSocket, and a terminal that is read."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def start_in_terminal(command: list[str]) -> subprocess.Popen[bytes]:
 async def run_clients(url: str) -> None:
     """Half read and answer pings, half open a connection and leave it; all come back when they are cut off.
 
-    They stand for other machines, and so cost this one as little as can be: all wake together, once a second.
+    They stand for other machines, so their own cost is kept small: all wake together, once per second.
     """
     os.nice(19)
     host, _, port = url.removeprefix("ws://").removesuffix("/ws").partition(":")
