@@ -2,11 +2,11 @@
 
     python -m benchmarks.scaling [--quick] [--share CORES] [--seconds S] [--json FILE]
 
-Hosts are network namespaces of this machine, each with its own raylet (tests/cluster) and a CPU quota of the kernel; the
-quotas together should leave a quarter of the machine's cores to the head, which has none. On every host one process
-reads its share of a stream of 224 px crops from 976 x 1280 photos, which the hosts' tasks decode. The control, in the
-same run and under the same quotas, is a bare loop per host that reads, decodes and warps. Needs root; where such hosts
-cannot be made, it prints the reason and exits with 0.
+Hosts are network namespaces of this machine, each with its own raylet (tests/cluster) and a CPU quota of the kernel;
+the quotas together should leave a quarter of the machine's cores to the head, which has none. On every host one
+process reads its share of a stream of 224 px crops from 976 x 1280 photos, which the hosts' tasks decode. The control,
+in the same run and under the same quotas, is a bare loop per host that reads, decodes and warps. Needs root; where
+such hosts cannot be made, it prints the reason and exits with 0.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Cost of a run that is kept in S3: `python -m benchmarks.storage [--quick] [--json FILE]`
 
-Each figure has the same operation on a local disk as its control: reading a photo, committing a checkpoint. The server is
-moto's, in a separate process on loopback; `--latency-ms` delays every request.
+Each figure has the same operation on a local disk as its control: reading a photo, committing a checkpoint. The server
+is moto's, in a separate process on loopback; `--latency-ms` delays every request.
 """
 
 from __future__ import annotations

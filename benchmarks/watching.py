@@ -3,13 +3,13 @@
     python -m benchmarks.watching [--quick] [--pairs N] [--cost] [--json FILE]
 
 The training is the package's own loop in a separate process: a classifier on one fixed batch, on all processor cores,
-so that no wait for data hides the cost. It logs at the default interval (`train.log_every_steps`); its steps take 50 ms,
-which gives two events per second. The observers are a terminal monitor, a web monitor with 100 WebSocket clients (half
-of them never read), and the Weights & Biases mirror, whose server answers 401 after the first quarter; a second mirror
-follows, whose server disappears after the third quarter. Observers alternately run and are stopped (SIGSTOP), in the
-order run, stop, stop, run: neighbouring windows are a pair, and the control is the same training before or after. Beside
-the throughput, which depends on other work on the machine, the processor time of each observer and of the training per
-step is printed.
+so that no wait for data hides the cost. It logs at the default interval (`train.log_every_steps`); its steps take 50
+ms, which gives two events per second. The observers are a terminal monitor, a web monitor with 100 WebSocket clients
+(half of them never read), and the Weights & Biases mirror, whose server answers 401 after the first quarter; a second
+mirror follows, whose server disappears after the third quarter. Observers alternately run and are stopped (SIGSTOP),
+in the order run, stop, stop, run: neighbouring windows are a pair, and the control is the same training before or
+after. Beside the throughput, which depends on other work on the machine, the processor time of each observer and of
+the training per step is printed.
 
 With --cost there is no training: five steps per second are written to a log, and only the observers' processor time and
 memory are measured.
