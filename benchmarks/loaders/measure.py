@@ -19,7 +19,7 @@ def measure(batches: Batches, started_s: float, seconds: float, gap: bool) -> di
     `started_s` to the first batch, and, if `gap`, the gap between epochs.
 
     The gap: seconds that a loop which consumes at `PACE` of that rate waits at the first step of an epoch, minus its
-    wait at other steps; NaN if no epoch began.
+    wait at other steps; NaN if no epoch began, or if each has one step.
     """
     next(batches)
     first_batch_s = time.time() - started_s
@@ -53,4 +53,4 @@ def _epoch_gap(batches: Batches, epoch: int, step_s: float) -> float:
         (waits if following == epoch else gaps).append(came_s - asked_s)
         epoch = following
         time.sleep(step_s)
-    return max(0.0, statistics.median(gaps) - statistics.median(waits)) if gaps else float("nan")
+    return max(0.0, statistics.median(gaps) - statistics.median(waits)) if gaps and waits else float("nan")
