@@ -1,6 +1,6 @@
-"""The judgement of a run for W&B: figures, PR curve, confusion, classes, and the photos that went worst.
+"""Evaluation results for W&B: metrics, PR curve, confusion matrix, per-class table and example photos.
 
-Made from what `evaluate` leaves in the run directory: `metrics.json` and `predictions/*.parquet`.
+Reads `metrics.json` and `predictions/*.parquet` of the run directory, written by `evaluate`.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 EVALUATION = "evaluation"
-MAX_TABLE_ROWS = 10_000  # W&B shows no more
+MAX_TABLE_ROWS = 10_000  # limit of W&B
 NUM_PAIRS = 200
 NUM_WORST, NUM_EXAMPLES = 16, 8
 PICTURE_PX = 640
 _OUTCOMES = ("right", "wrong", "missed", "surplus")
-# Beyond it the names of the classes would cover each other.
+# With more classes, the labels of the confusion matrix would overlap.
 _MAX_NAMED_CLASSES = 60
 
 
 def log_results(wandb: Any, run: Any, run_dir: Path, verdict: Mapping[str, Any]) -> None:
-    """Log the verdict event and, where the run directory holds them, the figures and predictions behind it."""
+    """Log the verdict event and, if present, metrics and predictions of the run directory."""
     summary: dict[str, Any] = {"verdict/met": verdict["met"]}
     for name, target in verdict["targets"].items():
         summary |= {f"verdict/{name}": target["value"], f"verdict/{name}_target": target["target"]}
     row: dict[str, Any] = {}
     if (run_dir / "metrics.json").exists():
         metrics = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
-        summary |= _figures(metrics)
+        summary |= _scalars(metrics)
         row |= _curve(wandb, metrics)
     if (run_dir / "predictions").is_dir() and (run_dir / "config.json").exists():
         row |= _from_predictions(wandb, run, run_dir)
@@ -46,7 +46,7 @@ def log_results(wandb: Any, run: Any, run_dir: Path, verdict: Mapping[str, Any])
 
 
 def confusion_picture(matrix: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """Counts (n, n), true rows and predicted columns, as RGB pixels: each cell shaded by its share of its row."""
+    """Confusion matrix (n, n; rows true, columns predicted) as RGB pixels, shaded by the share of the row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -56,7 +56,7 @@ def confusion_picture(matrix: np.ndarray, names: Sequence[str]) -> np.ndarray:
     drawn = axes.imshow(np.sqrt(share), cmap="magma_r", vmin=0, vmax=1, interpolation="nearest")
     bar = figure.colorbar(drawn, ax=axes, shrink=0.6, ticks=np.sqrt([0, 0.05, 0.25, 0.5, 1]))
     bar.ax.set_yticklabels(["0 %", "5 %", "25 %", "50 %", "100 %"])
-    bar.set_label("share of the true class's crops")
+    bar.set_label("share of the crops of the true class")
     if len(names) <= _MAX_NAMED_CLASSES:
         axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
         axes.set_yticks(range(len(names)), names, fontsize=7)
@@ -67,15 +67,15 @@ def confusion_picture(matrix: np.ndarray, names: Sequence[str]) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def _figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Every single number of `metrics.json` under its path: detection/map50, classification/single/top1, …"""
-    figures: dict[str, Any] = {}
+def _scalars(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Every number of `metrics.json` by path: detection/map50, classification/single/top1, …"""
+    scalars: dict[str, Any] = {}
     for name, value in metrics.items():
         if isinstance(value, Mapping) and name != "targets":
-            figures |= {f"{name}/{key}": each for key, each in _figures(value).items()}
+            scalars |= {f"{name}/{key}": each for key, each in _scalars(value).items()}
         elif isinstance(value, int | float) and name not in ("schema_version", "stage", "met"):
-            figures[name] = value
-    return figures
+            scalars[name] = value
+    return scalars
 
 
 def _curve(wandb: Any, metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,14 +90,14 @@ def _curve(wandb: Any, metrics: Mapping[str, Any]) -> dict[str, Any]:
 def _from_predictions(wandb: Any, run: Any, run_dir: Path) -> dict[str, Any]:
     from pillsnap.runs.directory import load_run
 
-    judged = load_run(run_dir)
+    evaluated = load_run(run_dir)
     files = {name: run_dir / "predictions" / f"{name}.parquet" for name in ("detections", "classification", "pipeline")}
     tables = {name: pq.read_table(path) if path.exists() else None for name, path in files.items()}
     row: dict[str, Any] = {}
     if tables["classification"] is not None:
-        names = {entry.code: entry.name for entry in judged.classes}
-        row |= _classification(wandb, run, tables["classification"], judged.codes, names)
-    return row | _photos(wandb, judged, tables)
+        names = {entry.code: entry.name for entry in evaluated.classes}
+        row |= _classification(wandb, run, tables["classification"], evaluated.codes, names)
+    return row | _photos(wandb, evaluated, tables)
 
 
 def _classification(
@@ -134,16 +134,16 @@ def _classification(
     }
 
 
-def _photos(wandb: Any, judged: Any, tables: Mapping[str, pa.Table | None]) -> dict[str, Any]:
-    """The worst photos, and some that went right, each with its boxes drawn by W&B."""
+def _photos(wandb: Any, evaluated: Any, tables: Mapping[str, pa.Table | None]) -> dict[str, Any]:
+    """The worst and some correct photos, with boxes for W&B to draw."""
     from pillsnap.evaluate.report import gallery
     from pillsnap.metrics.boxes import read_photos
     from pillsnap.photos.decode import BadImage
     from pillsnap.photos.reader import PhotoReader
 
-    reader = PhotoReader(judged.data_root, judged.settings.data.max_pixels)
-    confidence = judged.settings.evaluation.confidence
-    cases = gallery.photo_outcomes(read_photos(judged.manifest, "val"), tables, judged.codes, confidence)
+    reader = PhotoReader(evaluated.data_root, evaluated.settings.data.max_pixels)
+    confidence = evaluated.settings.evaluation.confidence
+    cases = gallery.photo_outcomes(read_photos(evaluated.manifest, "val"), tables, evaluated.codes, confidence)
     row = {}
     for name, chosen in (
         ("worst", gallery.worst(cases, NUM_WORST)),

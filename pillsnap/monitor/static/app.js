@@ -249,8 +249,8 @@ function timeOf(task) {
 function positionOf(task) {
   if (!task.step && task.status !== "started") return "";
   const parts = [`${words.epoch} ${task.epoch}/${task.epochs ?? "?"}`, `${words.step} ${task.step}/${task.total_steps ?? "?"}`];
-  if (task.num_train) parts.push(words.train(task.num_train.toLocaleString("en")));
-  if (task.num_val) parts.push(words.validate(task.num_val.toLocaleString("en")));
+  if (task.num_train) parts.push(`${words.train} ${task.num_train.toLocaleString("en")}`);
+  if (task.num_val) parts.push(`${words.val} ${task.num_val.toLocaleString("en")}`);
   if (task.restarts) parts.push(words.restarts(task.restarts));
   return parts.join(" · ");
 }

@@ -56,7 +56,7 @@ def test_state_is_shown_within_two_seconds_and_across_a_restart(tmp_path: Path, 
                 await page.wait_for(f"{field('detection.loss')} === '0.4'")
                 text = await page.evaluate("document.querySelector('#detection').innerText")
                 for figure in (
-                    "epoch 2/4 · step 100/200 · 800 training samples · 200 validation samples",
+                    "epoch 2/4 · step 100/200 · train 800 · val 200",
                     "1:02:05 left",
                     "118 img/s",
                     "3 %",

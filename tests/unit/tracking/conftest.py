@@ -1,4 +1,4 @@
-"""Weights & Biases for tests: a reader of its offline folders and a server on loopback that takes what it uploads."""
+"""Weights & Biases for tests: a reader of offline folders, and a local server that receives uploads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BLOCK_BYTES = 32768
 
 
 def read_offline_history(folder: Path) -> list[dict[str, Any]]:
-    """The history rows of an offline folder."""
+    """History rows of an offline folder."""
     return [
         {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
         for record in read_offline_records(folder)
@@ -27,7 +27,7 @@ def read_offline_history(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_offline_records(folder: Path) -> Iterator[Any]:
-    """All records of an offline folder, by W&B's own record definitions.
+    """All records of an offline folder.
 
     The file is a LevelDB log: a 7-byte header, then blocks of 32 KiB with records of (crc32, length, type, data), where
     type 1 is a whole record and 2, 3, 4 are the first, middle and last piece of one.
@@ -52,7 +52,7 @@ def read_offline_records(folder: Path) -> Iterator[Any]:
 
 
 class WandbServer:
-    """Answers what W&B's uploader asks; with `refuse_uploads` 401 to the figures, with `refuse_all` to everything."""
+    """Fake W&B server; `refuse_uploads` answers 401 to metric uploads, `refuse_all` to every request."""
 
     def __init__(self) -> None:
         self.rows: dict[str, list[dict[str, Any]]] = {}
@@ -83,7 +83,7 @@ class WandbServer:
 
         class Server(http.server.ThreadingHTTPServer):
             def handle_error(self, *_: object) -> None:
-                """A client that was killed is no news."""
+                """Ignore connections closed by killed clients."""
 
         self.server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"

@@ -1,4 +1,4 @@
-"""What W&B holds is what the event log holds, once and in order, through kills; what fails in W&B stays there."""
+"""W&B receives every event once and in order, through kills; its failures do not propagate."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def offline_folders(run_dir: Path, task: str) -> list[Path]:
     return sorted((run_dir / "wandb").glob(f"offline-run-*-run_1_a-{task}"))
 
 
-def test_both_tasks_go_into_offline_folders(
+def test_both_tasks_are_written_to_offline_folders(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, offline_history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warnings: list[str] = []
@@ -109,7 +109,7 @@ def test_both_tasks_go_into_offline_folders(
         log.write("verdict", met=True, targets={"top1": {"target": 0.85, "value": 0.9, "met": True}})
     assert mirror.close() == lines
     assert warnings == []
-    assert not list(temporary.iterdir())  # a mirror a run would fill it
+    assert not list(temporary.iterdir())  # the mirror removes its temporary files
     (detection,), (classification,) = (offline_folders(tmp_path, task) for task in ("detection", "classification"))
     (evaluation,) = offline_folders(tmp_path, "evaluation")
     assert lines == [f"wandb sync {folder}" for folder in (detection, classification, evaluation)]
@@ -126,7 +126,7 @@ def test_both_tasks_go_into_offline_folders(
     assert b"verdict/top1_target" in content and b"Targets met" in content
 
 
-def test_nodes_go_into_the_next_row_and_checkpoints_become_artifacts(
+def test_node_telemetry_joins_the_next_row_and_checkpoints_become_artifacts(
     tmp_path: Path, offline_history: History, offline_records: Callable[[Path], Iterator[Any]]
 ) -> None:
     folder = tmp_path / "checkpoints" / "detection"
@@ -152,17 +152,19 @@ def test_nodes_go_into_the_next_row_and_checkpoints_become_artifacts(
     assert nodes[STEPS] == {f"nodes/n_1/{name}": value for name, value in first.items()} | {
         "nodes/n2/cpu_fraction": 0.25
     }
-    assert not any(row for place, row in enumerate(nodes) if place != STEPS)
+    assert not any(row for index, row in enumerate(nodes) if index != STEPS)
     artifacts = [r.artifact for r in offline_records(run) if r.WhichOneof("record_type") == "artifact"]
     assert [a.name for a in artifacts] == ["run_1_a-detection-checkpoint"] * 2
-    # W&B gives each new version the alias `latest`, which so ends at the last one.
+    # W&B moves the alias `latest` to each new version.
     assert [set(a.aliases) - {"latest"} for a in artifacts] == [{"best", "step-5"}, {"step-10"}]
     assert "latest" in artifacts[1].aliases
     (file,) = artifacts[1].manifest.contents
-    assert (file.local_path, file.size) == (str(folder / "step-10" / "model.safetensors"), 10)  # where it lies: no copy
+    assert (file.local_path, file.size) == (str(folder / "step-10" / "model.safetensors"), 10)  # referenced, not copied
 
 
-def test_checkpoints_stay_here_when_told_so(tmp_path: Path, offline_records: Callable[[Path], Iterator[Any]]) -> None:
+def test_checkpoints_are_not_uploaded_when_disabled(
+    tmp_path: Path, offline_records: Callable[[Path], Iterator[Any]]
+) -> None:
     folder = tmp_path / "checkpoints" / "detection"
     (folder / "step-5").mkdir(parents=True)
     (folder / "last.json").write_text('{"checkpoint": "step-5"}')
@@ -174,7 +176,7 @@ def test_checkpoints_stay_here_when_told_so(tmp_path: Path, offline_records: Cal
     assert not [r for r in offline_records(run) if r.WhichOneof("record_type") == "artifact"]
 
 
-def test_a_failure_is_an_alert_even_before_the_first_task(
+def test_failure_before_the_first_task_is_an_alert(
     tmp_path: Path, offline_records: Callable[[Path], Iterator[Any]]
 ) -> None:
     with WandbMirror(tmp_path, "pillsnap", mode="offline"), EventLog(tmp_path) as log:
@@ -231,7 +233,7 @@ def test_every_metric_once_and_in_order_after_a_kill_and_resume(tmp_path: Path, 
 def test_offline_folders_upload_and_continue_with_wandb_sync(
     tmp_path: Path, wandb_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """W&B itself reads what was left offline: once after a first session, and again after a resumed one."""
+    """`wandb sync` uploads the offline folder of a first session, then that of a resumed one."""
     with EventLog(tmp_path) as log:
         for first, last in ((1, 2), (2, 3)):
             with WandbMirror(tmp_path, "pillsnap", mode="offline") as mirror:
@@ -247,7 +249,7 @@ def test_offline_folders_upload_and_continue_with_wandb_sync(
     assert len(offline_folders(tmp_path, "detection")) == 2 and mirror.close() == [line]
 
 
-def test_online_resume_sends_only_what_the_server_lacks(
+def test_online_resume_sends_only_missing_rows(
     tmp_path: Path, wandb_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", wandb_server.url)
@@ -270,12 +272,12 @@ def test_online_resume_sends_only_what_the_server_lacks(
 
 
 def mirror_processes() -> list[psutil.Process]:
-    """Children of this process that belong to a mirror: other tests' Ray runs beside them."""
+    """Child processes of the mirror, without those of Ray."""
     return titled("wandb")
 
 
 @pytest.mark.parametrize("failure", ["import", "unauthorised", "upload", "service", "process"])
-def test_failure_is_one_warning_and_goes_no_further(
+def test_failure_is_one_warning(
     tmp_path: Path, wandb_server: Any, monkeypatch: pytest.MonkeyPatch, failure: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", wandb_server.url)
@@ -304,14 +306,14 @@ def test_failure_is_one_warning_and_goes_no_further(
             wait_until(lambda: bool(warnings))
     mirror.close()
     (warning,) = warnings
-    assert "\n" not in warning and "k" * 40 not in warning and "training goes on" in warning
+    assert "\n" not in warning and "k" * 40 not in warning and "training continues" in warning
     if failure in ("upload", "service"):
         assert f"`wandb sync {tmp_path}/run/wandb/run-" in warning
     assert capfd.readouterr() == ("", "")
     assert mirror_processes() == []
 
 
-def test_process_ends_by_itself_when_the_driver_is_killed(tmp_path: Path, offline_history: History) -> None:
+def test_process_finishes_after_the_driver_was_killed(tmp_path: Path, offline_history: History) -> None:
     killed = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path), str(Path(__file__).parent), "driver"])
     wait_until(lambda: bool(psutil.Process(killed.pid).children()))
     (process,) = psutil.Process(killed.pid).children()
@@ -321,8 +323,8 @@ def test_process_ends_by_itself_when_the_driver_is_killed(tmp_path: Path, offlin
     assert rows_of(offline_history(folder)) == expected_rows(3)
 
 
-def test_its_processes_give_way_and_end_with_it(tmp_path: Path) -> None:
-    """W&B's service leads a session of its own, whose priority it does not take over."""
+def test_its_processes_have_the_lowest_priority_and_end_with_it(tmp_path: Path) -> None:
+    """W&B's service leads another session, which does not inherit the priority of the session."""
     mirror = WandbMirror(tmp_path, "pillsnap", mode="offline").start()
     assert mirror._process is not None
     follower = psutil.Process(mirror._process.pid)
@@ -343,7 +345,7 @@ def test_its_processes_give_way_and_end_with_it(tmp_path: Path) -> None:
 def wait_until(condition: Callable[[], bool], timeout_s: float = 120) -> None:
     end_s = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < end_s, "not within time"
+        assert time.monotonic() < end_s, "timed out"
         time.sleep(0.05)
 
 
@@ -357,7 +359,7 @@ def test_disabled_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert [path.name for path in tmp_path.iterdir()] == ["events.jsonl"]
 
 
-def test_a_key_is_found_in_the_environment_and_in_netrc(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_in_the_environment_or_netrc(monkeypatch: pytest.MonkeyPatch) -> None:
     public, other = "https://api.example.org", "https://wandb.example.org"
     assert not has_key(public, public)
     Path(os.environ["NETRC"]).write_text("machine api.wandb.ai login user password abc\n")

@@ -1,4 +1,4 @@
-"""The judgement in W&B: figures of metrics.json, PR curve, confusion, classes, and photos with boxes."""
+"""Evaluation in W&B: metrics, PR curve, confusion matrix, per-class table, and photos with boxes."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
 
 
 def predict(run: Run) -> dict[str, pa.Table]:
-    """Every label box found, every third crop given the next class's name."""
+    """Predictions with every label box found and every third crop assigned to the next class."""
     rows = run.manifest.filter(pc.equal(run.manifest["split"], "val")).to_pylist()
     crops, found = [], []
     for row in rows:
         common = {"sample_id": row["sample_id"], "image_type": row["image_type"]}
         pairs = [(code, box) for code, box in zip(row["codes"], row["boxes"], strict=True) if box is not None]
         indices = []
-        for place, (code, _) in enumerate(pairs):
+        for box_index, (code, _) in enumerate(pairs):
             label = run.codes.index(code)
             guess = (label + 1) % len(run.codes) if len(crops) % 3 == 0 else label
             indices.append(guess)
             top = {"top_indices": [guess, (guess + 1) % len(run.codes)], "top_probs": [0.9, 0.1]}
-            crops.append({**common, "box_index": place, "label": label, "raw_confidence": 0.9, **top})
+            crops.append({**common, "box_index": box_index, "label": label, "raw_confidence": 0.9, **top})
         boxes = {"boxes": [box for _, box in pairs], "scores": [0.9] * len(pairs)}
         found.append({**common, **boxes, "indices": indices, "probs": [0.9] * len(pairs)})
     named = pa.Table.from_pylist(found)
@@ -59,7 +59,7 @@ def predict(run: Run) -> dict[str, pa.Table]:
 
 
 @pytest.fixture
-def judged(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> Run:
+def evaluated(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> Run:
     run, _ = open_run(tmp_path / "run", load_settings("demo"), toy_manifest, toy_tree)
     tables = predict(run)
     (run.run_dir / "predictions").mkdir()
@@ -78,17 +78,17 @@ def judged(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> Run:
     return run
 
 
-def test_the_judgement_is_complete(
-    judged: Run, offline_history: History, offline_records: Callable[[Path], Iterator[Any]]
+def test_evaluation_run_is_complete(
+    evaluated: Run, offline_history: History, offline_records: Callable[[Path], Iterator[Any]]
 ) -> None:
     lines: list[str] = []
     warnings: list[str] = []
-    WandbMirror(judged.run_dir, "p", mode="offline", on_warning=warnings.append, say=lines.append).start().close()
-    assert warnings == [], (judged.run_dir / "wandb" / "mirror.log").read_text()[-2000:]
-    (folder,) = (judged.run_dir / "wandb").glob("offline-run-*-evaluation")
+    WandbMirror(evaluated.run_dir, "p", mode="offline", on_warning=warnings.append, say=lines.append).start().close()
+    assert warnings == [], (evaluated.run_dir / "wandb" / "mirror.log").read_text()[-2000:]
+    (folder,) = (evaluated.run_dir / "wandb").glob("offline-run-*-evaluation")
     assert lines == [f"wandb sync {folder}"]
     (row,) = offline_history(folder)
-    metrics = json.loads((judged.run_dir / "metrics.json").read_text())
+    metrics = json.loads((evaluated.run_dir / "metrics.json").read_text())
     tables = {path.name.split("_0_")[0]: path for path in (folder / "files" / "media" / "table").rglob("*.json")}
     classes = json.loads(tables["classes"].read_text())
     assert classes["columns"] == ["code", "name", "crops", "precision", "recall", "f1"]
@@ -120,24 +120,25 @@ def test_the_judgement_is_complete(
     with np.load(confusion.manifest.contents[0].local_path) as saved:
         assert saved["matrix"].sum() == metrics["classification"]["num_samples"]
         assert saved["matrix"].trace() == round(metrics["classification"]["top1"] * saved["matrix"].sum())
-        assert saved["codes"].tolist() == judged.codes
+        assert saved["codes"].tolist() == evaluated.codes
 
 
-def test_photos_carry_boxes_that_fit_them(judged: Run) -> None:
-    WandbMirror(judged.run_dir, "p", mode="offline", say=lambda line: None).start().close()
-    (folder,) = (judged.run_dir / "wandb").glob("offline-run-*-evaluation")
+def test_boxes_are_within_the_photos(evaluated: Run) -> None:
+    WandbMirror(evaluated.run_dir, "p", mode="offline", say=lambda line: None).start().close()
+    (folder,) = (evaluated.run_dir / "wandb").glob("offline-run-*-evaluation")
     found = [json.loads(p.read_text()) for p in (folder / "files/media/metadata/boxes2D/photos").glob("worst_*.json")]
     boxes = [box for each in found for box in each["box_data"]]
-    assert {box["class_id"] for box in boxes} >= {0, 1}  # right and wrong ones
+    assert {box["class_id"] for box in boxes} >= {0, 1}  # correct and wrong
     assert any(" " not in box["box_caption"] and box["box_caption"].startswith("K-") for box in boxes)
     for box in boxes:
-        at = box["position"]
-        assert 0 <= at["minX"] < at["maxX"] <= 320 and 0 <= at["minY"] < at["maxY"] <= 320 and box["domain"] == "pixel"
+        edges = box["position"]
+        assert 0 <= edges["minX"] < edges["maxX"] <= 320 and 0 <= edges["minY"] < edges["maxY"] <= 320
+        assert box["domain"] == "pixel"
 
 
-def test_a_thousand_classes_fit_into_a_picture() -> None:
+def test_confusion_picture_of_a_thousand_classes() -> None:
     matrix = np.eye(1000, dtype=np.int32) * 9
     matrix[7, 900] = 9
     picture = confusion_picture(matrix, [f"K-{i:06d}" for i in range(1000)])
     assert picture.dtype == np.uint8 and picture.shape[2] == 3 and min(picture.shape[:2]) >= 1000
-    assert (picture.max(-1).astype(int) - picture.min(-1)).max() > 60  # cells are coloured
+    assert (picture.max(-1).astype(int) - picture.min(-1)).max() > 60  # colored cells
