@@ -1,9 +1,9 @@
-# PillSnap on CUDA: the image of every node of a cluster.   docker build -t registry.example.com/pillsnap:0.2.0 .
-# The torch wheels of the lock carry CUDA 13.2 themselves; the base image adds the settings that make the driver visible.
+# Image for every node of a cluster, with CUDA.   docker build -t registry.example.com/pillsnap:0.2.0 .
+# The locked torch wheels include CUDA 13.2; the base image adds the settings for the driver.
 FROM nvidia/cuda:13.2.0-base-ubuntu24.04
 
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
-# openssh-client and rsync are what the Ray cluster launcher calls on a node.
+# The Ray cluster launcher calls openssh-client and rsync on the nodes.
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends ca-certificates openssh-client python3.12 python3.12-venv rsync \

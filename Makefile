@@ -1,4 +1,4 @@
-# Every target does the set-up it needs; run again, the set-up takes no time.
+# Every target runs the set-up it needs, once.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -11,12 +11,11 @@ PIP := $(PY) -m pip --disable-pip-version-check --no-input
 PYTEST_ARGS ?=
 BENCH_ARGS ?= --quick
 
-help: ## this list
+help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
 
-# The lock holds the whole closure, so --no-deps loses nothing. uv installs it two to four times faster than pip;
-# where uv cannot reach the index that pip is set up for (a mirror or certificate of pip's own), pip does it. Bytecode is
-# compiled at once: some of Ray's processes never write it, and would compile what they import at every start.
+# The lock has all dependencies, so --no-deps is complete. uv is two to four times faster than pip; pip is the fallback
+# if uv cannot use the index configured for pip. Bytecode is compiled at install: some Ray processes never write it.
 LOCKED := --no-deps --only-binary :all: --require-hashes -r requirements.lock
 $(STAMP): requirements.lock pyproject.toml
 	@python=""; \
@@ -36,19 +35,19 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
-install: $(STAMP) ## make .venv with the locked packages and this package
+install: $(STAMP) ## create .venv with the locked packages and this package
 	@echo "ready: $(VENV)/bin/pillsnap --help"
 
-demo: $(STAMP) ## generate photos, train both models, judge them: minutes on two CPU cores
+demo: $(STAMP) ## generate photos, train and evaluate both models: minutes on two CPU cores
 	@$(VENV)/bin/pillsnap demo
 
-test: $(STAMP) ## all tests but the reliability ones; needs no network and no GPU
+test: $(STAMP) ## all tests except reliability; needs no network and no GPU
 	@$(PY) -m pytest -m "not reliability" $(or $(PYTEST_ARGS),--cov --cov-report=term:skip-covered)
 
-test-reliability: $(STAMP) ## kill, pause and starve processes, and check that nothing is lost
+test-reliability: $(STAMP) ## tests that kill, pause and starve processes
 	@$(PY) -m pytest -m reliability --timeout 1800 $(PYTEST_ARGS)
 
-docs: $(STAMP) ## build the site of docs/ in site/, with the reference made anew; a broken link is an error
+docs: $(STAMP) ## generate the reference, build site/ from docs/; a broken link is an error
 	@$(PY) -m docs.reference
 	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
@@ -61,31 +60,31 @@ test-ray: $(STAMP) ## contract, stream, order and one training on another Ray: m
 	@.venv-ray-$(RAY)/bin/python -m pytest -p no:cacheprovider tests/contract tests/integration/test_stream.py \
 	  tests/integration/test_reads.py $(PYTEST_ARGS)
 
-lint: $(STAMP) ## style, format, types, and the layers of the package
+lint: $(STAMP) ## check style, format, types and the layers of the package
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/lint-imports
 
-build: $(STAMP) ## the wheel, in dist/
+build: $(STAMP) ## build the wheel in dist/
 	@$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 	@ls dist/*.whl
 
-format: $(STAMP) ## rewrite the code in the one format
+format: $(STAMP) ## fix style and format
 	@$(VENV)/bin/ruff check --fix .
 	@$(VENV)/bin/ruff format .
 
-bench: $(STAMP) ## every benchmark at quick size; BENCH_ARGS= for full size
+bench: $(STAMP) ## run every benchmark at quick size; BENCH_ARGS= for full size
 	@for file in benchmarks/[a-z]*.py; do \
 	  name=$$(basename "$$file" .py); echo "== benchmarks.$$name $(BENCH_ARGS)"; $(PY) -m "benchmarks.$$name" $(BENCH_ARGS); \
 	done
 
-lock: ## resolve requirements.lock anew from pyproject.toml
+lock: ## update requirements.lock from pyproject.toml
 	@{ echo "# Exact versions with hashes: Linux x86-64, Python 3.11, run time and development. Made by \`make lock\`; do not edit."; \
 	  $(VENV)/bin/uv pip compile pyproject.toml --quiet --extra dev --upgrade --python-version 3.11 \
 	    --python-platform x86_64-manylinux_2_28 --generate-hashes --no-header --no-annotate --strip-extras; } > requirements.lock.new
 	@mv requirements.lock.new requirements.lock
 
-clean: ## remove what tools leave behind; keeps .venv and artifacts
+clean: ## remove caches and build outputs; keeps .venv and artifacts
 	@rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist site *.egg-info
 	@find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

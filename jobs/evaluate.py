@@ -1,4 +1,4 @@
-"""Judge a run as a Ray job; options are those of `pillsnap evaluate`."""
+"""Evaluate a run as a Ray job; options are those of `pillsnap evaluate`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Name the pills on photos as a Ray job; options are those of `pillsnap predict`."""
+"""Recognize the pills on photos as a Ray job; options are those of `pillsnap predict`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Look at a cluster from every node before stage 3, as a Ray job; further options are those of `pillsnap preflight`."""
+"""Check every node of a cluster before stage 3 as a Ray job; further options are those of `pillsnap preflight`."""
 
 from __future__ import annotations
 

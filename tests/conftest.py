@@ -1,4 +1,4 @@
-"""What every test shares: a quiet offline environment, one small Ray cluster, one tree of toy photographs."""
+"""Shared fixtures: an offline environment, a small Ray cluster, toy photographs and an S3 server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-# Ray, Weights & Biases and ultralytics read these once, at import: set before any test module loads them.
+# Ray, Weights & Biases and ultralytics read these at import: set before any test module imports them.
 ROOT = Path(__file__).resolve().parents[1]
 _YOLO_CONFIG = tempfile.mkdtemp(prefix="pillsnap-tests-yolo-")
 atexit.register(shutil.rmtree, _YOLO_CONFIG, ignore_errors=True)
@@ -37,19 +37,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     if not torch.cuda.is_available():
         for item in gpu_items:
-            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU, and torch sees none"))
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
 
 
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
-    """One local Ray cluster of two CPUs for the whole test session, started as that of a training."""
+    """A local Ray cluster of two CPUs for the test session, started like that of a training."""
     import ray
 
     from pillsnap.cluster.session import shut_down
     from pillsnap.ray_compat.minimal_cluster import local_cluster
 
-    if ray.is_initialized():  # a test module's own cluster would be shut down under it
-        raise RuntimeError("Ray is already running in this process: use the ray_local fixture, not ray.init")
+    if ray.is_initialized():  # shutting down would stop a cluster of the test module
+        raise RuntimeError("Ray is already initialized in this process: use the fixture ray_local instead of ray.init")
     with local_cluster(num_cpus=2, object_store_memory=512 * 1024**2):
         yield
         shut_down()
@@ -67,7 +67,7 @@ def toy_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def toy_manifest(toy_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The manifest of all photos of `toy_tree`, a quarter for validation; its folder also holds classes.json."""
+    """Manifest of all photos of `toy_tree`, a quarter for validation; classes.json is in the same folder."""
     from pillsnap.manifest.build import build_manifest
 
     out = tmp_path_factory.mktemp("toy_manifest")
@@ -76,7 +76,7 @@ def toy_manifest(toy_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
-    """The address of an S3 server in this process, on loopback."""
+    """URL of an S3 server in this process, on loopback."""
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -92,7 +92,7 @@ S3_SECRET = "pillsnap-secret-that-nobody-may-see"
 
 @pytest.fixture
 def s3_environment(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What a user of that server has in the environment; a bucket of the test's own, as a URI."""
+    """Sets the environment for the server; returns the URI of a new bucket."""
     from pyarrow import fs
 
     for name, value in {

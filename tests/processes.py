@@ -1,4 +1,4 @@
-"""The processes below one, of which any may end while it is looked at."""
+"""Descendant processes, any of which may end at any time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import psutil
 
 
 def descendants(pid: int | None = None) -> list[psutil.Process]:
-    """All processes below one, this one unless named; none if it has ended."""
+    """All descendants of a process (default: this one); empty if it has ended."""
     try:
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
@@ -14,7 +14,7 @@ def descendants(pid: int | None = None) -> list[psutil.Process]:
 
 
 def command_line(process: psutil.Process) -> list[str]:
-    """What a process was started with; empty once it has ended, whether or not its parent has noticed."""
+    """Command line of a process; empty once it has ended, zombies included."""
     try:
         return process.cmdline()
     except psutil.NoSuchProcess:  # a zombie too
@@ -27,7 +27,7 @@ def titled(title: str, pid: int | None = None) -> list[psutil.Process]:
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process does something still: one that ended may wait for its parent to notice."""
+    """Whether a process is running; zombies are not."""
     try:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

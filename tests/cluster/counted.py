@@ -1,6 +1,6 @@
-"""A job's script as it is, but its workers write down every step's samples: python -m tests.cluster.counted SCRIPT …
+"""Runs a job script whose workers record the samples of every step: python -m tests.cluster.counted SCRIPT …
 
-They do when the run directory has a faults.json that asks for it (tests/reliability/harness.py).
+Recording is enabled by a faults.json (tests/reliability/harness.py).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Several hosts on one machine: each a set of Linux namespaces with its own address, name, processes and /tmp.
+"""Simulated hosts: Linux namespaces with their own address, host name, processes and /tmp.
 
-A host is a process that is number 1 of its own process namespace: ending it ends all that runs there, as pulling the
-plug would. Hosts are joined by pairs of virtual cables to a bridge in a network namespace of its own, so nothing about
-the machine's own network changes, and nothing of a host can be reached from it but through `nsenter`.
+A host is process 1 of a process namespace: killing it kills everything on the host, like a power failure. veth pairs
+connect the hosts to a bridge in a separate network namespace, so the network of the machine is unchanged and hosts are
+reachable through `nsenter` only.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _PROGRAM = (Path(__file__).resolve().parents[2], Path(sys.prefix))
 _CLONE_NEWNET = 0x40000000
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _TOOLS = ("ip", "unshare", "nsenter", "mount")
-# Process 1 collects what its namespace's daemons leave behind: bash does, sleep alone would not.
+# Process 1 must reap orphaned processes: bash does, sleep alone would not.
 _INIT = "while :; do sleep 3600 & wait $!; done"
 
 
 def why_not() -> str:
-    """Why there can be no hosts here; empty where there can."""
+    """Why hosts cannot be created; empty if they can."""
     if os.geteuid() != 0:
-        return "needs root to make network namespaces"
+        return "needs root for network namespaces"
     missing = [tool for tool in _TOOLS if shutil.which(tool) is None]
     if missing:
         return f"needs {', '.join(missing)}"
@@ -42,11 +42,11 @@ def why_not() -> str:
         ["unshare", "--net", "--mount", "--uts", "--pid", "--fork", "--mount-proc", "ip", "link", "add", "br0", "type",
          "bridge"], capture_output=True, text=True,
     )  # fmt: skip
-    return "" if tried.returncode == 0 else f"the kernel makes no such namespaces: {tried.stderr.strip()[:100]}"
+    return "" if tried.returncode == 0 else f"the kernel does not allow namespaces: {tried.stderr.strip()[:100]}"
 
 
 def cpu_controller() -> Path | None:
-    """This process's group of the kernel's processor controller (cgroup v1), below which quotas can be set."""
+    """The CPU cgroup (v1) of this process, if quotas can be set below it."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if "cpu" in controllers.split(","):
@@ -58,7 +58,7 @@ def cpu_controller() -> Path | None:
 
 
 class Switch:
-    """The bridge that hosts are plugged into."""
+    """The bridge that connects the hosts."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(["unshare", "--net", "bash", "-c", _INIT], start_new_session=True)
@@ -68,29 +68,29 @@ class Switch:
         self.run("ip", "link", "set", "br0", "up")
 
     def run(self, *command: str) -> str:
-        """Run a command in the bridge's namespace; its output."""
+        """Run a command in the namespace of the bridge; returns its output."""
         return _checked(["nsenter", "-t", str(self._process.pid), "--net", "--", *command])
 
     def plug(self, host: Host) -> None:
-        """Lay a cable to a host."""
+        """Connect a host."""
         self.run("ip", "link", "add", host.port, "type", "veth", "peer", "name", "eth0", "netns", str(host.pid))
         self.run("ip", "link", "set", host.port, "master", "br0", "up")
 
     def set_link(self, host: Host, up: bool) -> None:
-        """Pull a host's cable, or put it back."""
+        """Disconnect a host, or connect it again."""
         self.run("ip", "link", "set", host.port, "up" if up else "down")
 
     def close(self) -> None:
-        """Take the bridge away, and with it all cables."""
+        """Remove the bridge and all links."""
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
 
 class Host:
-    """One host: what is started on it with `run` or `start` sees its network, its processes and its own /tmp.
+    """A host; `run` and `start` execute commands with its network, processes and /tmp.
 
-    `shared` folders lie under the same path on every host, as the program under test does. `cpu_share` holds all that
-    runs here to so many cores.
+    `shared` folders and the program under test have the same path on every host. `cpu_share` limits the CPU time of
+    the host, in cores.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Host:
         self.name, self.ip, self.port = name, f"{NETWORK}.{number}", f"port{number}"
         self._switch = switch
         self.folder = Path(tempfile.mkdtemp(prefix=f"pillsnap-{name}-"))
-        """What is this host's /tmp, as this machine sees it."""
+        """The /tmp of the host, as a path of this machine."""
         self._group = _quota_group(f"pillsnap-{os.getpid()}-{name}", cpu_share) if cpu_share else None
         command = ["unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child=SIGKILL",
                    "--mount-proc", "bash", "-c", f"{self._set_up(shared)} && {_INIT}"]  # fmt: skip
@@ -111,9 +111,9 @@ class Host:
             self.run("ip", *words.split())
 
     def _set_up(self, shared: Sequence[Path]) -> str:
-        """Shell commands that give the host its name, its /tmp and its /dev/shm; nothing of it shows outside."""
+        """Shell commands that set host name, /tmp and /dev/shm, invisible outside of the host."""
         hosts = self.folder / ".hosts"
-        # Torch's gloo talks from the address that the host's own name stands for.
+        # Gloo binds to the address that the host name resolves to.
         hosts.write_text(f"127.0.0.1 localhost\n{self.ip} {self.name}\n")
         steps = [f"hostname {self.name}", "mount --make-rprivate /", "mount -t tmpfs -o size=1g shm /dev/shm",
                  f"mount --bind {hosts} /etc/hosts"]  # fmt: skip
@@ -130,24 +130,24 @@ class Host:
         return ["bash", "-c", f'echo $$ > {self._group}/cgroup.procs && exec "$@"', "in-group", *command]
 
     def command(self, *command: str) -> list[str]:
-        """The command line that runs `command` on this host."""
+        """Command line to run `command` on this host."""
         enter = ["nsenter", "-t", str(self.pid), "--net", "--mount", "--uts", "--ipc", "--pid", "--", *command]
         return self._in_group(enter)
 
     def run(self, *command: str, **options: Any) -> str:
-        """Run a command on this host; its output. Raises CalledProcessError."""
+        """Run a command on this host; returns its output. Raises RuntimeError."""
         return _checked(self.command(*command), **options)
 
     def start(self, *command: str, **options: Any) -> subprocess.Popen:
-        """Start a command on this host; it ends with the host."""
+        """Start a command on this host; it is killed with the host."""
         return subprocess.Popen(self.command(*command), start_new_session=True, **options)
 
     def network_command(self, *command: str) -> list[str]:
-        """The command line that runs `command` on this machine with this host's network, as through an SSH tunnel."""
+        """Command line to run `command` on this machine with the network of this host, like an SSH tunnel."""
         return ["nsenter", "-t", str(self.pid), "--net", "--", *command]
 
     def within_network(self, function: Callable[[], Result]) -> Result:
-        """What `function` returns when its thread has this host's network: cheaper than a process of its own."""
+        """Call `function` in a thread with the network of this host."""
 
         def enter() -> Result:
             with open(f"/proc/{self.pid}/ns/net") as namespace:
@@ -155,42 +155,42 @@ class Host:
                     raise OSError(ctypes.get_errno(), f"setns: {os.strerror(ctypes.get_errno())}")
             return function()
 
-        with ThreadPoolExecutor(1) as pool:  # the thread ends here, and with it its being elsewhere
+        with ThreadPoolExecutor(1) as pool:  # a separate thread, since setns cannot be undone
             return pool.submit(enter).result()
 
-    def cut(self) -> None:
-        """Pull the network cable: no connection is closed, nothing answers any more."""
+    def disconnect(self) -> None:
+        """Disconnect the network without closing connections."""
         self._switch.set_link(self, up=False)
 
-    def mend(self) -> None:
-        """Put the cable back."""
+    def reconnect(self) -> None:
+        """Connect the network again."""
         self._switch.set_link(self, up=True)
 
     def processes(self) -> list[int]:
-        """What runs here besides process 1, as this machine numbers them."""
+        """Processes of the host except process 1, by their ids on this machine."""
         own = os.readlink(f"/proc/{self.pid}/ns/pid")
         return [pid for pid in _pids() if pid != self.pid and _namespace(pid, "pid") == own]
 
-    def kill(self, what: str) -> int:
-        """SIGKILL the processes here whose command line contains `what`; how many there were."""
-        doomed = [pid for pid in self.processes() if what in _command_line(pid)]
-        for pid in doomed:
+    def kill(self, text: str) -> int:
+        """SIGKILL the processes whose command line contains `text`; returns their number."""
+        pids = [pid for pid in self.processes() if text in _command_line(pid)]
+        for pid in pids:
             os.kill(pid, signal.SIGKILL)
-        return len(doomed)
+        return len(pids)
 
     def set_share(self, cores: float) -> None:
-        """Hold the host to another share of a core than it was made with."""
+        """Change the CPU limit of the host."""
         assert self._group is not None
         _write_quota(self._group, cores)
 
     def throttled_s(self) -> float:
-        """Seconds that its processes have waited for their next share, all together."""
+        """Total seconds that its processes were throttled."""
         assert self._group is not None
         stat = dict(line.split() for line in (self._group / "cpu.stat").read_text().splitlines())
         return int(stat["throttled_time"]) / 1e9
 
     def close(self) -> None:
-        """Switch the host off: its processes, its network and its files go."""
+        """Kill the processes of the host and remove its network and files."""
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -202,7 +202,7 @@ class Host:
 
 def _quota_group(name: str, cores: float) -> Path:
     parent = cpu_controller()
-    assert parent is not None, "look at cpu_controller() before asking for a share"
+    assert parent is not None, "check cpu_controller() before setting a share"
     group = parent / name
     group.mkdir(exist_ok=True)
     _write_quota(group, cores)
@@ -210,7 +210,7 @@ def _quota_group(name: str, cores: float) -> Path:
 
 
 def _write_quota(group: Path, cores: float) -> None:
-    period_us = 20_000  # short, so that a share is even within a batch
+    period_us = 20_000  # short, so that throttling is even within a batch
     (group / "cpu.cfs_period_us").write_text(str(period_us))
     (group / "cpu.cfs_quota_us").write_text(str(round(cores * period_us)))
 
@@ -220,7 +220,7 @@ def _removed(group: Path) -> bool:
         group.rmdir()
     except FileNotFoundError:
         return True
-    except OSError:  # its last processes are still on their way out
+    except OSError:  # its last processes are still exiting
         return False
     return True
 
@@ -236,7 +236,7 @@ def _wait(condition: Any, timeout_s: float = 60.0) -> Any:
     give_up_s = time.monotonic() + timeout_s
     while not (value := condition()):
         if time.monotonic() > give_up_s:
-            raise TimeoutError(f"nothing came of it within {timeout_s:.0f} s")
+            raise TimeoutError(f"timed out after {timeout_s:.0f} s")
         time.sleep(0.02)
     return value
 

@@ -1,4 +1,4 @@
-"""On which host each batch of a stream was made: python -m tests.cluster.near_driver MANIFEST ROOT near|spread."""
+"""Prints the host that produced each batch: python -m tests.cluster.near_driver MANIFEST ROOT near|spread."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ EPOCHS, BATCH = 12, 4
 
 
 @dataclass(frozen=True)
-class SignedRecipe(CropRecipe):
-    """Batches that say on which node they were made."""
+class NodeRecipe(CropRecipe):
+    """Adds the id of the producing node to each batch."""
 
     def make(
         self, samples: pa.Table, slot: Slot, seed: int, capacity: int, source: Source, images: Any = None
@@ -39,7 +39,7 @@ class SignedRecipe(CropRecipe):
 
 @ray.remote(num_cpus=0)
 class Reader:
-    """Reads one worker's share; of each batch, the node it was made on and the samples."""
+    """Reads the shard of one worker; returns producing node and samples of each batch."""
 
     def read(self, shard: Any) -> list[tuple[str, list[int]]]:
         return [(bytes(batch["node"]).hex(), [int(i) for i in batch["index"] if i >= 0]) for batch in batches_of(shard)]
@@ -53,7 +53,7 @@ def main(manifest_path: Path, root: str, near: bool) -> dict[str, Any]:
         nodes = sorted(node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
         plan = StreamPlan(5, EPOCHS, len(samples), 0, BATCH * len(nodes), len(nodes))
         shared = share_samples(samples)
-        recipe = SignedRecipe(224, 0.1, CropJitter(0.1, 0.1, 180))
+        recipe = NodeRecipe(224, 0.1, CropJitter(0.1, 0.1, 180))
         stream = Stream(plan, recipe, PhotoReader(root, 10**7), shared, shared, 2, 0.5)
         shards = stream.dataset(0, nodes if near else ()).streaming_split(len(nodes), equal=True)
         readers = [

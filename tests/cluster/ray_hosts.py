@@ -1,4 +1,4 @@
-"""A Ray cluster on several hosts of one machine, started as cluster.yaml starts it, and jobs submitted to it."""
+"""A Ray cluster on simulated hosts, started like by cluster.yaml, and jobs submitted to it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _OBJECT_STORE_BYTES = 200 * 2**20
 
 @dataclass(frozen=True)
 class Job:
-    """What Ray says of a job."""
+    """State of a Ray job."""
 
     status: str
     message: str
@@ -41,9 +41,9 @@ class Job:
 
 
 class RayHosts:
-    """A head without CPUs and workers with `cpus` each, every one with its own raylet, behind token authentication.
+    """A head without CPUs and workers with `cpus` each, one raylet per host, with token authentication.
 
-    `environment` is added to that of `ray start` on every host. As a context manager, it takes everything away.
+    `environment` is added to that of `ray start` on every host. The context manager removes everything on exit.
     """
 
     def __init__(
@@ -91,10 +91,10 @@ class RayHosts:
         return host
 
     def environment(self) -> dict[str, str]:
-        """What every process of the cluster starts with."""
+        """Environment of every process of the cluster."""
         kept = {name: os.environ[name] for name in ("LANG", "LC_ALL") if name in os.environ}
         return kept | {
-            "HOME": "/tmp",  # each host has its own: no cache is shared
+            "HOME": "/tmp",  # separate on each host: no shared caches
             "PATH": f"{BIN}:/usr/sbin:/usr/bin:/sbin:/bin",
             "PYTHONPATH": str(ROOT),
             "RAY_AUTH_MODE": "token",
@@ -107,7 +107,7 @@ class RayHosts:
         } | self._environment  # fmt: skip
 
     def start_ray(self, host: Host) -> None:
-        """`ray start` on a host; it is one process with all of Ray's below it, as a service manager would keep it."""
+        """`ray start --block` on a host, as under a service manager."""
         command = [str(BIN / "ray"), "start", "--block", f"--node-ip-address={host.ip}",
                    f"--object-store-memory={_OBJECT_STORE_BYTES}", "--min-worker-port=10002", "--max-worker-port=19999",
                    "--disable-usage-stats"]  # fmt: skip
@@ -121,36 +121,36 @@ class RayHosts:
             )
 
     def leave(self, host: Host) -> None:
-        """End what is left of Ray on a host that the cluster has given up, as its service manager would."""
+        """Kill the remaining Ray processes of a lost host, as its service manager would."""
         host.kill("ray")
         self._raylets[host.name].wait(timeout=60)
 
     def stop_ray(self, host: Host) -> None:
-        """SIGKILL the raylet; what it started goes with it."""
+        """SIGKILL the raylet and thereby its workers."""
         assert host.kill("raylet/raylet") >= 1
         self._raylets[host.name].wait(timeout=60)
 
-    def ask(self, path: str) -> Any:
-        """One GET of the head's dashboard, through the head's network as an SSH tunnel would. Raises OSError."""
+    def get(self, path: str) -> Any:
+        """GET from the dashboard of the head, as through an SSH tunnel. Raises OSError."""
         request = urllib.request.Request(f"{DASHBOARD}{path}", headers={"Authorization": f"Bearer {self.token}"})
 
-        def get() -> bytes:
+        def read() -> bytes:
             with _WITHOUT_PROXY.open(request, timeout=60) as answer:
                 return answer.read()
 
-        return json.loads(self.head.within_network(get))
+        return json.loads(self.head.within_network(read))
 
     def nodes(self) -> list[dict[str, Any]]:
-        """The nodes that the cluster holds for alive."""
-        found = self.ask("/nodes?view=summary")["data"]["summary"]
+        """Nodes that the cluster considers alive."""
+        found = self.get("/nodes?view=summary")["data"]["summary"]
         return [node for node in found if node["raylet"].get("state") == "ALIVE"]
 
     def wait_for_nodes(self, number: int, timeout_s: float = 600.0) -> float:
-        """Wait until exactly so many nodes are alive; the seconds it took."""
+        """Wait until exactly `number` nodes are alive; returns the seconds waited."""
         return self.wait(lambda: len(self.nodes()) == number, timeout_s, f"{number} nodes")
 
     def join(self, host: Host, number: int) -> None:
-        """Start Ray on a host, again where it gave up (it waits 30 s for its raylet), until `number` are there."""
+        """Start Ray on a host until `number` nodes are alive; retries after its 30 s timeout."""
         for _ in range(_TRIES):
             self.start_ray(host)
             raylet = self._raylets[host.name]
@@ -160,7 +160,7 @@ class RayHosts:
         raise RuntimeError(f"ray start failed\n{self.logs_of_start()}")
 
     def wait(self, condition: Any, timeout_s: float, what: str) -> float:
-        """Wait until `condition` holds; the seconds it took."""
+        """Wait until `condition` is true; returns the seconds waited."""
         start_s = time.monotonic()
         while True:
             try:
@@ -173,12 +173,12 @@ class RayHosts:
             time.sleep(0.5)
 
     def logs_of_start(self) -> str:
-        """The ends of what `ray start` said on every host."""
+        """Last output of `ray start` on every host."""
         hosts = [self.head, *self.workers]
         return "\n".join(f"{h.name}: {_tail(h.folder / 'ray-start.log')}" for h in hosts)
 
     def cli(self, *command: str, timeout_s: float = 600.0) -> subprocess.CompletedProcess:
-        """A `ray` command from outside the cluster, whose only way in is the tunnel to the head's dashboard."""
+        """Run a `ray` command outside of the cluster, through the tunnel to the dashboard."""
         environment = self.environment() | {"RAY_AUTH_TOKEN_PATH": str(self._token_file)}
         return subprocess.run(
             self.head.network_command(str(BIN / "ray"), *command),
@@ -186,7 +186,7 @@ class RayHosts:
         )  # fmt: skip
 
     def submit(self, *entrypoint: str, job_id: str, variables: dict[str, str] | None = None) -> str:
-        """`ray job submit` as the README says it; returns at once."""
+        """`ray job submit` without waiting, as documented in docs/cluster.md."""
         environment = ["--runtime-env", "runtime_env.yaml"]
         if variables:
             import yaml
@@ -203,12 +203,12 @@ class RayHosts:
         return job_id
 
     def job(self, job_id: str) -> Job:
-        """What Ray says of a job."""
-        details = self.ask(f"/api/jobs/{job_id}")
+        """State of a job."""
+        details = self.get(f"/api/jobs/{job_id}")
         return Job(details["status"], details["message"] or "", details["driver_exit_code"], details["error_type"])
 
     def wait_for_job(self, job_id: str, timeout_s: float) -> Job:
-        """Wait for a job's end."""
+        """Wait until a job has ended."""
         try:
             self.wait(lambda: self.job(job_id).ended, timeout_s, f"end of {job_id}")
         except TimeoutError as error:
@@ -216,12 +216,12 @@ class RayHosts:
         return self.job(job_id)
 
     def logs(self, job_id: str) -> str:
-        """All that a job has printed."""
-        return self.ask(f"/api/jobs/{job_id}/logs")["logs"]
+        """Output of a job."""
+        return self.get(f"/api/jobs/{job_id}/logs")["logs"]
 
 
 def cluster_file_environment() -> dict[str, str]:
-    """The RAY_health_check_ variables that cluster.yaml starts the head with."""
+    """The RAY_health_check_ variables of cluster.yaml."""
     text = (ROOT / "cluster.yaml").read_text(encoding="utf-8")
     found = dict(re.findall(r"(RAY_health_check_\w+)=(\d+)", text))
     assert len(found) == 3

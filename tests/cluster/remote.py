@@ -1,4 +1,4 @@
-"""What the test machine asks of storage that only hosts can reach: python -m tests.cluster.remote upload|events …"""
+"""Accesses storage that only hosts can reach: python -m tests.cluster.remote upload|events …"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pillsnap.storage import Storage
 
 
 def upload(bucket: str, tree: Path, manifest: Path) -> None:
-    """Make the bucket; photos to BUCKET/photos, the manifest to BUCKET/manifest."""
+    """Create the bucket; upload photos to BUCKET/photos and the manifest to BUCKET/manifest."""
     import os
 
     from pyarrow import fs

@@ -1,4 +1,4 @@
-"""Hosts made of namespaces: apart from each other and from this machine, cut and mended, and gone without a trace."""
+"""Simulated hosts are isolated, can be disconnected and reconnected, and are removed completely."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
 
 def machine() -> tuple[str, str]:
-    """What hosts must not change: network devices with their addresses, and mounts."""
+    """Network devices with addresses, and mounts of this machine; hosts must not change them."""
     network = subprocess.run(["ip", "-brief", "address"], capture_output=True, text=True, check=True).stdout
     return network, Path("/proc/self/mountinfo").read_text()
 
 
 def reaches(host: Host, other: Host) -> bool:
-    """Whether a TCP connection from one host to the other's port 8000 comes about within two seconds."""
+    """Whether one host can connect to port 8000 of the other within two seconds."""
     try:
         host.run("timeout", "2", "bash", "-c", f"exec 3<>/dev/tcp/{other.ip}/8000")
     except RuntimeError:
@@ -31,7 +31,7 @@ def reaches(host: Host, other: Host) -> bool:
     return True
 
 
-def test_hosts_are_apart_and_leave_nothing(tmp_path: Path) -> None:
+def test_hosts_are_isolated_and_removed_completely(tmp_path: Path) -> None:
     before = machine()
     switch = Switch()
     hosts = [Host(switch, f"host{number}", number, [tmp_path]) for number in (1, 2)]
@@ -46,9 +46,9 @@ def test_hosts_are_apart_and_leave_nothing(tmp_path: Path) -> None:
         give_up_s = time.monotonic() + 60
         while not reaches(one, two):
             assert time.monotonic() < give_up_s and server.poll() is None
-        two.cut()
+        two.disconnect()
         assert not reaches(one, two)
-        two.mend()
+        two.reconnect()
         assert reaches(one, two)
         assert machine() == before
         assert two.kill("http.server") == 1
@@ -63,8 +63,8 @@ def test_hosts_are_apart_and_leave_nothing(tmp_path: Path) -> None:
     wait_for(lambda: not [pid for pid in kept if is_running(pid)], 10, "end of the hosts' processes")
 
 
-@pytest.mark.skipif(cpu_controller() is None, reason="this process's cgroup takes no processor quota")
-def test_a_host_is_held_to_its_share_of_a_core() -> None:
+@pytest.mark.skipif(cpu_controller() is None, reason="the cgroup of this process does not support CPU quotas")
+def test_cpu_share_limits_a_host() -> None:
     switch = Switch()
     host = Host(switch, "slow", 3, [], cpu_share=0.25)
     try:

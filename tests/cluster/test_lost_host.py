@@ -1,4 +1,4 @@
-"""A worker host is lost in the middle of an epoch: the job finishes, with every sample and every epoch once."""
+"""A job that loses a worker host within an epoch finishes, with every sample and every epoch once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.reliability.harness import raw_events, say, wait_for
 
 pytestmark = [pytest.mark.reliability, pytest.mark.skipif(bool(why_not()), reason=why_not())]
 TASK = "classification"
-LONG_S = 1800.0  # of a machine with much other work
+LONG_S = 1800.0  # sized for a busy machine
 
 
 def submit(cluster: RayHosts, run_dir: Path, manifest: Path, root: Path, workers: str, epochs: int) -> None:
@@ -27,23 +27,24 @@ def submit(cluster: RayHosts, run_dir: Path, manifest: Path, root: Path, workers
 
 
 def wait_for_steps(run_dir: Path, more: int) -> int:
-    """Wait for so many steps beyond those of now, so that the middle of an epoch is likely; the last step's number."""
+    """Wait for `more` steps, to be within an epoch; returns the last step."""
     goal = len(raw_events(run_dir, "step")) + more
     wait_for(lambda: len(raw_events(run_dir, "step")) >= goal, LONG_S, f"{more} more steps")
     return raw_events(run_dir, "step")[-1]["step"]
 
 
 def wait_for_workers(run_dir: Path, earlier: int, size: int, without: str = "") -> tuple[dict[int, str], float]:
-    """Wait for a start after the `earlier` ones, with `size` workers and none on the host `without`; the hosts by rank,
-    and the seconds it took.
+    """Wait for a start after the first `earlier`, with `size` workers, none on the host `without`.
+
+    Returns the hosts by rank, and the seconds waited.
     """
     begin_s = time.monotonic()
 
-    def there() -> bool:
+    def started() -> bool:
         found = toy.starts(run_dir)
         return len(found) > earlier and len(found[-1]) == size and without not in found[-1].values()
 
-    wait_for(there, LONG_S, f"start with {size} workers")
+    wait_for(started, LONG_S, f"start with {size} workers")
     return toy.starts(run_dir)[-1], time.monotonic() - begin_s
 
 
@@ -60,7 +61,7 @@ def named(cluster: RayHosts, name: str) -> Host:
     return next(worker for worker in cluster.workers if worker.name == name)
 
 
-def test_a_killed_raylet_with_room_elsewhere(tmp_path: Path, toy_manifest: Path, toy_tree: Path) -> None:
+def test_killed_raylet_moves_its_worker_to_another_host(tmp_path: Path, toy_manifest: Path, toy_tree: Path) -> None:
     run_dir, epochs = tmp_path / "run", 12
     with RayHosts([tmp_path.parent], workers=3, environment=cluster_file_environment()) as cluster:
         submit(cluster, run_dir, toy_manifest, toy_tree, "2", epochs)
@@ -72,22 +73,24 @@ def test_a_killed_raylet_with_room_elsewhere(tmp_path: Path, toy_manifest: Path,
         job = cluster.wait_for_job("train", LONG_S)
         assert (job.status, job.exit_code) == ("SUCCEEDED", 0), cluster.logs("train")[-3000:]
     samples = assert_nothing_lost(run_dir, toy_manifest, epochs)
-    say(1, 1, f"raylet killed under the first worker: two workers again after {seconds:.0f} s, finished, each of "
+    say(1, 1, f"raylet of the first worker killed: two workers again after {seconds:.0f} s, finished, each of "
               f"{samples} samples once in each of {epochs} epochs")  # fmt: skip
 
 
-def test_a_cut_network_fewer_workers_and_more_again(tmp_path: Path, toy_manifest: Path, toy_tree: Path) -> None:
+def test_disconnected_host_reduces_the_workers_until_it_returns(
+    tmp_path: Path, toy_manifest: Path, toy_tree: Path
+) -> None:
     run_dir, epochs = tmp_path / "run", 60
     with RayHosts([tmp_path.parent], workers=2, environment=cluster_file_environment()) as cluster:
         submit(cluster, run_dir, toy_manifest, toy_tree, "1:2", epochs)
         both, _ = wait_for_workers(run_dir, 0, 2)
         wait_for_steps(run_dir, 6)
         host = named(cluster, both[0])
-        host.cut()
+        host.disconnect()
         lost_s = cluster.wait_for_nodes(2, LONG_S)
         _, alone_s = wait_for_workers(run_dir, 1, 1, without=host.name)
         wait_for_steps(run_dir, 4)
-        host.mend()
+        host.reconnect()
         cluster.leave(host)
         earlier = len(toy.starts(run_dir))
         cluster.join(host, 3)
@@ -99,6 +102,6 @@ def test_a_cut_network_fewer_workers_and_more_again(tmp_path: Path, toy_manifest
         job = cluster.wait_for_job("train", LONG_S)
         assert (job.status, job.exit_code) == ("SUCCEEDED", 0), cluster.logs("train")[-3000:]
     samples = assert_nothing_lost(run_dir, toy_manifest, epochs)
-    say(1, 1, f"network cut under the first worker: node lost after {lost_s:.0f} s, one worker after "
-              f"{lost_s + alone_s:.0f} s, two again {again_s:.0f} s after the host was back; one more raylet killed; "
+    say(1, 1, f"first worker disconnected: node lost after {lost_s:.0f} s, one worker after "
+              f"{lost_s + alone_s:.0f} s, two again {again_s:.0f} s after it was reconnected; one more raylet killed; "
               f"each of {samples} samples once in each of {epochs} epochs")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Batches are made on the host of the worker that they are for."""
+"""Batches are produced on the host of the worker that consumes them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.reliability.harness import say
 pytestmark = [pytest.mark.reliability, pytest.mark.skipif(bool(why_not()), reason=why_not())]
 
 
-def test_tasks_stay_near_the_worker_they_work_for(tmp_path: Path, toy_manifest: Path, toy_tree: Path) -> None:
+def test_batches_are_produced_on_the_host_of_their_worker(tmp_path: Path, toy_manifest: Path, toy_tree: Path) -> None:
     shares = {}
     with RayHosts([tmp_path.parent], workers=2, cpus=2) as cluster:
         environment = cluster.environment() | {"RAY_ADDRESS": f"{cluster.head.ip}:6379"}
@@ -28,5 +28,5 @@ def test_tasks_stay_near_the_worker_they_work_for(tmp_path: Path, toy_manifest: 
             shares[mode] = figures["near"]
     say(
         int(shares["near"] >= 0.8 and shares["near"] > shares["spread"] + 0.2), 1,
-        f"{shares['near']:.0%} of the batches were made on their worker's host; without, {shares['spread']:.0%}",
+        f"{shares['near']:.0%} of the batches were produced on their worker's host; default: {shares['spread']:.0%}",
     )  # fmt: skip

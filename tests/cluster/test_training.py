@@ -1,4 +1,4 @@
-"""Both tasks trained by `ray job submit` on a head and two workers: the losses of one host, every sample once."""
+"""Both tasks trained by `ray job submit` on two workers: losses equal those of one host, every sample once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ S3 = {
 
 
 def train_shared(where: Path, manifest: Path, root: Path, hosts: int) -> toy.Events:
-    """Train with photos and run directory on a path that all hosts share; the event log. Samples are in `where`/ids."""
+    """Train with photos and run directory on a shared path; returns the events. Samples are recorded in `where`/ids."""
     run_dir = where / "run"
     with RayHosts([where.parent.parent], workers=hosts, cpus=2 / hosts) as cluster:
         toy.submit_counted(cluster, "train", where / "ids", *toy.arguments(run_dir, manifest, root))
@@ -38,7 +38,7 @@ def train_shared(where: Path, manifest: Path, root: Path, hosts: int) -> toy.Eve
 
 
 def train_s3(where: Path, manifest: Path, root: Path, hosts: int) -> toy.Events:
-    """The same with photos, manifest and run in S3, on the head; the shared folder takes ids alone."""
+    """Train with photos, manifest and run in S3 on the head; only sample ids are in the shared folder."""
     with RayHosts([where.parent.parent], workers=hosts, cpus=2 / hosts, environment=S3) as cluster:
         server = (str(BIN / "moto_server"), "-H", cluster.head.ip, "-p", str(S3_PORT))
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -59,7 +59,7 @@ def finish(cluster: RayHosts) -> None:
 
 
 @pytest.mark.parametrize("train", [train_shared, train_s3])
-def test_two_hosts_train_what_one_does(
+def test_two_hosts_train_like_one(
     train: Callable[..., toy.Events], tmp_path: Path, toy_manifest: Path, toy_tree: Path
 ) -> None:
     two = train(tmp_path / "two", toy_manifest, toy_tree, 2)
@@ -75,6 +75,6 @@ def test_two_hosts_train_what_one_does(
     assert [event for event in two if event["kind"] == "failure"] == []
     say(
         sum(difference <= 1e-5 for difference in worst.values()), len(TASKS),
-        f"two hosts train what one does ({train.__name__}): losses of all steps differ by at most "
-        + ", ".join(f"{worst[task]:.1e} ({task}, {samples[task]} samples, each once an epoch)" for task in TASKS),
+        f"two hosts train like one ({train.__name__}): losses of all steps differ by at most "
+        + ", ".join(f"{worst[task]:.1e} ({task}, {samples[task]} samples, each once per epoch)" for task in TASKS),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Stage 3's job at toy size, and what is to be found in its run directory afterwards."""
+"""The stage 3 job at toy size, and readers of its run directory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = {
     "classification.epochs": 2,
     "classification.batch_size": 8,
     "train.num_workers": 2,
-    "train.cpus_per_worker": 0.75,  # of a host with one CPU: so the workers are on two hosts
+    "train.cpus_per_worker": 0.75,  # one worker per host with one CPU
     "train.amp": "off",
     "train.log_every_steps": 1,
     "data.decoding_cpus": 0.25,
@@ -44,10 +44,10 @@ def arguments(run_dir: Path | str, manifest: Path | str, data_root: Path | str, 
 
 
 def submit_counted(cluster: RayHosts, job_id: str, ids: Path, *rest: str, step_pause_s: float = 0.0) -> str:
-    """Submit the training; its workers write down every step's samples in the folder `ids`, and pause at every step.
+    """Submit a training whose workers record the samples of every step in the folder `ids`, and pause at every step.
 
-    Each computes with one thread: alone on its host it would take two, which add up in another order, and after a few
-    of Adam's first steps (which are all of one size, whatever the gradient's) that shows in the third decimal.
+    Workers use one thread: the summation order of two threads differs, and Adam's first steps amplify that to the
+    third decimal of the loss.
     """
     ids.mkdir(parents=True, exist_ok=True)
     faults = {"record_ids": str(ids), "step_pause_s": step_pause_s, "threads": 1}
@@ -59,25 +59,25 @@ def submit_counted(cluster: RayHosts, job_id: str, ids: Path, *rest: str, step_p
 
 
 def losses(events: Events, task: str) -> dict[int, float]:
-    """The loss of every step, as a reader of the log gets it."""
+    """Loss by step."""
     steps = [e for e in events if e["kind"] == "step" and e["task"] == task]
     assert len({e["step"] for e in steps}) == len(steps)
     return {e["step"]: e["loss"] for e in steps}
 
 
 def epochs(events: Events, task: str) -> list[int]:
-    """The epochs in the log, in order."""
+    """Epochs in the log, in order."""
     return [e["epoch"] for e in events if e["kind"] == "epoch" and e["task"] == task]
 
 
 def recorded(ids: Path, task: str) -> list[dict[str, Any]]:
-    """What the workers have written down of a task's steps."""
+    """Records of the steps of a task."""
     lines = [line for path in sorted(ids.glob("ids-*.jsonl")) for line in path.read_text().splitlines()]
     return [row for row in map(json.loads, lines) if row["task"] == task]
 
 
 def sample_counts(ids: Path, task: str, steps_per_epoch: int) -> list[Counter]:
-    """For each epoch, how many steps had each sample. A step that was done again after a failure counts once."""
+    """Per epoch, the number of steps with each sample; a step repeated after a failure counts once."""
     steps: dict[int, set[int]] = {}
     for row in recorded(ids, task):
         steps.setdefault(row["step"], set()).update(row["ids"])
@@ -88,7 +88,7 @@ def sample_counts(ids: Path, task: str, steps_per_epoch: int) -> list[Counter]:
 
 
 def assert_every_sample_once(events: Events, ids: Path, manifest: Path, task: str, num_epochs: int) -> int:
-    """Every training sample came once in every epoch; how many samples there are."""
+    """Assert that every training sample occurred once per epoch; returns the number of samples."""
     table = read_manifest(manifest)
     codes = sorted({code for row in table["codes"].to_pylist() for code in row})
     if task == "detection":
@@ -104,7 +104,7 @@ def assert_every_sample_once(events: Events, ids: Path, manifest: Path, task: st
 
 
 def starts(run_dir: Path) -> list[dict[int, str]]:
-    """For each start of the workers, the host of each rank, by train.log."""
+    """Per start of the workers, the host of each rank, from train.log."""
     found: list[dict[int, str]] = []
     log = run_dir / "train.log"
     for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else []:

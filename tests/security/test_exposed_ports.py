@@ -1,4 +1,4 @@
-"""Who can reach a Ray cluster of ours: token authentication on, dashboards on loopback, no ingress on Ray's ports."""
+"""Ray clusters use token authentication and loopback dashboards, and open no port of Ray."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.processes import command_line, descendants, titled
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER_FILES = ["cluster.yaml", "deploy/aws.yaml"]
-RAY_PORTS = {6379, 8265, 10001}  # GCS, dashboard with its job API, Ray client: each runs code for whoever reaches it
+RAY_PORTS = {6379, 8265, 10001}  # GCS, dashboard with job API, Ray client: each can run code
 
 
 def _yaml(name: str) -> list[dict[str, Any]]:
@@ -34,7 +34,7 @@ def test_every_node_starts_with_token_authentication(name: str) -> None:
     for command in commands:
         assert re.search(r"\bRAY_AUTH_MODE=token\b.*\bray start\b", command)
     (config,) = _yaml(name)
-    assert any(path.endswith("/.ray/auth_token") for path in config["file_mounts"]), "the nodes need the token"
+    assert any(path.endswith("/.ray/auth_token") for path in config["file_mounts"]), "nodes need the token"
 
 
 @pytest.mark.parametrize("name", LAUNCHER_FILES)
@@ -45,8 +45,8 @@ def test_the_dashboard_listens_on_loopback(name: str) -> None:
     assert "--ray-client-server-port" not in head
 
 
-def test_no_cloud_rule_opens_a_port_of_ray() -> None:
-    """No rule at all is added to Ray's security group, and no group of one's own replaces it."""
+def test_no_security_group_rule_opens_a_port_of_ray() -> None:
+    """Rules of Ray's security group are unchanged, and no other group replaces it."""
     (config,) = _yaml("deploy/aws.yaml")
     rules = config["provider"].get("security_group", {}).get("IpPermissions", [])
     for rule in rules:
@@ -56,7 +56,7 @@ def test_no_cloud_rule_opens_a_port_of_ray() -> None:
         assert not {"SecurityGroupIds", "NetworkInterfaces"} & set(group["node_config"])
 
 
-def test_the_rayjob_has_token_authentication_and_no_way_in_from_outside() -> None:
+def test_the_rayjob_has_token_authentication_and_no_external_access() -> None:
     documents = {document["kind"]: document for document in _yaml("deploy/rayjob.yaml")}
     cluster = documents["RayJob"]["spec"]["rayClusterSpec"]
     assert cluster["authOptions"]["mode"] == "token"
@@ -66,7 +66,7 @@ def test_the_rayjob_has_token_authentication_and_no_way_in_from_outside() -> Non
     policy = documents["NetworkPolicy"]["spec"]
     assert policy["policyTypes"] == ["Ingress"]
     for rule in policy["ingress"]:
-        assert rule["from"], "a rule without a source admits everyone"
+        assert rule["from"], "a rule without a source allows every client"
         for source in rule["from"]:
             assert "ipBlock" not in source and "podSelector" in source
 
@@ -85,17 +85,17 @@ def test_the_pods_run_without_privileges() -> None:
 
 def test_no_token_is_committed() -> None:
     for name in [*LAUNCHER_FILES, "deploy/rayjob.yaml", "runtime_env.yaml", "Dockerfile"]:
-        assert "RAY_AUTH_TOKEN=" not in (ROOT / name).read_text(), f"{name} carries a token"
+        assert "RAY_AUTH_TOKEN=" not in (ROOT / name).read_text(), f"{name} contains a token"
 
 
-def test_the_embedded_cluster_serves_no_dashboard(ray_local: None) -> None:
+def test_the_local_cluster_serves_no_dashboard(ray_local: None) -> None:
     import ray
 
     assert not ray._private.worker.get_dashboard_url()
     assert not any("dashboard.py" in part for process in descendants() for part in command_line(process))
 
 
-def test_the_embedded_cluster_takes_no_jobs(ray_local: None) -> None:
-    """Ray's agent takes them over HTTP, with the token that is in the user's home."""
+def test_the_local_cluster_accepts_no_jobs(ray_local: None) -> None:
+    """The job API would be served over HTTP by Ray's agent."""
     (agent,) = titled("DashboardAgent")
     assert not [each.laddr for each in agent.net_connections() if each.status == psutil.CONN_LISTEN]

@@ -1,4 +1,4 @@
-"""Nobody but the person who may look gets a byte of a run from the web monitor."""
+"""The web monitor sends nothing of a run to unauthorized clients."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PATHS = ("/", "/ws", "/picture?run=run&task=detection", "/app.js")
 async def statuses(
     server: TestServer, headers: dict[str, str], query: str = "", paths: tuple[str, ...] = PATHS
 ) -> list[tuple[int, str]]:
-    """Status and body of each path, asked for as a page and as a WebSocket."""
+    """Status and body of each path, requested as a page or a WebSocket."""
     upgrade = {
         "Upgrade": "websocket",
         "Connection": "Upgrade",
@@ -62,7 +62,7 @@ def write_run(run_dir: Path) -> Path:
         ({"Origin": "http://127.0.0.1@evil.example"}, "Origin"),
     ],
 )
-def test_wrong_host_or_origin_gets_403_and_no_data(tmp_path: Path, headers: dict[str, str], word: str) -> None:
+def test_wrong_host_or_origin_is_rejected(tmp_path: Path, headers: dict[str, str], word: str) -> None:
     async def scenario() -> None:
         async with TestServer(make_app(write_run(tmp_path / "run"))) as server:
             for status, body in await statuses(server, headers):
@@ -71,11 +71,11 @@ def test_wrong_host_or_origin_gets_403_and_no_data(tmp_path: Path, headers: dict
     asyncio.run(scenario())
 
 
-def test_own_names_and_own_origin_get_the_page(tmp_path: Path) -> None:
+def test_own_names_and_origin_are_accepted(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with TestServer(make_app(write_run(tmp_path / "run"))) as server:
             for name in ("127.0.0.1", "localhost", "[::1]", "LOCALHOST"):
-                host = f"{name}:9999"  # as through a tunnel
+                host = f"{name}:9999"  # like a tunnel
                 for scheme in ("http", "https"):
                     headers = {"Host": host, "Origin": f"{scheme}://{host}"}
                     assert [s for s, _ in await statuses(server, headers, paths=("/", "/app.js"))] == [200, 200]
@@ -111,7 +111,7 @@ def test_token_by_header_or_query(tmp_path: Path, headers: dict[str, str], query
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.7", "example.org", ""])
-def test_open_address_without_a_token_refuses_to_start(tmp_path: Path, host: str) -> None:
+def test_public_address_without_a_token_is_rejected(tmp_path: Path, host: str) -> None:
     for token in (None, ""):
         with pytest.raises(UserError, match="token"):
             serve(tmp_path, host, 0, token)
@@ -123,14 +123,14 @@ def test_loopback_needs_no_token(host: str) -> None:
     check_bind(host, None)
 
 
-def test_open_address_knows_numbers_and_its_own_name() -> None:
+def test_public_address_accepts_ip_addresses_and_its_own_name() -> None:
     rules = AccessRules("0.0.0.0", "token")
     assert rules._is_own_host("192.168.0.7:8888") and rules._is_own_host("[fe80::1]:8888")
     assert not rules._is_own_host("evil.example:8888")
     assert AccessRules("gpu-box", "token")._is_own_host("GPU-box:8888")
 
 
-def test_files_outside_the_run_and_methods_that_write_are_refused(tmp_path: Path) -> None:
+def test_files_outside_the_run_and_writing_methods_are_rejected(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with TestServer(make_app(write_run(tmp_path / "run"))) as server, aiohttp.ClientSession() as session:
             base = f"{server.make_url('/')}".rstrip("/")
@@ -151,7 +151,7 @@ def test_files_outside_the_run_and_methods_that_write_are_refused(tmp_path: Path
     asyncio.run(scenario())
 
 
-def test_page_loads_nothing_from_elsewhere_and_forbids_it() -> None:
+def test_page_loads_nothing_from_other_hosts() -> None:
     static = Path(make_app.__code__.co_filename).parent / "static"
     for path in static.iterdir():
         text = path.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The cluster files against Ray's own schema, KubeRay's fields, and the versions of the lock."""
+"""Cluster files are valid for Ray, KubeRay and Kubernetes, and match the locked versions."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def _rayjob() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", LAUNCHER_FILES)
-def test_ray_accepts_the_cluster_file(name: str) -> None:
-    """Ray's launcher fills the defaults and validates the result against ray-schema.json."""
+def test_cluster_file_is_valid_for_ray(name: str) -> None:
+    """The launcher adds defaults and validates the result against ray-schema.json."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     config = prepare_config(_yaml(name))
@@ -38,7 +38,7 @@ def test_ray_accepts_the_cluster_file(name: str) -> None:
     assert config["head_start_ray_commands"] == _yaml(name)["head_start_ray_commands"]
 
 
-def test_the_schema_check_can_fail() -> None:
+def test_schema_check_rejects_an_unknown_key() -> None:
     from jsonschema import ValidationError
     from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -46,7 +46,7 @@ def test_the_schema_check_can_fail() -> None:
         validate_config({**prepare_config(_yaml("cluster.yaml")), "worker_nodes_count": 3})
 
 
-def test_one_machine_is_the_default_and_more_are_more_addresses() -> None:
+def test_further_machines_need_only_their_addresses() -> None:
     from ray.autoscaler._private.util import prepare_config
 
     config = _yaml("cluster.yaml")
@@ -57,67 +57,67 @@ def test_one_machine_is_the_default_and_more_are_more_addresses() -> None:
     assert (node_type["min_workers"], node_type["max_workers"]) == (2, 2)
 
 
-def test_the_cloud_cluster_scales_gpu_and_cpu_groups_apart() -> None:
+def test_aws_cluster_scales_gpu_and_cpu_groups_separately() -> None:
     groups = _yaml("deploy/aws.yaml")["available_node_types"]
     assert groups["head"]["resources"]["CPU"] == 0
     assert groups["gpu"]["max_workers"] > groups["gpu"]["min_workers"] >= 1
     assert groups["cpu"]["max_workers"] > groups["cpu"]["min_workers"] == 0
 
 
-def test_ray_accepts_the_runtime_environment() -> None:
+def test_runtime_environment_is_valid_for_ray() -> None:
     from ray.runtime_env import RuntimeEnv
 
     environment = RuntimeEnv(**_yaml("runtime_env.yaml"))
-    assert "pip" not in environment, "packages come from the lock on the nodes, not from a job"
-    # Ray refuses to merge a variable that both the job and ray.init set, so session.py's must not be here.
+    assert "pip" not in environment, "packages are installed on the nodes, from the lock"
+    # Ray rejects variables set by both the job and ray.init (session.py).
     assert set(environment.env_vars()) == {"PYTHONUNBUFFERED", "RAY_JOB_STOP_WAIT_TIME_S"}
 
 
-def test_a_stopped_job_has_time_for_a_checkpoint() -> None:
+def test_stopped_job_has_time_for_a_checkpoint() -> None:
     for environment in (_yaml("runtime_env.yaml"), yaml.safe_load(_rayjob()["spec"]["runtimeEnvYAML"])):
         assert int(environment["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]) >= 60
 
 
-def _of(**fields: Any) -> dict[str, Any]:
-    """A JSON schema of an object that has no fields but these."""
+def _obj(**fields: Any) -> dict[str, Any]:
+    """JSON schema of an object with only these fields."""
     return {"type": "object", "properties": fields, "additionalProperties": False}
 
 
 TEXT, FLAG, COUNT = {"type": "string"}, {"type": "boolean"}, {"type": "integer", "minimum": 0}
 NUMBER, ANY_OBJECT, TEXTS = {"type": "number"}, {"type": "object"}, {"type": "array", "items": {"type": "string"}}
 LABELS = {"type": "object", "additionalProperties": TEXT}
-START_PARAMS = {"rayStartParams": LABELS, "template": _of(metadata=ANY_OBJECT, spec=ANY_OBJECT)}
-# The fields of KubeRay's ray.io/v1 types and their kinds, as its custom resource definitions have them. Pod templates
-# are core/v1 and are checked against Kubernetes' own schema.
-HEAD_GROUP = _of(
+START_PARAMS = {"rayStartParams": LABELS, "template": _obj(metadata=ANY_OBJECT, spec=ANY_OBJECT)}
+# Fields and types of KubeRay's ray.io/v1 custom resource definitions. Pod templates are core/v1, validated against the
+# schema of Kubernetes.
+HEAD_GROUP = _obj(
     enableIngress=FLAG, headService=ANY_OBJECT, labels=LABELS, resources=LABELS,
     serviceType={"enum": ["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"]}, **START_PARAMS,
 ) | {"required": ["template"]}  # fmt: skip
-WORKER_GROUP = _of(
+WORKER_GROUP = _obj(
     groupName=TEXT, idleTimeoutSeconds=COUNT, labels=LABELS, maxReplicas=COUNT, minReplicas=COUNT, numOfHosts=COUNT,
     replicas=COUNT, resources=LABELS, suspend=FLAG,
-    scaleStrategy=_of(workersToDelete=TEXTS, multihostReplicasToDelete=TEXTS), **START_PARAMS,
+    scaleStrategy=_obj(workersToDelete=TEXTS, multihostReplicasToDelete=TEXTS), **START_PARAMS,
 ) | {"required": ["groupName", "maxReplicas", "minReplicas", "template"]}  # fmt: skip
-AUTOSCALER = _of(
+AUTOSCALER = _obj(
     env={"type": "array"}, envFrom={"type": "array"}, idleTimeoutSeconds=COUNT, image=TEXT, imagePullPolicy=TEXT,
     resources=ANY_OBJECT, securityContext=ANY_OBJECT, upscalingMode={"enum": ["Default", "Aggressive", "Conservative"]},
     version={"enum": ["v1", "v2"]}, volumeMounts={"type": "array"},
 )  # fmt: skip
-RAYCLUSTER_SPEC = _of(
-    authOptions=_of(mode={"enum": ["disabled", "token"]}), autoscalerOptions=AUTOSCALER, enableInTreeAutoscaling=FLAG,
+RAYCLUSTER_SPEC = _obj(
+    authOptions=_obj(mode={"enum": ["disabled", "token"]}), autoscalerOptions=AUTOSCALER, enableInTreeAutoscaling=FLAG,
     gcsFaultToleranceOptions=ANY_OBJECT, headGroupSpec=HEAD_GROUP, headServiceAnnotations=LABELS, managedBy=TEXT,
     rayVersion=TEXT, suspend=FLAG, upgradeStrategy=ANY_OBJECT,
     workerGroupSpecs={"type": "array", "items": WORKER_GROUP},
 ) | {"required": ["headGroupSpec"]}  # fmt: skip
-RAYJOB = _of(
+RAYJOB = _obj(
     apiVersion={"const": "ray.io/v1"}, kind={"const": "RayJob"}, metadata=ANY_OBJECT,
-    spec=_of(
+    spec=_obj(
         activeDeadlineSeconds=COUNT, backoffLimit=COUNT, clusterSelector=LABELS, deletionStrategy=ANY_OBJECT,
         entrypoint=TEXT, entrypointNumCpus=NUMBER, entrypointNumGpus=NUMBER, entrypointResources=TEXT, jobId=TEXT,
         managedBy={"enum": ["ray.io/kuberay-operator", "kueue.x-k8s.io/multikueue"]}, metadata=LABELS,
         rayClusterSpec=RAYCLUSTER_SPEC, runtimeEnvYAML=TEXT, shutdownAfterJobFinishes=FLAG,
         submissionMode={"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"]},
-        submitterConfig=_of(backoffLimit=COUNT), submitterPodTemplate=ANY_OBJECT, suspend=FLAG,
+        submitterConfig=_obj(backoffLimit=COUNT), submitterPodTemplate=ANY_OBJECT, suspend=FLAG,
         ttlSecondsAfterFinished=COUNT,
     ),
 ) | {"required": ["apiVersion", "kind", "metadata", "spec"]}  # fmt: skip
@@ -128,7 +128,7 @@ def _groups() -> list[dict[str, Any]]:
     return [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
 
 
-def test_the_rayjob_is_what_kuberay_takes() -> None:
+def test_rayjob_is_valid_for_kuberay() -> None:
     import jsonschema
 
     job = _rayjob()
@@ -145,8 +145,8 @@ def test_the_rayjob_is_what_kuberay_takes() -> None:
 
 
 @pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
-def test_kubernetes_accepts_the_pods_and_the_network_policy(version: str) -> None:
-    """Kubernetes' own schema of the oldest and the newest version that is maintained, unknown fields refused."""
+def test_pods_and_network_policy_are_valid_for_kubernetes(version: str) -> None:
+    """Schema of the oldest and the newest maintained Kubernetes, unknown fields rejected."""
     kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="requirements.lock installs it")
 
     for number, group in enumerate(_groups()):
@@ -164,8 +164,8 @@ def test_kubernetes_accepts_the_pods_and_the_network_policy(version: str) -> Non
             kubernetes_validate.validate(document, version, strict=True)
 
 
-def test_rays_autoscaler_reads_the_rayjobs_groups() -> None:
-    """What the autoscaler in the head pod makes of the RayJob's cluster: a head without CPUs, GPUs and CPUs apart."""
+def test_autoscaler_reads_the_groups_of_the_rayjob() -> None:
+    """The autoscaler configuration has a head without CPUs and separate GPU and CPU groups."""
     from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
     from ray.autoscaler._private.util import validate_config
 
@@ -180,12 +180,12 @@ def test_rays_autoscaler_reads_the_rayjobs_groups() -> None:
     assert _rayjob()["spec"]["rayClusterSpec"]["enableInTreeAutoscaling"] is True
 
 
-def test_ray_has_one_version_everywhere() -> None:
+def test_ray_version_equals_the_lock() -> None:
     locked = re.search(r"^ray==(\S+)", LOCK, re.M)
     assert locked and _rayjob()["spec"]["rayClusterSpec"]["rayVersion"] == locked[1]
 
 
-def test_the_dockerfile_is_pinned_and_runs_as_a_user() -> None:
+def test_dockerfile_is_pinned_and_not_run_as_root() -> None:
     text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     lines = re.sub(r"\\\n", " ", text).splitlines()
     instructions = [line.split(maxsplit=1) for line in lines if line.strip() and not line.startswith("#")]
@@ -200,18 +200,18 @@ def test_the_dockerfile_is_pinned_and_runs_as_a_user() -> None:
     )
     assert all("--require-hashes" in run or run.endswith(" .") for run in runs if "pip install" in run)
     command = next(rest for kind, rest in instructions if kind == "CMD")
-    assert command.startswith("["), "the exec form, so that signals reach the process"
+    assert command.startswith("["), "exec form, so that the process receives signals"
 
 
-def test_a_dockerfile_linter_finds_nothing() -> None:
+def test_dockerfile_passes_hadolint() -> None:
     hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent))
     if hadolint is None:
-        pytest.skip("hadolint is not in this environment; requirements.lock installs it")
+        pytest.skip("needs hadolint, installed by requirements.lock")
     result = subprocess.run([hadolint, "Dockerfile"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stdout
 
 
-def test_the_image_contains_what_the_dockerfile_copies() -> None:
+def test_docker_build_context_contains_the_copied_files() -> None:
     text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     for sources in re.findall(r"^COPY (.+) \S+$", text, re.M):
@@ -220,7 +220,7 @@ def test_the_image_contains_what_the_dockerfile_copies() -> None:
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_a_job_is_a_few_lines_over_a_command_that_exists(name: str) -> None:
+def test_job_is_a_short_wrapper_of_a_command(name: str) -> None:
     path = ROOT / "jobs" / name
     assert len(path.read_text().splitlines()) <= 15
     result = subprocess.run([sys.executable, str(path), "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
