@@ -31,16 +31,16 @@ from pillsnap.data.recipes import Batch
 
 _BOMB = """
 import sys, time
-from pillsnap.data.sources import PhotoReader
+from pillsnap.photos.reader import PhotoReader
 
 def peak_kb():
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
 
 reader = PhotoReader(sys.argv[1], 64_000_000)
-reader.read("small.png")  # imports and buffers are no part of the question
+reader.read("small.png")  # load imports and buffers first
 with open("/proc/self/clear_refs", "w") as file:
-    file.write("5")  # the peak starts again from what is resident now
+    file.write("5")  # reset the peak
 before = peak_kb()
 start = time.perf_counter()
 found = reader.read(sys.argv[2])
@@ -97,7 +97,7 @@ def measure_csv(source: Path, out: Path) -> dict:
 
 
 def measure_bombs(folder: Path) -> dict:
-    """Seconds and bytes in which bombs are refused, each in a process of its own."""
+    """Seconds and bytes to reject each bomb, in a separate process."""
     from pillsnap.synthetic.faults import png_header
 
     zeros = zipfile.ZipFile(folder / "bomb.zip", "w", zipfile.ZIP_DEFLATED)
@@ -131,14 +131,14 @@ def measure_bombs(folder: Path) -> dict:
 
 
 def picture(number: int) -> np.ndarray:
-    """A smooth picture of its own, of few enough colours for a palette."""
+    """A smooth picture per number, with few enough colors for a palette."""
     coarse = np.random.default_rng(number).integers(0, 255, (4, 4, 3), dtype=np.uint8)
     smooth = cv2.resize(coarse, (12, 12), interpolation=cv2.INTER_CUBIC)
     return smooth.repeat(_SIDE_PX // 12, 0).repeat(_SIDE_PX // 12, 1)
 
 
 def measure_bad_photos(root: Path, num_photos: int) -> dict:
-    """Ten bad photos among good ones through the training stream: what was quarantined, and were the others right."""
+    """Ten bad photos among good ones in the training stream: quarantined photos, and pixels of the others."""
     from pillsnap.data.augment import FrameJitter
     from pillsnap.data.recipes import FrameRecipe
     from pillsnap.synthetic.faults import FAULTS
@@ -170,7 +170,7 @@ def measure_bad_photos(root: Path, num_photos: int) -> dict:
     expected = {name: fault.reason for name, fault in FAULTS.items() if fault.reason}
     reasons = {name: reason.partition(":")[0] for name, reason in quarantined.items()}
     print(f"{num_photos:,} photos, {len(bad)} bad in {len(bad)} ways: {seen:,} read, {len(wrong)} with wrong pixels")
-    print(f"quarantined: {reasons}; exactly those that cannot be read: {reasons == expected}")
+    print(f"quarantined: {reasons}; as expected: {reasons == expected}")
     return {"photos": num_photos, "read": seen, "wrong_pixels": wrong, "quarantined": reasons,
             "as_expected": reasons == expected}  # fmt: skip
 
@@ -188,7 +188,7 @@ def stream_batches(train: pa.Table, val: pa.Table, recipe: object, root: Path, b
 
 
 def measure_archives(folder: Path, num_photos: int) -> dict:
-    """Every sample of one epoch of both tasks, from a tree, from stored and from deflated archives."""
+    """Every sample of one epoch of both tasks: folder tree compared with stored and deflated archives."""
     from pillsnap.synthetic import generate
 
     tree = folder / "tree"

@@ -56,7 +56,7 @@ QUICK = {
 
 
 def prepare(folder: Path, classes: int, views: int, combinations: int) -> None:
-    """Photos and their manifest, split by group, unless they are there."""
+    """Create photos and their manifest, split by group, if missing."""
     tree, run = folder / "photos", folder / "run"
     if (run / "manifest.parquet").exists():
         return
@@ -87,15 +87,15 @@ def train(folder: Path, quick: bool) -> dict[str, Any]:
 
 
 def pillsnap(*arguments: str) -> None:
-    # Ray gives its workers the lowest priority; on a machine that has other work they would wait for all of it.
+    # Ray lowers the priority of its workers, which would wait for other work on the machine.
     environment = {"RAY_worker_niceness": "0"} | os.environ
     done = subprocess.run([sys.executable, "-m", "pillsnap.cli", *arguments], env=environment)
-    if done.returncode > 1:  # 1 is a verdict, not a fault
+    if done.returncode > 1:  # 1 means targets missed
         raise SystemExit(done.returncode)
 
 
 class ProcessorClock:
-    """Processor seconds of all processes below this one, sampled: what the work would take of an idle machine."""
+    """CPU seconds of all descendant processes, sampled."""
 
     def __init__(self) -> None:
         self._seconds: dict[tuple[int, float], float] = {}
@@ -125,9 +125,7 @@ class ProcessorClock:
 
 
 def unread_limit(classes: int) -> float:
-    """Share of pills named right by one who knows a pill's shape, colours and size, and guesses among those that share
-    them.
-    """
+    """Expected accuracy from shape, colors and size alone, guessing among pills that share them."""
     from pillsnap.synthetic.catalog import build_catalog
 
     return len({pill.look for pill in build_catalog(42, classes, "shared")}) / classes
@@ -136,7 +134,7 @@ def unread_limit(classes: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", type=int, default=200)
-    parser.add_argument("--out", type=Path, help="keep photos and run here")
+    parser.add_argument("--out", type=Path, help="keep photos and run in this folder")
     parser.add_argument("--quick", action="store_true", help="12 classes, one epoch each: shows that it runs")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -155,13 +153,13 @@ def main() -> None:
         ("top-1, crops at the label boxes", named["top1"], TARGETS["top1"]),
         ("  of single photos", named["single"]["top1"], None),
         ("  of combination photos", named["combination"]["top1"], None),
-        ("combination pills right, end to end", chained["pill_accuracy"], TARGETS["pill_accuracy"]),
+        ("combination pills correct, end to end", chained["pill_accuracy"], TARGETS["pill_accuracy"]),
         ("detection mAP@0.5", metrics["detection"]["map50"], None),
         ("control: shape, colour and size alone", limit, None),
     ]
     print(f"{classes} classes, split {metrics['split']} by group: {json.dumps(facts)}")
     for name, value, target in rows:
-        print(f"{name:40}{value:>8.4f}" + (f"   (wanted {target:.2f})" if target else ""))
+        print(f"{name:40}{value:>8.4f}" + (f"   (target {target:.2f})" if target else ""))
     print(f"photos and manifest {prepare_s:.0f} s; both tasks as the run counts them {metrics['total_time_s']:.0f} s;")
     print(
         f"this command's training {metrics['wall_s']:.0f} s on the clock, {metrics['processor_s']:.0f} s on the "

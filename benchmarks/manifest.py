@@ -39,7 +39,7 @@ import json, sys, time
 from pathlib import Path
 
 if __name__ == "__main__":
-    from pillsnap.data import rows
+    from pillsnap.manifest import rows
     from pillsnap.manifest.build import build_manifest
 
     root, out, photos, classes, workers, reader = sys.argv[1:]
@@ -53,9 +53,9 @@ if __name__ == "__main__":
 
     rows.read_all_labels = timed
     start = time.perf_counter()
-    asked = {"num_photos": int(photos), "num_classes": int(classes), "num_workers": int(workers) or None,
+    options = {"num_photos": int(photos), "num_classes": int(classes), "num_workers": int(workers) or None,
              "label_reader": reader}
-    report = build_manifest(Path(root), Path(out), **asked).report
+    report = build_manifest(Path(root), Path(out), **options).report
     print(json.dumps({"total_s": time.perf_counter() - start, "labels_s": spent[0], "got": report["got"],
                       "label_files": report["labels"]["files"]}))
 """
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def measure(folder: Path, num_drugs: int, num_combinations: int, num_classes: int, num_samples: int) -> dict:
-    """Print and return every figure. `num_classes` and `num_samples` are what the build asks for (stage 3)."""
+    """Print and return all results. The build samples `num_classes` and `num_samples` (stage 3)."""
     root = folder / "tree"
     figures: dict = {"cores": os.cpu_count(), "sizes": []}
     for part in SIZES:  # the small tree grows into the large one
@@ -101,17 +101,15 @@ def measure(folder: Path, num_drugs: int, num_combinations: int, num_classes: in
 
 
 def measure_growth(root: Path, out: Path, num_samples: int) -> dict:
-    """Builds that sample as many photos and classes from every tree, so that only the tree differs; the best of three,
-    since other work on the machine only ever adds.
-    """
+    """Best of three builds with the same sample size for every tree, so that only the tree differs."""
     builds = [measure_build(root, out, num_samples, num_samples // 200, 0, "processes", quiet=True) for _ in range(3)]
     return {name: min(build[name] for build in builds) for name in ("rest_s", "cpu_s", "peak_bytes")}
 
 
 def model_growth(name: str, sizes: list[dict], at_stage_3: float | None) -> dict:
-    """A line through the two smaller trees, checked against the largest; what it says of the whole set.
+    """Linear model from the two smaller trees, checked on the largest, and extrapolated to the whole data set.
 
-    `at_stage_3`: the figure of the stage 3 build from the largest tree, which a build from the whole set starts from.
+    `at_stage_3`: the value of the stage 3 build from the largest tree, the start of the extrapolation.
     """
     first, second, last = sizes
     slope = (second[name] - first[name]) / (second["photos"] - first["photos"])
@@ -154,7 +152,7 @@ def measure_scan(root: Path) -> dict:
         f"scan of {photos:,} photos: {scan_s:.2f} s; find: {find_s:.2f} s; ratio {scan_s / find_s:.2f} (limit 2); "
         f"CPU {scan_cpu_s:.2f} s against {find_cpu_s:.2f} s"
     )
-    # For the model of growth the best: other work on the machine only ever adds.
+    # The growth model takes the best: other work on the machine only adds time.
     return {
         "photos": photos,
         "best_scan_s": min(times["scan"]),
@@ -174,7 +172,7 @@ def cpu_since(before: resource.struct_rusage, who: int) -> float:
 def measure_build(
     root: Path, out: Path, num_samples: int, num_classes: int, num_workers: int, reader: str, *, quiet: bool = False
 ) -> dict:
-    """Build in a process of its own, so that the peak memory is its own."""
+    """Build in a separate process, to measure its peak memory."""
     script = out.with_suffix(".py")
     script.write_text(_MEASURED)
     arguments = [str(root), str(out), str(num_samples), str(num_classes), str(num_workers), reader]
@@ -200,9 +198,7 @@ def measure_build(
 
 
 def watch(process: subprocess.Popen) -> tuple[int, float]:
-    """(largest sum of resident memory in bytes, CPU seconds) of a process and all beneath it, looked at twenty times a
-    second. CPU seconds say what a build takes on a machine that has other work, where its time on the clock does not.
-    """
+    """Peak resident memory in bytes, and CPU seconds, of a process and its descendants, polled 20 times per second."""
     import psutil
 
     peak, spent = 0, {}
@@ -222,7 +218,7 @@ def watch(process: subprocess.Popen) -> tuple[int, float]:
 
 
 def bare_label_loop(root: Path, out: Path) -> float:
-    """Seconds to open and parse the labels of the manifest's photos, with nothing else, in one process."""
+    """Seconds to open and parse the labels of all photos of the manifest, in one process."""
     from pillsnap.manifest.aihub import label_paths
     from pillsnap.manifest.table import read_manifest
 
@@ -240,7 +236,7 @@ def bare_label_loop(root: Path, out: Path) -> float:
 
 
 def measure_validate(root: Path, out: Path) -> dict:
-    """Audit without decoding, against a loop that opens each photo and reads its first 4 KiB."""
+    """Audit without decoding, compared with a loop that reads the first 4 KiB of each photo."""
     from pillsnap.manifest.audit.audit import audit
     from pillsnap.manifest.table import read_manifest
 
@@ -263,7 +259,7 @@ def measure_validate(root: Path, out: Path) -> dict:
 
 
 def grow_tree(root: Path, num_drugs: int, num_combinations: int) -> None:
-    """Make the tree, or make it larger: drugs are spread over 81 parts, combinations over 8."""
+    """Create or extend the tree: drugs in 81 parts, combinations in 8."""
     for number in range(num_drugs):
         code = f"K-{number * 7:06d}"
         labels = root / f"train/labels/single/TL_{number % 81 + 1}_single/{code}_json"
@@ -289,7 +285,7 @@ def grow_tree(root: Path, num_drugs: int, num_combinations: int) -> None:
 
 
 def write_photos(folder: Path, prefix: str, views: list[str]) -> None:
-    """PNG headers of 976 x 1280, followed by bytes that no other photo has."""
+    """PNG headers of 976 x 1280, followed by unique bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBBBBB", 13, b"IHDR", 976, 1280, 8, 2, 0, 0, 0) + bytes(4)
     for view in views:
@@ -305,7 +301,7 @@ def link_labels(folder: Path, original: Path, stems: list[str]) -> None:
 
 
 def label(code: str) -> dict:
-    """A label document of about the size that the real ones have."""
+    """A label document of realistic size."""
     image = {"file_name": f"{code}.png", "width": 976, "height": 1280, "drug_N": code, "dl_mapping_code": code}
     image |= {"dl_name": f"시험정 {code}", "dl_company": "시험제약", "di_edi_code": "642200750,A13100741"}
     image |= {f"field_{number}": "흰색의 원형 정제" for number in range(25)}

@@ -40,7 +40,7 @@ print("RESULT " + json.dumps(result.results_dict))
 
 
 def run_peer(data: Path, epochs: int, folder: Path) -> dict[str, Any]:
-    """ultralytics' own trainer with its defaults, on a copy of the photos: it writes caches beside them."""
+    """ultralytics' trainer with its defaults, on a copy of the photos, since it writes caches next to them."""
     import shutil
 
     copy = folder / "peer-data"
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if not options.data:
-        print("skipped: name a folder of real photographs with --data or PILLSNAP_REAL_PHOTOGRAPHS")
+        print("skipped: pass a folder of real photographs with --data or PILLSNAP_REAL_PHOTOGRAPHS")
         return
     epochs = 1 if options.quick else options.epochs
     classification_epochs = 1 if options.quick else options.classification_epochs
@@ -135,7 +135,7 @@ def _print_table(results: dict[str, Any]) -> None:
     if "ours" in results:
         named, chained = results["ours"]["classification"], results["ours"]["pipeline"]
         print(f"classification of labelled crops: top-1 {named['top1']:.4f}, top-5 {named['top5']:.4f}")
-        print(f"both chained: {chained['pill_accuracy']:.4f} of pills right, {chained['photo_accuracy']:.4f} of photos")
+        print(f"end to end: {chained['pill_accuracy']:.4f} of pills correct, {chained['photo_accuracy']:.4f} of photos")
 
 
 if __name__ == "__main__":

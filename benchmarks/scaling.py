@@ -30,7 +30,7 @@ DECODING_CPUS = 0.5  # a core has a second task while one ends
 EPOCH_REPEATS = 50
 WARM_UP_S = 20.0
 _LINGER_S = 4.0
-"""For which a consumer reads on after its window, so that none of the others waits for it within theirs."""
+"""Time that a consumer keeps reading after its window, so that others are not blocked within theirs."""
 TARGET = 0.9
 
 
@@ -49,7 +49,7 @@ def main() -> None:
     if options.bare:
         print("FIGURES " + json.dumps(bare_loop(options.bare, options.seconds)), flush=True)
         return
-    reason = why_not() or ("" if cpu_controller() else "this process's cgroup takes no processor quota")
+    reason = why_not() or ("" if cpu_controller() else "the cgroup of this process does not support CPU quotas")
     if reason:
         print(f"no hosts here: {reason}")
         return
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def prepare(folder: Path, num_photos: int) -> None:
-    """Photographs and their manifest."""
+    """Create photos and their manifest."""
     from pillsnap.manifest.build import build_manifest
     from pillsnap.synthetic import generate
 
@@ -76,12 +76,12 @@ def prepare(folder: Path, num_photos: int) -> None:
 
 
 def measure(folder: Path, number: int, share: float, seconds: float) -> dict[str, float]:
-    """Images a second of the loader and of the bare loops on `number` hosts."""
+    """Images per second of the loader and of the bare loops on `number` hosts."""
     with RayHosts([folder], workers=number, cpus=1, cpu_share=2 * share) as cluster:
         environment = cluster.environment() | {"RAY_ADDRESS": f"{cluster.head.ip}:6379"}
         command = [sys.executable, "-m", "benchmarks.scaling", "--seconds", str(seconds)]
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "env": environment, "cwd": ROOT, "text": True}
-        for worker in cluster.workers:  # they have started with twice the share
+        for worker in cluster.workers:  # started with twice the share
             worker.set_share(share)
         loops = [worker.start(*command, "--bare", str(folder), **pipes) for worker in cluster.workers]
         bare = [figures(loop) for loop in loops]
@@ -97,17 +97,17 @@ def measure(folder: Path, number: int, share: float, seconds: float) -> dict[str
 
 
 def figures(process: subprocess.Popen) -> dict[str, float]:
-    """What a measuring process has printed."""
+    """Results printed by a measuring process."""
     output, _ = process.communicate(timeout=1800)
     lines = [line for line in output.splitlines() if line.startswith("FIGURES ")]
     if process.returncode or not lines:
-        raise RuntimeError(f"a measuring process ended with {process.returncode}: {output[-1000:]}")
+        raise RuntimeError(f"a measuring process exited with {process.returncode}: {output[-1000:]}")
     return json.loads(lines[-1].removeprefix("FIGURES "))
 
 
 def show(results: dict[int, dict[str, float]], share: float) -> None:
-    """The table, with the ratio to linear."""
-    print(f"each host held to {share:.3f} cores of {os.cpu_count()}")
+    """Print the table with the ratio to linear scaling."""
+    print(f"each host limited to {share:.3f} cores of {os.cpu_count()}")
     heads = zip(
         ("hosts", "loader", "of linear", "bare loops", "of linear", "loader to bare", "first batch"),
         (6, 14, 11, 16, 11, 16, 13),
@@ -127,7 +127,7 @@ def show(results: dict[int, dict[str, float]], share: float) -> None:
 
 
 def bare_loop(folder: Path, seconds: float) -> dict[str, float]:
-    """Images a second of one process that reads, decodes and warps, on the host it is started on."""
+    """Images per second of one process that reads, decodes and warps."""
     import cv2
     import numpy as np
 
@@ -152,7 +152,7 @@ def bare_loop(folder: Path, seconds: float) -> dict[str, float]:
 
 
 def read_stream(folder: Path, seconds: float) -> dict[str, float]:
-    """Images a second of the stream over all hosts of the cluster of RAY_ADDRESS, each reading its share."""
+    """Images per second of the stream on all hosts of the cluster at RAY_ADDRESS, one consumer per host."""
     import pyarrow as pa
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -164,7 +164,7 @@ def read_stream(folder: Path, seconds: float) -> dict[str, float]:
 
     with ray_session():
         hosts = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-        # An epoch ends in a batch that is not full, whose share of the work would grow with the hosts.
+        # Long epochs: the weight of their last, partial batches would grow with the hosts.
         samples = pa.concat_tables([_samples(folder)] * EPOCH_REPEATS)
         plan = StreamPlan(0, 10_000, len(samples), 0, BATCH * len(hosts), len(hosts))
         shared = share_samples(samples)
@@ -187,7 +187,7 @@ def read_stream(folder: Path, seconds: float) -> dict[str, float]:
 
 
 class _Consumer:
-    """Reads its share as a train worker does, but computes nothing."""
+    """Reads its shard as a training worker does, without computing."""
 
     def read(self, shard: Any, warm_up_s: float, seconds: float) -> dict[str, float]:
         from pillsnap.data.stream import batches_of

@@ -41,7 +41,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class EmptyRecipe:
-    """Makes batches of nothing."""
+    """Creates empty batches."""
 
     size_px: int
 
@@ -61,13 +61,13 @@ def measure_row_s(seconds: float, size_px: int = SIZES_PX[0]) -> dict[str, float
     def used_s(title: str) -> float:
         total_s = 0.0
         for process in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):  # others come and go
+            with contextlib.suppress(psutil.NoSuchProcess):  # processes may end
                 if title in " ".join(process.cmdline()):
                     total_s += sum(process.cpu_times()[:2])
         return total_s
 
     with ray_session():
-        # Of several workers, of whom each read has one batch: so each row is one.
+        # Several workers with one batch per read, so that each batch is one row.
         plan = StreamPlan(0, 1_000_000, _IMAGES_PER_ROW, 0, _IMAGES_PER_ROW * _WORKERS, _WORKERS)
         shared = share_samples(pa.table({"sample_id": ["x"]}))
         recipe: Any = EmptyRecipe(size_px)
@@ -83,7 +83,7 @@ def measure_row_s(seconds: float, size_px: int = SIZES_PX[0]) -> dict[str, float
             number += 1
         took_s = time.monotonic() - begin_s
         figures = {"rows_per_s": number / took_s, "row_s": (used_s("SplitCoordinator") - before) / number}
-        del rows  # now, as long as there is a coordinator to tell
+        del rows  # before the coordinator ends
         return figures
 
 

@@ -21,69 +21,69 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Costs:
-    """Measured on 2 cores of an AMD EPYC; sources are tables of benchmarks/log/ unless another is named."""
+    """Measured on 2 cores of an AMD EPYC; sources are the tables of benchmarks/log/ unless stated."""
 
     photo_bytes: float = 1.26e6
     crop_from_photo_s: float = 2 / 334
     """Core seconds to read, decode and warp one crop: the limit of "crops of 224 px from the PNG photos"."""
     crop_from_store_s: float = 2 / 3663
-    """The same from JPEG crops."""
+    """The same from stored JPEG crops."""
     frame_from_photo_s: float = 2 / 166
-    """One photo of a 640 px mosaic, handing over included: ultralytics' way has no bare loop to compare with."""
+    """One photo of a 640 px mosaic, transfer included, since there is no bare loop of ultralytics' augmentation."""
     stored_crop_bytes: float = 26.9e3
     put_s_per_byte: float = 5.8e-3 / 9.6e6
-    """To put a batch into the object store."""
+    """Seconds per byte to put a batch into the object store."""
     row_s: float = 4.7e-3
     """Scheduling loop, per row: 0.1 to 0.25 of a core at 37 rows per second."""
     listing_cores: float = 0.05
     manifest_row_bytes: float = 286
     crop_row_bytes: float = 218
-    """Memory of one crop among the samples that every node holds."""
+    """Memory per crop in the sample table of every node."""
     frame_row_bytes: float = 152
     order_row_bytes: float = 2 * 8
-    """A process keeps two epochs' orders."""
+    """A process keeps the orders of two epochs."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """One task's training: who makes what, and how fast it is used."""
+    """Training of one task: cost of its images and the rate of their consumption."""
 
     name: str
     images_per_row: int
-    """A worker's batch."""
+    """Batch size of a worker."""
     image_s: float
-    """Core seconds to make one image, without handing it over."""
+    """Core seconds to produce one image, without transfer."""
     image_bytes: float
-    """What one image is in the object store."""
+    """Size of one image in the object store."""
     read_bytes: float
-    """What has to be read for one."""
+    """Bytes read per image."""
     gpu_images_per_s: float
     rows_per_task: int = 2
     steps_per_row: int = 1
-    """Steps of a worker in a row: more where tasks hand over windows' bytes."""
+    """Steps of a worker per row: more than 1 where rows contain the bytes of windows."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What there is to work with."""
+    """Resources of the simulated cluster."""
 
     workers: int
     cores: float
-    """For decoding."""
+    """Cores for decoding."""
     shared: bool = False
-    """Whether scheduling and consuming take from the same cores, as on one small machine."""
+    """Whether scheduling and consumers share these cores, as on one small machine."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the simulation says."""
+    """Result of a simulation."""
 
     images_per_s: float
     coordinator_busy: float
-    """Share of its one core; at 1 it is what limits."""
+    """Share of its one core; 1 is saturated."""
     cores_busy: float
     wait_fraction: float
-    """Share of the workers' time that they wait for data."""
+    """Share of the time that workers wait for data."""
 
 
 STEPS_SIMULATED, STEPS_AHEAD = 200, 4
@@ -100,10 +100,10 @@ def simulate(work: Work, cluster: Cluster, costs: Costs) -> Outcome:
 
 
 def _simulate(work: Work, workers: int, cores: float, costs: Costs) -> Outcome:
-    """Times of all rows by recurrence: a core makes it, the loop hands it out, the step begins with its last row."""
+    """Recurrence over rows: a core produces each, the loop schedules it, a step starts with its last row."""
     images = work.images_per_row * work.steps_per_row
     whole = max(1, int(cores))
-    slower = whole / cores  # a fraction of a core is all cores being slower
+    slower = whole / cores  # a fraction of a core slows down all cores
     make_s = images * (work.image_s + work.image_bytes * costs.put_s_per_byte) * slower
     step_s = images / work.gpu_images_per_s if work.gpu_images_per_s else 0.0
     free = np.zeros(whole)
@@ -128,7 +128,7 @@ def _simulate(work: Work, workers: int, cores: float, costs: Costs) -> Outcome:
 
 
 def works(costs: Costs, batch: int = 32, frames: int = 16) -> dict[str, Work]:
-    """Stage 3's tasks; GPU rates are those expected of an RTX 5080 (EfficientNetV2-S at 224 px, yolo11m at 640 px)."""
+    """Stage 3 tasks, with the expected rates of an RTX 5080 (EfficientNetV2-S at 224 px, yolo11m at 640 px)."""
     crop, frame, crops_per_s, frames_per_s = 224 * 224 * 3, 640 * 640 * 3, 1150, 120
     photos = Work("classification, photos", batch, costs.crop_from_photo_s, crop, costs.photo_bytes, crops_per_s)
     stored = Work(
@@ -141,7 +141,7 @@ def works(costs: Costs, batch: int = 32, frames: int = 16) -> dict[str, Work]:
 
 @dataclass(frozen=True)
 class Demand:
-    """What a training asks for when its GPUs never wait."""
+    """Requirements of a training whose GPUs never wait."""
 
     images_per_s: float
     rows_per_s: float
@@ -149,12 +149,12 @@ class Demand:
     read_bytes_per_s: float
     requests_per_s: float
     store_bytes_per_s: float
-    """Through the object stores, and over the network where no data task is near."""
+    """Through the object stores, and over the network without locality."""
     coordinator_cores: float
 
 
 def demand(work: Work, gpus: int, costs: Costs) -> Demand:
-    """Arithmetic, for the table; `simulate` says what comes of it."""
+    """Requirements by arithmetic; `simulate` gives the achieved rate."""
     images = gpus * work.gpu_images_per_s
     rows = images / work.images_per_row / work.steps_per_row
     core_s = work.image_s + work.image_bytes * costs.put_s_per_byte
@@ -163,7 +163,7 @@ def demand(work: Work, gpus: int, costs: Costs) -> Demand:
 
 
 def head_memory_bytes(photos: int, costs: Costs) -> dict[str, float]:
-    """Memory that grows with the photos: where it is, and how much of it."""
+    """Memory that grows with the number of photos, by location."""
     crops = 1.024 * photos  # stage 3 has 2.4 % more crops to train on than photos
     return {
         "driver: the manifest": photos * costs.manifest_row_bytes,
@@ -174,7 +174,7 @@ def head_memory_bytes(photos: int, costs: Costs) -> dict[str, float]:
 
 
 def gpus_until(work: Work, costs: Costs, most: int = 512) -> int:
-    """The most GPUs that the one scheduling loop can serve."""
+    """Maximum number of GPUs that one scheduling loop can serve."""
     per_gpu = work.gpu_images_per_s / work.images_per_row / work.steps_per_row * costs.row_s
     return min(most, int(1 / per_gpu))
 

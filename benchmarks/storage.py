@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def read_photos(folder: Path, number: int) -> dict[str, float]:
-    """Photos a second, batch after batch, from disk, from S3 one by one, and from S3 as the stream reads them."""
+    """Photos per second from disk, from S3 one by one, and from S3 with the read-ahead of the stream."""
     from pillsnap.photos.reader import PhotoReader, ReadAhead
     from pillsnap.storage import Storage
 
@@ -80,7 +80,7 @@ def read_photos(folder: Path, number: int) -> dict[str, float]:
 
 
 def save_checkpoints(folder: Path, megabytes: int) -> dict[str, float]:
-    """Seconds until a checkpoint is safe on disk, and published, in the thread beside training; best of three."""
+    """Seconds to save a checkpoint on disk, and then to publish it; best of three."""
     import torch
 
     from pillsnap.runs.checkpoint import Position, save_checkpoint
@@ -106,7 +106,7 @@ def save_checkpoints(folder: Path, megabytes: int) -> dict[str, float]:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long something takes."""
+    """Duration of a call."""
     started_s = time.perf_counter()
     work()
     return time.perf_counter() - started_s
@@ -114,7 +114,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 @contextmanager
 def s3_server(latency_s: float) -> Iterator[None]:
-    """An S3 server in a process of its own, each of whose answers waits, with a bucket and the environment for it."""
+    """An S3 server in a separate process with delayed responses, a bucket, and the environment for it."""
     code = (
         "import sys, time, logging; logging.getLogger('werkzeug').setLevel(40)\n"
         "from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app\n"

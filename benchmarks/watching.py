@@ -44,23 +44,23 @@ from pillsnap.observe.events import EventLog, read_events
 from pillsnap.tracking.mirror import WandbMirror
 from tests.unit.tracking.conftest import WandbServer
 
-# On a slow machine windows last until they should hold so many.
+# Minimum number of steps per window; a slow machine has longer windows.
 STEPS_IN_WINDOW = 100
-SETTLE_S = 6.0  # after watchers are stopped or go on: all look at the log within 5, and catch up with what they missed
+SETTLE_S = 6.0  # after observers are stopped or continued: all poll within 5 s and catch up
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="4 short pairs")
-    parser.add_argument("--pairs", type=int, default=20, help="of half a minute or more each")
-    parser.add_argument("--cost", action="store_true", help="only what the watchers take, without a training")
-    parser.add_argument("--json", type=Path, help="write the figures here as well")
-    parser.add_argument("--clients", help=argparse.SUPPRESS)  # this program as the clients, of this address
+    parser.add_argument("--pairs", type=int, default=20, help="number of window pairs, each half a minute or more")
+    parser.add_argument("--cost", action="store_true", help="measure the observers only, without a training")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
+    parser.add_argument("--clients", help=argparse.SUPPRESS)  # runs the clients of this address
     options = parser.parse_args()
     if options.clients:
         asyncio.run(run_clients(options.clients))
         return
-    # Told to end, it still ends what it started.
+    # SIGTERM must also end the child processes.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     if options.cost:
         with tempfile.TemporaryDirectory() as temporary:
@@ -124,12 +124,12 @@ def _measure(folder: Path, pairs: int, window_s: float, ended: contextlib.ExitSt
     watched = Training(folder, "watched")
     ended.callback(watched.stop)
     log = StepLog(watched.run_dir)
-    log.wait_for_step(60, watched)  # everything is warm
+    log.wait_for_step(60, watched)  # warmed up
     warm_s = time.monotonic()
     log.wait_for_step(120, watched)
     window_s = max(window_s, STEPS_IN_WINDOW * (time.monotonic() - warm_s) / 60)
     server = WandbServer()
-    # Its second-long batches would hide a failure until the run is over.
+    # The default interval of 15 s would hide failures until the end of the run.
     os.environ.update(WANDB_BASE_URL=server.url, WANDB_API_KEY="k" * 40, WANDB__FILE_STREAM_TRANSMIT_INTERVAL="2")
     warnings: list[str] = []
     watchers = Watchers(watched.run_dir, psutil.Process(watched.process.pid), warnings, server)

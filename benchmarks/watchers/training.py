@@ -1,8 +1,8 @@
-"""The training that `benchmarks.watching` watches: started, asked to stop, and its pace read from its log.
+"""The training of `benchmarks.watching`: start, stop, and step rate from its log.
 
     python -m benchmarks.watchers.training RUN_DIR THREADS
 
-One batch, again and again: no wait for data hides what watching costs.
+It repeats one batch, so that no wait for data hides the cost of observers.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pathlib import Path
 from pillsnap.observe.events import EventFollower, EventLog
 
 BATCH = 16
-# A window with fewer says nothing (the machine was busy otherwise): its pair is left out.
+# Pairs with a window of fewer steps are discarded: the machine was busy.
 MIN_STEPS = 50
 STOP_FILE = "stop"
 
 
 class Training:
-    """The training loop in a process of its own; `stop` asks it to end at the next step."""
+    """The training loop in a separate process; `stop` ends it at the next step."""
 
     def __init__(self, folder: Path, name: str, num_threads: int | None = None) -> None:
         self.run_dir = folder / name
@@ -39,21 +39,21 @@ class Training:
 
 
 class Window:
-    """A span of unix time in which the watchers ran, or did not, and the training's processor time in it."""
+    """A time span (Unix seconds) with or without observers, and the CPU time of the training in it."""
 
     def __init__(self, running: bool, start: float, end: float, cpu_s: float) -> None:
         self.running, self.start, self.end, self.cpu_s = running, start, end, cpu_s
 
 
 class StepLog:
-    """When a training reached which step, as often as it logs one."""
+    """Logged steps of a training with their times."""
 
     def __init__(self, run_dir: Path) -> None:
         self.follower = EventFollower(run_dir)
         self.steps: list[tuple[float, int]] = []  # unix time, step
 
     def poll(self) -> int:
-        """The step that it is at by now."""
+        """The latest step."""
         self.steps += [(event["time"], event["step"]) for event in self.follower.poll() if event["kind"] == "step"]
         return self.steps[-1][1] if self.steps else 0
 
@@ -65,7 +65,7 @@ class StepLog:
             time.sleep(0.2)
 
     def steps_per_s(self, window: Window) -> float:
-        """From the first to the last step that was logged within a window."""
+        """Step rate between the first and the last step logged within a window."""
         self.poll()
         inside = [step for step in self.steps if window.start <= step[0] <= window.end]
         (start_s, first), (end_s, last) = (inside[0], inside[-1]) if inside else ((0.0, 0), (0.0, 0))
@@ -73,7 +73,7 @@ class StepLog:
 
 
 def run_training(run_dir: Path, num_threads: int) -> None:
-    """Train on one batch, again and again, until the stop file is there."""
+    """Train on one batch repeatedly until the stop file exists."""
     import numpy as np
     import torch
 
@@ -84,12 +84,14 @@ def run_training(run_dir: Path, num_threads: int) -> None:
     from pillsnap.train.job import Job
     from pillsnap.train.loop import train
 
-    wished = {
+    overrides = {
         "train.amp": "off",
-        "classification.epochs": 1,
         "train.checkpoint_minutes": 1e6,
+        "classification.epochs": 1,
+        "classification.batch_size": BATCH,
+        "classification.warmup_epochs": 0,
     }
-    settings = load_settings("demo", wished | {"classification.batch_size": BATCH, "classification.warmup_epochs": 0})
+    settings = load_settings("demo", overrides)
     torch.set_num_threads(num_threads)
     torch.manual_seed(0)
     codes = [f"K-{number:06d}" for number in range(8)]

@@ -1,4 +1,4 @@
-"""The context of watched runs for `benchmarks.watching`: viewers over WebSocket, and a terminal that is read."""
+"""WebSocket clients and a terminal for `benchmarks.watching`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import time
 
 NUM_CLIENTS = 100
 PING, PONG = 9, b"\x8a\x80\0\0\0\0"
-"""A ping's opcode; a client's answer to one without content."""
+"""Opcode of a ping; frame of an empty pong from a client."""
 
 
 def start_in_terminal(command: list[str]) -> subprocess.Popen[bytes]:
-    """Start a program on a terminal of 140 x 45 that somebody reads."""
+    """Start a program in a terminal of 140 x 45 whose output is read."""
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "140", "LINES": "45"}
     process = subprocess.Popen(
@@ -35,7 +35,7 @@ def start_in_terminal(command: list[str]) -> subprocess.Popen[bytes]:
 
 
 async def run_clients(url: str) -> None:
-    """Half read and answer pings, half open a connection and leave it; all come back when they are cut off.
+    """Half of the clients read and answer pings, half never read; all reconnect after a disconnect.
 
     They stand for other machines, so their own cost is kept small: all wake together, once per second.
     """
@@ -50,21 +50,21 @@ async def run_clients(url: str) -> None:
 
 
 class Reader:
-    """Takes WebSocket frames (RFC 6455) and answers pings; connects again when it was cut off."""
+    """Reads WebSocket frames (RFC 6455), answers pings, and reconnects."""
 
     def __init__(self, host: str, port: int) -> None:
         self._address = host, port
         self._connection: socket.socket | None = None
 
     def read(self) -> None:
-        """Take what has come."""
+        """Read the received data."""
         try:
             if self._connection is None:
                 self._connect()
                 return
             while data := self._connection.recv(1 << 16):
                 self._take(data)
-            self._connection = None  # the other side has ended it
+            self._connection = None  # closed by the server
         except BlockingIOError:
             return
         except OSError:
@@ -107,7 +107,7 @@ def _handshake(host: str, port: int) -> bytes:
 
 
 async def run_deaf(host: str, port: int) -> None:
-    """Never reads; notices only that the other side has cut the connection."""
+    """Connect without reading; reconnect when the connection is closed."""
     while True:
         connection = socket.socket()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
