@@ -15,11 +15,11 @@ import time
 from pathlib import Path
 
 from pillsnap.observe.events import EventFollower, EventLog
+from pillsnap.runs.directory import STOP_FILE
 
 BATCH = 16
 # Pairs with a window of fewer steps are discarded: the machine was busy.
 MIN_STEPS = 50
-STOP_FILE = "stop"
 
 
 class Training:
@@ -80,6 +80,7 @@ def run_training(run_dir: Path, num_threads: int) -> None:
     from pillsnap.config import load_settings
     from pillsnap.data.loader import DeviceBatch
     from pillsnap.data.plan import StreamPlan
+    from pillsnap.runs.backend import LocalBackend
     from pillsnap.tasks.registry import make_task
     from pillsnap.train.job import Job
     from pillsnap.train.loop import train
@@ -104,9 +105,9 @@ def run_training(run_dir: Path, num_threads: int) -> None:
         events.write("task", task="classification", status="started", epochs=1, steps_per_epoch=plan.train_steps)
         job = Job(
             task=make_task("classification", settings, codes), plan=plan, train=settings.train, data=settings.data,
-            device=torch.device("cpu"), run_dir=run_dir, meta={}, resume=None, elapsed_before_s=0.0, events=events,
-            sample_ids=lambda numbers: [str(number) for number in numbers], preempted=lambda: False,
-            stop_requested=(run_dir / STOP_FILE).exists, report=lambda figures: None,
+            device=torch.device("cpu"), backend=LocalBackend(run_dir, "classification"), meta={}, resume=None,
+            elapsed_before_s=0.0, events=events, sample_ids=lambda numbers: [str(number) for number in numbers],
+            preempted=lambda: False, report=lambda metrics: None,
         )  # fmt: skip
         batches = (DeviceBatch(0, True, step, images, targets, np.arange(BATCH), BATCH) for step in range(10**6))
         train(job, batches)
