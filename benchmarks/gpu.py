@@ -226,13 +226,13 @@ def pillsnap(command: str, root: Path, run: Path, changed: dict[str, Any]) -> No
 
 def plan_part(settings: Settings, size: Size) -> dict[str, Any]:
     from pillsnap.cluster.session import ray_session
-    from pillsnap.planner.estimate import make_plan
-    from pillsnap.planner.report import plan_lines
+    from pillsnap.planner.estimate import estimate
+    from pillsnap.planner.report import report_lines
 
     prefer_speed()
     with ray_session():
-        plan = make_plan(settings, None, seconds=size.seconds, alternatives=False, say=print)
-    print("\n".join(plan_lines(plan)))
+        plan = estimate(settings, None, seconds=size.seconds, alternatives=False, say=print)
+    print("\n".join(report_lines(plan)))
     print(on_another_card(plan, TARGET_CARD))
     return {"rows": [], "plan": plan}
 
@@ -283,8 +283,9 @@ def in_own_process(part: str, options: argparse.Namespace, folder: Path) -> dict
     try:
         status: int | str = process.wait(PART_LIMIT_S)
     except subprocess.TimeoutExpired:
-        for one in (*psutil.Process(process.pid).children(recursive=True), process):
-            one.kill()
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+        process.kill()
         status = f"no result after {PART_LIMIT_S} s"
     figures = json.loads(result.read_text(encoding="utf-8")) if result.exists() else {"rows": [], "failed": status}
     print(f"--- {part}: {time.perf_counter() - started_s:.0f} s, ended with {status}", flush=True)

@@ -85,7 +85,13 @@ def measure_cost(run_dir: Path, seconds: float) -> dict[str, Any]:
 
     def write() -> None:
         with EventLog(run_dir) as log:
-            facts = {"stage": None, "config": {}, "manifest_hash": "h", "num_workers": 1, "versions": {}}
+            facts: dict[str, Any] = {
+                "stage": None,
+                "config": {},
+                "manifest_hash": "h",
+                "num_workers": 1,
+                "versions": {},
+            }
             log.write("run", run_id="cost", name="cost", **facts)
             log.write("task", task="detection", status="started", epochs=10, steps_per_epoch=1000)
             step = 0

@@ -110,6 +110,7 @@ def prepare(folder: Path, num_photos: int) -> Prepared:
 def decode_crop(jpeg: bytes, box: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Decode and warp one crop, (224, 224, 3) uint8: used by all loaders that accept a function."""
     pixels = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
+    assert pixels is not None
     return augment.crop(pixels, box, SIZE_PX, MARGIN, JITTER, rng)
 
 

@@ -114,7 +114,7 @@ def _crop_stream(data: Prepared, store: SplitStore | None, *, ship: bool) -> Str
 
 def measure_stream(stream: Stream, seconds: float, gap: bool) -> dict[str, float]:
     """Read a stream as a train worker does: through a split, in its own process. Ray must be initialised."""
-    worker = _Worker.remote()
+    worker = _Worker.remote()  # type: ignore[attr-defined]
     ray.get(worker.import_torch.remote())  # takes seconds in a train worker with any loader
     started_s = time.time()
     (shard,) = stream.dataset().streaming_split(1, equal=True)

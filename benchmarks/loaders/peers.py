@@ -44,6 +44,7 @@ class _Photos(Dataset):
 
     def __getitem__(self, number: int) -> np.ndarray:
         photo = cv2.imread(self.paths[number], cv2.IMREAD_COLOR_RGB)
+        assert photo is not None
         return augment.crop(photo, self.boxes[number], SIZE_PX, MARGIN, JITTER, np.random.default_rng())
 
 
@@ -84,7 +85,8 @@ def timm_photos(data: Prepared) -> Batches:
 
     class Pills(Dataset):
         def __init__(self) -> None:
-            self.photos, self.transform = _Photos(data), None
+            self.photos = _Photos(data)
+            self.transform: Any = None  # set by timm
 
         def __len__(self) -> int:
             return len(self.photos)
@@ -165,7 +167,7 @@ def mosaicml(data: Prepared) -> Batches:
             return decode_crop(row["jpeg"], np.frombuffer(row["box"], np.float32), np.random.default_rng())
 
     dataset = Crops(local=str(data.folder / "mds"), shuffle=True, batch_size=BATCH)
-    loader = DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         dataset, BATCH, num_workers=WORKERS, prefetch_factor=4, persistent_workers=True, collate_fn=_stack,
         worker_init_fn=_one_thread,
     )  # fmt: skip

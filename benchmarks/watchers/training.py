@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from pillsnap.observe.events import EventFollower, EventLog
 from pillsnap.runs.directory import STOP_FILE
@@ -100,7 +101,7 @@ def run_training(run_dir: Path, num_threads: int) -> None:
     targets = {"label": torch.arange(BATCH) % len(codes), "valid": torch.ones(BATCH, dtype=torch.bool)}
     plan = StreamPlan(seed=0, epochs=1, num_train=BATCH * 10**6, num_val=BATCH, batch_size=BATCH, num_workers=1)
     with EventLog(run_dir) as events:
-        facts = {"stage": None, "config": {}, "manifest_hash": "h", "num_workers": 1, "versions": {}}
+        facts: dict[str, Any] = {"stage": None, "config": {}, "manifest_hash": "h", "num_workers": 1, "versions": {}}
         events.write("run", run_id=run_dir.name, name=run_dir.name, **facts)
         events.write("task", task="classification", status="started", epochs=1, steps_per_epoch=plan.train_steps)
         job = Job(
