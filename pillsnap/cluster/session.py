@@ -64,7 +64,7 @@ def _connected() -> Iterator[None]:
 
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    _log.info("Ray %s: %s", ray.__version__, capabilities())
+    _log.info("Ray %s: %s", ray.__version__, capabilities(), extra={"file_only": True})
     try:
         yield
     finally:

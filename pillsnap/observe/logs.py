@@ -165,12 +165,12 @@ class _SendingHandler(logging.Handler):
 class _ConsoleHandler(logging.StreamHandler[TextIO]):
     """Writes to the current sys.stderr, which progress bars replace while they are shown.
 
-    Events are filtered out: the progress view shows them.
+    Left out are events, which the progress view shows, and records with the extra field `file_only`.
     """
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
-        self.addFilter(lambda record: record.name != EVENT_LOGGER)
+        self.addFilter(lambda record: record.name != EVENT_LOGGER and not hasattr(record, "file_only"))
 
     @property
     def stream(self) -> TextIO:  # type: ignore[override]

@@ -38,6 +38,13 @@ def test_file_and_console_name_the_writer(tmp_path: Path, capsys: pytest.Capture
     assert capsys.readouterr().err == "INFO starts with 알약\nDEBUG rank 3: step 1\n"
 
 
+def test_file_only_records_stay_off_the_console(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    setup_logging(tmp_path)
+    logging.getLogger("pillsnap.cluster.session").info("all adapters work", extra={"file_only": True})
+    assert (tmp_path / "train.log").read_text(encoding="utf-8").endswith("all adapters work\n")
+    assert capsys.readouterr().err == ""
+
+
 def test_unknown_level_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"LOUD.*DEBUG"):
         setup_logging(tmp_path, "LOUD")
