@@ -13,6 +13,7 @@ from functools import cache, wraps
 from typing import Any, get_origin
 
 from pillsnap.errors import UserError
+from pillsnap.ray_compat.patches import original
 
 VARIABLE = "PILLSNAP_RAY"
 
@@ -116,7 +117,7 @@ def no_stats_actor() -> bool:
     """Ray Data runs without the actor that collects statistics for the dashboard."""
     from ray.data._internal import stats
 
-    return _takes(stats.get_or_create_stats_actor)
+    return _takes(original(stats, "get_or_create_stats_actor"))
 
 
 @_probe
@@ -124,7 +125,8 @@ def no_location_actor() -> bool:
     """Pools run without the actor that stores their processes' nodes."""
     from ray.data._internal.execution.operators import actor_pool_map_operator as pool
 
-    return _takes(pool.get_or_create_actor_location_tracker) and "logical_actor_ids" in _names(pool.get_actor_locations)
+    locations = original(pool, "get_actor_locations")
+    return _takes(original(pool, "get_or_create_actor_location_tracker")) and "logical_actor_ids" in _names(locations)
 
 
 @_probe
@@ -132,7 +134,7 @@ def no_autoscaling_actor() -> bool:
     """Ray Data runs without the actor that divides the cluster among datasets."""
     from ray.data._internal.cluster_autoscaler import rate_based_cluster_autoscaler as autoscaler
 
-    coordinator = autoscaler.DefaultAutoscalingCoordinator
+    coordinator = original(autoscaler, "DefaultAutoscalingCoordinator")
     return (
         "resources" in _names(coordinator.request_resources)
         and _takes(coordinator.cancel_request, "self")

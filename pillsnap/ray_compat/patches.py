@@ -19,6 +19,12 @@ _lock = threading.Lock()
 _patches: dict[tuple[Any, str], _Patch] = {}
 
 
+def original(owner: Any, name: str) -> Any:
+    """Ray's own attribute, also while it is replaced. Raises AttributeError if Ray has none."""
+    patch = _patches.get((owner, name))
+    return patch.original if patch else getattr(owner, name)
+
+
 @contextmanager
 def replaced(*replacements: tuple[Any, str, Any]) -> Iterator[None]:
     """Set (owner, attribute, value); the last of several concurrent users puts the originals back."""

@@ -16,7 +16,7 @@ import pytest
 import ray
 
 from pillsnap.errors import UserError
-from pillsnap.ray_compat import capabilities, minimal_cluster
+from pillsnap.ray_compat import capabilities, minimal_cluster, patches
 from pillsnap.ray_compat.reads import Reads
 from pillsnap.ray_compat.row_blocks import row_blocks
 from pillsnap.ray_compat.source import reads_dataset
@@ -29,8 +29,11 @@ NAMES = [field.name for field in fields(capabilities.Capabilities)]
 
 @pytest.fixture(autouse=True)
 def probes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Probes Ray anew for the test, and again for the next."""
+    """Probes Ray anew for the test, and again for the next. Names hold Ray's originals, also while a cluster is up."""
     monkeypatch.delenv(capabilities.VARIABLE, raising=False)
+    for (owner, name), patch in patches._patches.items():
+        monkeypatch.setattr(owner, name, patch.original)
+    monkeypatch.setattr(patches, "_patches", {})
     capabilities.forget()
     yield
     monkeypatch.undo()
