@@ -29,7 +29,6 @@ Row = dict[str, np.ndarray]
 """One row of Ray Data: packed or stacked batches of one worker (see packing.py), behind a first axis of length 1."""
 STAGES = ("read", "decode", "warp")
 NO_CROP_JITTER = CropJitter()
-NO_FRAME_JITTER = FrameJitter()
 
 
 class Recipe(Cutter, Protocol):
