@@ -29,11 +29,8 @@ NAMES = [field.name for field in fields(capabilities.Capabilities)]
 
 @pytest.fixture(autouse=True)
 def probes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Probes Ray anew for the test, and again for the next. Names hold Ray's originals, also while a cluster is up."""
+    """Probes Ray anew for the test, and again for the next."""
     monkeypatch.delenv(capabilities.VARIABLE, raising=False)
-    for (owner, name), patch in patches._patches.items():
-        monkeypatch.setattr(owner, name, patch.original)
-    monkeypatch.setattr(patches, "_patches", {})
     capabilities.forget()
     yield
     monkeypatch.undo()
@@ -87,6 +84,9 @@ def owner(path: str) -> Any:
 def test_a_probe_is_false_without_its_name_or_with_another_signature(
     monkeypatch: pytest.MonkeyPatch, name: str, where: str, attribute: str
 ) -> None:
+    for (module, replaced), patch in patches._patches.items():  # while another test's cluster is up
+        monkeypatch.setattr(module, replaced, patch.original)
+    monkeypatch.setattr(patches, "_patches", {})
     if not getattr(capabilities, name)():
         pytest.skip(f"Ray {ray.__version__} lacks {attribute}")
     original = getattr(owner(where), attribute)
