@@ -9,8 +9,10 @@ again.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -202,13 +204,35 @@ def _import_reading() -> None:
 
 
 def batches_of(share: ray.data.DataIterator | ray.data.Dataset) -> Iterator[Batch]:
-    """The batches of a worker's share of a stream, or of a whole stream, unless it ships bytes."""
-    for row in rows_of(share):
-        yield from unstack(row)
+    """The batches of a worker's share of a stream, or of a whole stream, unless it ships bytes; see `rows_of`."""
+    return (batch for row in rows_of(share) for batch in unstack(row))
 
 
 def rows_of(share: ray.data.DataIterator | ray.data.Dataset) -> Iterator[Row]:
-    """The rows of a worker's share of a stream, or of a whole stream; two are fetched ahead from other nodes."""
+    """The rows of a worker's share of a stream, or of a whole stream; two are fetched ahead from other nodes.
+
+    The first is requested at once, in a thread: the stream's processes start while the caller prepares its model.
+    """
+    rows, first = _rows(share), Future[Row | None]()
+
+    def request() -> None:
+        try:
+            first.set_result(next(rows, None))
+        except BaseException as error:
+            first.set_exception(error)
+
+    Thread(target=request, name="first row", daemon=True).start()
+    return _from_first(first, rows)
+
+
+def _from_first(first: Future[Row | None], rows: Iterator[Row]) -> Iterator[Row]:
+    row = first.result()
+    if row is not None:
+        yield row
+        yield from rows
+
+
+def _rows(share: ray.data.DataIterator | ray.data.Dataset) -> Iterator[Row]:
     # Without other nodes there is nothing to fetch, and the first row would wait for two more.
     num_ahead = 0 if is_minimal() else 2
     with without_helper_actors():

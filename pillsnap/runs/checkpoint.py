@@ -25,11 +25,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from pillsnap.errors import UserError
+
+if TYPE_CHECKING:  # Ray Train's dataset manager needs only positions: torch would delay each restart of the workers
+    import torch
 
 FORMAT = 1
 CHECKPOINT_FILES = ("model.safetensors", "ema.safetensors", "trainer.pt")
@@ -68,11 +69,15 @@ class Checkpoint:
 
     def trainer_state(self) -> dict[str, Any]:
         """Optimizer, loss scale, random state and progress."""
+        import torch
+
         return torch.load(self.path / "trainer.pt", map_location="cpu", weights_only=True)
 
 
 def copy_weights(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Copy of a state dict on the host, each tensor contiguous as safetensors requires."""
+    import torch
+
     return {
         name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in weights.items()
@@ -81,6 +86,8 @@ def copy_weights(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
 
 def copy_state(state: Any) -> Any:
     """Copy of nested dictionaries and lists with every tensor on the host, in its memory layout."""
+    import torch
+
     if isinstance(state, torch.Tensor):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, dict):
@@ -104,6 +111,7 @@ def save_checkpoint(
     """Write and commit one checkpoint, move the pointers, and prune all but the last `keep` and the best. Returns its
     path. `model` and `ema` come from `copy_weights`.
     """
+    import torch
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -43,8 +43,9 @@ def make_trainer(
     from pillsnap.train.data_config import StreamFromCheckpoint, placeholder
 
     train = run.settings.train
-    # Ray Train reads this from the driver's environment only.
+    # Ray Train reads these from the driver's environment only.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(train.hang_timeout_s)
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # a dead worker is replaced that much later
     meta = {
         "task": name,
         "config": run.settings.model_dump(mode="json"),

@@ -6,12 +6,14 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pillsnap.config import Settings
 from pillsnap.data.plan import StreamPlan
+from pillsnap.data.recipes import Batch
 from pillsnap.data.stream import Stream, batches_of, rows_of
 from pillsnap.errors import UserError
 from pillsnap.observe.events import EventSink
@@ -53,13 +55,8 @@ def run_worker(config: WorkerConfig) -> None:
     import ray
     from ray import train as ray_train
 
-    from pillsnap.data.decode_workers import decode_ahead
-    from pillsnap.data.loader import Loader
     from pillsnap.observe.logs import setup_logging
     from pillsnap.runs.backend import connect
-    from pillsnap.tasks.registry import make_task
-    from pillsnap.train.job import Job
-    from pillsnap.train.loop import train
 
     context = ray_train.get_context()
     rank, device = context.get_world_rank(), ray_train.torch.get_device()
@@ -72,8 +69,15 @@ def run_worker(config: WorkerConfig) -> None:
     # the last checkpoint (StreamFromCheckpoint), and then every worker reads that checkpoint.
     with backend.become_writer() if rank == 0 else nullcontext() as events:
         shard = ray_train.get_dataset_shard(STREAM)
-        resume, damaged = backend.last_checkpoint()
         stream = replace(config.stream, plan=replace(config.stream.plan, num_workers=context.get_world_size()))
+        batches = _start_batches(shard, stream, config.settings.data.decoding_processes or cores)
+        # The stream starts while these imports take seconds.
+        from pillsnap.data.loader import Loader
+        from pillsnap.tasks.registry import make_task
+        from pillsnap.train.job import Job
+        from pillsnap.train.loop import train
+
+        resume, damaged = backend.last_checkpoint()
         if events is not None:
             _write_start(events, config.task, stream.plan, resume, damaged)
         job = Job(
@@ -91,11 +95,6 @@ def run_worker(config: WorkerConfig) -> None:
             preempted=lambda: ray_train.get_preemption_info() is not None,
             report=ray_train.report,
         )
-        if stream.ship_bytes:
-            num_processes = config.settings.data.decoding_processes or cores
-            batches = decode_ahead(rows_of(shard), stream.batch_maker(), num_processes)
-        else:
-            batches = batches_of(shard)
         try:
             with closing(Loader(batches, device)) as loader:
                 train(job, loader)
@@ -111,6 +110,14 @@ def run_worker(config: WorkerConfig) -> None:
                     "warning", message=f"{config.task}: the worker stopped ({reason}); train.log has the trace."
                 )
             raise
+
+
+def _start_batches(shard: Any, stream: Stream, num_processes: int) -> Iterator[Batch]:
+    from pillsnap.data.decode_workers import decode_ahead
+
+    if stream.ship_bytes:
+        return decode_ahead(rows_of(shard), stream.batch_maker(), num_processes)
+    return batches_of(shard)
 
 
 def _tune(device: torch.device, cores: int) -> None:

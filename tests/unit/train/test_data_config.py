@@ -1,12 +1,22 @@
-"""What decoding may ask for beside the train workers, so that it always finds room somewhere."""
+"""How many CPUs and processes decoding takes beside the train workers, and what starting the stream imports."""
 
 from __future__ import annotations
+
+import subprocess
+import sys
 
 import pytest
 
 from pillsnap.train.data_config import decoders, decoding_share
 
 ONE, TWO = {"a": 4.0}, {"a": 2.0, "b": 2.0, "head": 0.0}
+
+
+def test_starting_the_stream_does_not_load_torch() -> None:
+    """Ray Train does it in a process of its own at every restart of the workers, which waits for its imports."""
+    code = "import sys, pillsnap.train.data_config, pillsnap.runs.backend; print('torch' in sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert loaded.strip() == "False"
 
 
 @pytest.mark.parametrize(
