@@ -11,8 +11,6 @@ import errno
 import hashlib
 import os
 import shutil
-import stat
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -22,12 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
+from pillsnap.caches import cache_folder
 from pillsnap.errors import UserError
 
 if TYPE_CHECKING:
     from pyarrow import fs
 
-CACHE_ENV = "PILLSNAP_CACHE_DIR"
 _CHUNK_BYTES = 8 << 20
 _CONNECT_TIMEOUT_S = 5.0
 _KEEP_COPIES_S = 14 * 86_400.0
@@ -75,22 +73,6 @@ def folder_of(uri: str) -> str:
 def plain(where: str) -> str:
     """The path of a file:// URI; anything else unchanged."""
     return urlsplit(where).path if where.startswith("file://") else where
-
-
-def cache_folder() -> Path:
-    """Local folder for copies of remote files: PILLSNAP_CACHE_DIR, or a folder of this user in the temporary folder.
-
-    Raises UserError when that folder belongs to another user.
-    """
-    if os.environ.get(CACHE_ENV):
-        return Path(os.environ[CACHE_ENV]).absolute()
-    folder = Path(tempfile.gettempdir(), f"pillsnap-{os.getuid()}")
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode=0o700, parents=True)
-    status = folder.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-        raise UserError(f"{folder} belongs to another user: set {CACHE_ENV} to another folder for copies.")
-    return folder
 
 
 def scratch(uri: str, role: str) -> Path:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from pillsnap.caches import private_folder
 from pillsnap.errors import UserError
 
 
@@ -35,13 +36,20 @@ def build_classifier(model: str, weights: str, *, num_classes: int, drop_rate: f
             )
         options["pretrained_cfg_overlay"] = {"file": weights}
     try:
-        return timm.create_model(model, pretrained=True, **options)
+        return timm.create_model(model, pretrained=True, cache_dir=_weights_folder(), **options)
     except Exception as error:  # download layers raise anything
         raise UserError(
             f"The classification weights for {model!r} cannot be loaded "
             f"({type(error).__name__}: {' '.join(str(error).split())[:160]}): connect to the network once, "
             "set classification.weights to a local file, or to 'random' for untrained weights."
         ) from error
+
+
+def _weights_folder() -> Path | None:
+    """Where timm keeps fetched weights; None: where the user's variables say."""
+    if {"HF_HOME", "HF_HUB_CACHE", "TORCH_HOME"} & set(os.environ):
+        return None
+    return private_folder("weights")
 
 
 def input_statistics(classifier: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from pillsnap.caches import keep_compiled_code_private
 from pillsnap.config import TrainSettings
 
 
@@ -23,7 +24,10 @@ def wants_compiling(train: TrainSettings, device: torch.device) -> bool:
 
 
 def compile_problem(device: torch.device) -> str | None:
-    """Why torch.compile does not work here (no compiler, no Triton), in one line; None when it does."""
+    """Why torch.compile does not work here (no compiler, no Triton), in one line; None when it does. Compiled code is
+    kept in private folders from then on.
+    """
+    keep_compiled_code_private()
     try:
         torch.compile(lambda values: values * 2 + 1, dynamic=False)(torch.ones(8, device=device))
     except Exception as error:  # dynamo, inductor and compilers raise anything
