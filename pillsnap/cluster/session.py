@@ -15,6 +15,7 @@ from pillsnap.config import Settings
 from pillsnap.data.malloc import return_freed_memory
 from pillsnap.errors import UserError
 from pillsnap.ray_compat.capabilities import VARIABLE, capabilities, public_only
+from pillsnap.ray_compat.isolation import own_import_path
 from pillsnap.ray_compat.minimal_cluster import local_cluster
 
 _log = logging.getLogger(__name__)
@@ -37,12 +38,14 @@ def ray_session() -> Iterator[None]:
     quiet = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0", "YOLO_AUTOINSTALL": "False"}
     if os.environ.get("RAY_ADDRESS"):
         inherited = {VARIABLE: os.environ[VARIABLE]} if public_only() else {}
-        ray.init(
-            address="auto",
-            runtime_env={"env_vars": quiet | inherited},
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with own_import_path() as options:
+            ray.init(
+                address="auto",
+                runtime_env={"env_vars": quiet | inherited},
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **options,
+            )
         with _connected():
             yield
         return

@@ -22,6 +22,8 @@ VARIABLE = "PILLSNAP_RAY"
 class Capabilities:
     """One flag per adapter; see docs/ray-internals.md."""
 
+    loopback: bool
+    import_path: bool
     minimal_head: bool
     no_stats_actor: bool
     no_location_actor: bool
@@ -96,6 +98,24 @@ def _takes(function: Callable[..., Any], *names: str) -> bool:
 def _uses(function: Any, *names: str) -> bool:
     """Whether the function names these attributes; instances have them, classes do not."""
     return set(names) <= set(inspect.unwrap(function).__code__.co_names)
+
+
+@_probe
+def loopback() -> bool:
+    """A local node can have the address 127.0.0.1."""
+    from ray._private import ray_constants, services
+
+    original(ray_constants, "ENABLE_RAY_CLUSTER")
+    return _uses(services.get_node_ip_address, "ENABLE_RAY_CLUSTER", "get_localhost_ip")
+
+
+@_probe
+def import_path() -> bool:
+    """A driver's working directory can be kept off the import path of its workers."""
+    from ray._private import worker
+    from ray.job_config import JobConfig
+
+    return "_client_job" in _names(JobConfig) and _uses(worker.connect, "_client_job", "_py_driver_sys_path")
 
 
 @_probe

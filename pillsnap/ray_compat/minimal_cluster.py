@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pillsnap.ray_compat import capabilities
+from pillsnap.ray_compat.isolation import added_variables, on_loopback, own_import_path
 from pillsnap.ray_compat.patches import replaced
+from pillsnap.ray_compat.token import token_variables
 
 _MARK = "PILLSNAP_MINIMAL_RAY"
 """Set in every process of a minimal cluster."""
@@ -31,33 +33,24 @@ def local_cluster(**options: Any) -> Iterator[Path]:
     """Run `ray.init(**options)` on this machine and yield the folder of its logs; the caller shuts Ray down.
 
     Where the probe allows it, the head is minimal: no dashboard server, autoscaler or log monitor; and its agent, which
-    Ray cannot run without, serves nothing. Usage statistics are never sent, unless the user's environment asks for it.
+    Ray cannot run without, serves nothing. Ports are bound to loopback, and the token file is private. Usage statistics
+    are never sent, unless the user's environment asks for it.
     """
-    import ray
-
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     options = {"address": "local", "include_dashboard": False, "log_to_driver": False, **options}
     with ExitStack() as stack:
-        if capabilities.minimal_head():
-            stack.enter_context(_minimal_environment())
-            with _minimal_head():
-                context = ray.init(**options)
-            stack.enter_context(without_helper_actors())
-        else:
+        stack.enter_context(added_variables(token_variables()))
+        stack.enter_context(on_loopback())
+        import ray  # within: it reads the environment
+
+        with ExitStack() as start:
+            options |= start.enter_context(own_import_path())
+            if capabilities.minimal_head():
+                stack.enter_context(added_variables({_MARK: "1", **_HEAD}))
+                start.enter_context(_minimal_head())
             context = ray.init(**options)
+        stack.enter_context(without_helper_actors())
         yield Path(context.address_info["session_dir"])
-
-
-@contextmanager
-def _minimal_environment() -> Iterator[None]:
-    """Variables that the processes of the cluster inherit; what the user set stays."""
-    added = {name: value for name, value in {_MARK: "1", **_HEAD}.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
 
 
 @contextmanager

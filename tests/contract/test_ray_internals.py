@@ -50,6 +50,8 @@ def test_probes_without_which_training_is_slow_are_true_on_every_ray_of_the_pin(
 
 
 TAKEN_AWAY = [
+    ("loopback", "ray._private.ray_constants", "ENABLE_RAY_CLUSTER"),
+    ("import_path", "ray.job_config", "JobConfig"),
     ("minimal_head", "ray._private.node.Node", "start_monitor"),
     ("no_stats_actor", "ray.data._internal.stats", "get_or_create_stats_actor"),
     ("no_location_actor", "ray.data._internal.execution.operators.actor_pool_map_operator", "get_actor_locations"),

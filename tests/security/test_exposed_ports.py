@@ -10,7 +10,9 @@ import psutil
 import pytest
 import yaml
 
-from tests.processes import command_line, descendants, titled
+from pillsnap.errors import UserError
+from pillsnap.ray_compat.token import token_variables
+from tests.processes import command_line, descendants, is_running, titled
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER_FILES = ["cluster.yaml", "deploy/aws.yaml"]
@@ -99,3 +101,60 @@ def test_the_local_cluster_accepts_no_jobs(ray_local: None) -> None:
     """The job API would be served over HTTP by Ray's agent."""
     (agent,) = titled("DashboardAgent")
     assert not [each.laddr for each in agent.net_connections() if each.status == psutil.CONN_LISTEN]
+
+
+def test_every_port_of_the_local_cluster_is_bound_to_loopback(ray_local: None) -> None:
+    """Those of Ray's servers, of this process and of a worker."""
+    import ray
+
+    ray.get(ray.remote(num_cpus=0)(lambda: None).remote())
+    processes = [psutil.Process(), *descendants()]
+    listening = {
+        (each.laddr.ip, " ".join(command_line(process))[:80])
+        for process in processes
+        if is_running(process.pid)
+        for each in process.net_connections("tcp")
+        if each.status == psutil.CONN_LISTEN
+    }
+    assert len(listening) >= 5
+    assert {address for address, _ in listening} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}, listening
+
+
+@pytest.mark.parametrize("before", [None, 0o644])
+def test_the_token_is_readable_by_its_owner_alone(
+    before: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    token = tmp_path / ".ray" / "auth_token"
+    if before is not None:
+        token.parent.mkdir()
+        token.write_text("kept")
+        token.chmod(before)
+    assert token_variables() == {}
+    assert token.stat().st_mode & 0o777 == 0o600
+    assert token.read_text() == "kept" if before else len(token.read_text()) == 64
+    monkeypatch.setattr("os.getuid", lambda: 12345)
+    with pytest.raises(UserError, match=r"auth_token belongs to another user: delete it, or set RAY_AUTH_TOKEN_PATH"):
+        token_variables()
+
+
+def test_the_token_where_the_home_folder_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "home").touch()  # a file: not even root can make a folder in it
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PILLSNAP_CACHE_DIR", str(tmp_path / "cache"))
+    assert token_variables() == {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "cache/ray/auth_token")}
+    assert (tmp_path / "cache/ray/auth_token").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "cache/ray").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_token_of_the_user_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, value in {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "t", "RAY_AUTH_TOKEN_PATH": "/token"}.items():
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            assert token_variables() == {}
+    assert not (tmp_path / ".ray").exists()
