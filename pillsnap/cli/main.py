@@ -6,6 +6,7 @@ Exit codes: 0 fine, 1 a negative answer (targets missed, not fit), 2 wrong usage
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from typing import Annotated, Any, NoReturn
 
@@ -79,3 +80,5 @@ def _main(
     ] = False,
 ) -> None:
     """Train, evaluate and run a two-stage pill recogniser."""
+    # A run of somebody else may be the working directory: `python -m` in a child process would import from it.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")

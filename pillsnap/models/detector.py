@@ -6,7 +6,9 @@ import it, after `quiet_ultralytics`.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,28 +17,41 @@ import numpy as np
 import torch
 from torch import nn
 
+from pillsnap.caches import private_folder
 from pillsnap.errors import UserError
 
 MAX_DETECTIONS = 300
 _MIN_SCORE = 0.001
+_PUBLISHED = {
+    "yolo11n.pt": "0ebbc80d4a7680d14987a577cd21342b65ecfd94632bd9a8da63ae6417644ee1",
+    "yolo11s.pt": "85a76fe86dd8afe384648546b56a7a78580c7cb7b404fc595f97969322d502d5",
+    "yolo11m.pt": "d5ffc1a674953a08e11a8d21e022781b1b23a19b730afc309290bd9fb5305b95",
+}
+"""SHA-256 of files of ultralytics' release v8.4.0. Other weights are fetched unverified, and read like any file."""
 
 
 def quiet_ultralytics() -> None:
-    """Keep ultralytics from installing packages and writing to the home folder; call before its first import."""
+    """Keep ultralytics from unpickling and evaluating, installing packages, and writing to the home folder.
+
+    Call before its first import.
+    """
+    os.environ["ULTRALYTICS_SAFE_LOAD"] = "1"
     os.environ.setdefault("YOLO_AUTOINSTALL", "False")
     os.environ.setdefault("YOLO_VERBOSE", "False")
-    os.environ.setdefault("YOLO_CONFIG_DIR", os.path.join(tempfile.gettempdir(), f"pillsnap-ultralytics-{os.getuid()}"))
+    if "YOLO_CONFIG_DIR" not in os.environ:
+        os.environ["YOLO_CONFIG_DIR"] = str(private_folder("ultralytics"))
     os.makedirs(os.environ["YOLO_CONFIG_DIR"], exist_ok=True)
 
 
 def build_detector(
     model: str, weights: str, *, box_gain: float, cls_gain: float, dfl_gain: float, epochs: int = 1
 ) -> nn.Module:
-    """A `DetectionModel` with one class; `model` is a name such as yolo11m, or a model file. `epochs`: over
-    which an end-to-end head moves its loss from many boxes per pill to one.
+    """A `DetectionModel` with one class; `model` is a name such as yolo11m, or the path of a model file. `epochs`:
+    over which an end-to-end head moves its loss from many boxes per pill to one.
 
     `weights`: `pretrained` fetches `<model>.pt` from ultralytics' hub, `random` gives untrained weights, anything
-    else is a local file. Raises UserError when the model is unknown or the weights cannot be loaded.
+    else is a local file. Raises UserError when the model is unknown or the weights cannot be loaded. Neither a model
+    file nor weights can run code.
     """
     quiet_ultralytics()
     from ultralytics.cfg import get_cfg
@@ -47,18 +62,22 @@ def build_detector(
         SETTINGS.update(sync=False)
     config = model if model.endswith((".yaml", ".yml")) else f"{model}.yaml"
     try:
-        detector = DetectionModel(config, ch=3, nc=1, verbose=False)
+        detector = DetectionModel(_architecture(config), ch=3, nc=1, verbose=False)
     except FileNotFoundError:
         raise UserError(
-            f"There is no detection model {model!r}: name one of ultralytics', such as yolo11n or yolo11m."
+            f"There is no detection model {model!r}: name one of ultralytics', such as yolo11n or yolo11m, "
+            "or a model file by its path, such as ./my.yaml."
         ) from None
+    except Exception as error:  # whatever a file's content makes ultralytics raise
+        raise UserError(f"The detection model {model!r} cannot be built ({_reason(error)}): name another.") from error
     detector.names = {0: "pill"}
     detector.args = get_cfg(
         DEFAULT_CFG,
         {"box": box_gain, "cls": cls_gain, "dfl": dfl_gain, "epochs": epochs, "task": "detect", "model": config},
     )
     if weights != "random":
-        _load_weights(detector, f"{model}.pt" if weights == "pretrained" else weights)
+        fetch = weights == "pretrained"
+        _load_weights(detector, f"{model}.pt" if fetch else weights, fetch)
     for name, parameter in detector.named_parameters():
         parameter.requires_grad = ".dfl" not in name  # fixed integration weights
     return detector
@@ -154,29 +173,78 @@ def export_for_ultralytics(detector: Any, path: Path, train_args: dict[str, Any]
 
 
 def read_exported(path: Path) -> nn.Module:
-    """The detector of an exported file. Raises whatever a damaged file makes ultralytics raise."""
+    """The detector of an exported file, read without running its code. Raises whatever a damaged file makes ultralytics
+    raise.
+    """
     quiet_ultralytics()
-    from ultralytics.nn.tasks import load_checkpoint
+    from ultralytics.nn.tasks import DetectionModel, torch_safe_load
 
-    model, _ = load_checkpoint(str(path))
-    return model
+    contents, _ = torch_safe_load(str(path), safe_only=True)  # also where ultralytics was imported before
+    model = contents.get("ema") or contents.get("model")
+    if not isinstance(model, DetectionModel):
+        raise TypeError(f"{path} holds no detector")
+    return model.float().eval()
 
 
-def _load_weights(detector: Any, source: str) -> None:
-    from ultralytics.nn.tasks import load_checkpoint
+def _architecture(config: str) -> dict[str, Any]:
+    """The model file of a path, or of a name among those that ultralytics ships: it would prefer one in the working
+    directory. Raises FileNotFoundError.
+    """
+    import ultralytics
+    from ultralytics.nn import tasks
+    from ultralytics.utils import YAML
 
-    local = source if os.path.exists(source) else None
-    if local is None and os.sep in source:
-        raise UserError(
-            f"The detection weights {source!r} are not there: "
-            "set detection.weights to a file, 'pretrained' or 'random'."
-        )
+    if os.sep in config:
+        if not tasks.SAFE_LOAD:
+            raise ImportError("ultralytics was imported before, without ULTRALYTICS_SAFE_LOAD=1")
+        return tasks.yaml_model_load(Path(config).resolve(strict=True))
+    shipped = {path.name: path for path in Path(ultralytics.__file__).parent.glob("cfg/models/*/*.yaml")}
+    scaled = re.sub(r"(\d+)([nslmx])(.+)?$", r"\1\3", config)  # one file for all scales: yolo11m.yaml -> yolo11.yaml
+    path = shipped.get(config) or shipped.get(scaled)
+    if path is None:
+        raise FileNotFoundError(config)
+    return YAML.load(path) | {"scale": tasks.guess_model_scale(config), "yaml_file": config}
+
+
+def _load_weights(detector: Any, source: str, fetch: bool) -> None:
+    if not fetch and not os.path.exists(source):
+        if os.sep in source:
+            raise UserError(
+                f"The detection weights {source!r} are not there: "
+                "set detection.weights to a file, 'pretrained' or 'random'."
+            )
+        fetch = True
     try:
-        trained, _ = load_checkpoint(local or source)
+        trained = read_exported(_fetched(source) if fetch else Path(source))
+    except UserError:
+        raise
     except Exception as error:  # download layers raise anything
         raise UserError(
-            f"The detection weights {source!r} cannot be loaded "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:160]}): "
+            f"The detection weights {source!r} cannot be loaded ({_reason(error)}): "
             "connect to the network once, set detection.weights to a local file, or to 'random' for untrained weights."
         ) from error
     detector.load(trained, verbose=False)
+
+
+def _fetched(name: str) -> Path:
+    """This user's copy of weights that ultralytics publishes. Raises UserError when it is not the published file."""
+    from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset
+
+    if name not in GITHUB_ASSETS_NAMES:
+        raise FileNotFoundError(f"ultralytics publishes no {name}")
+    folder = private_folder("weights")
+    if not (folder / name).exists():
+        with tempfile.TemporaryDirectory(dir=folder) as partial:
+            os.replace(attempt_download_asset(os.path.join(partial, name)), folder / name)
+    found = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    if found != _PUBLISHED.get(name, found):
+        (folder / name).unlink()
+        raise UserError(
+            f"The detection weights {name} are not those that ultralytics published (sha256 {found[:12]}, not "
+            f"{_PUBLISHED[name][:12]}); the copy was deleted: try again, or set detection.weights to a local file."
+        )
+    return folder / name
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"

@@ -62,16 +62,16 @@ class Checkpoint:
         return Position(**self.meta["position"])
 
     def weights(self, which: str = "ema") -> dict[str, torch.Tensor]:
-        """State dict of the `model` or of its moving average `ema`."""
+        """State dict of the `model` or of its moving average `ema`. Raises CheckpointError when it is neither."""
         from safetensors.torch import load_file
 
-        return load_file(self.path / f"{which}.safetensors")
+        return _read(self.path / f"{which}.safetensors", load_file)
 
     def trainer_state(self) -> dict[str, Any]:
-        """Optimizer, loss scale, random state and progress."""
+        """Optimizer, loss scale, random state and progress. Raises CheckpointError for anything that could run code."""
         import torch
 
-        return torch.load(self.path / "trainer.pt", map_location="cpu", weights_only=True)
+        return _read(self.path / "trainer.pt", lambda path: torch.load(path, map_location="cpu", weights_only=True))
 
 
 def copy_weights(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -170,7 +170,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read and verify one checkpoint. Raises CheckpointError naming the file that is missing or damaged."""
     try:
         meta = json.loads((path / META_FILE).read_text(encoding="utf-8"))
-        files, recorded = meta["files"], meta.pop("sha256")
+        files, recorded = dict(meta["files"]), meta.pop("sha256")
+        Position(**meta["position"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path / META_FILE} is missing or damaged ({type(error).__name__}).") from None
     if recorded != _hash_of_meta(meta):
@@ -236,6 +237,13 @@ def point_to(folder: Path, pointer: str, name: str) -> None:
     _write_synced(partial, json.dumps({"checkpoint": name}))
     os.replace(partial, folder / f"{pointer}.json")
     _sync(folder)
+
+
+def _read(path: Path, load: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return load(path)
+    except Exception as error:  # the content may be anything: its sha256 shows only that nothing changed it since
+        raise CheckpointError(f"{path} is refused: it holds no state of PillSnap ({type(error).__name__}).") from None
 
 
 def _prune(folder: Path, keep: int) -> None:

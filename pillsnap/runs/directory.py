@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pillsnap.config import Settings, settings_from_dict
+from pillsnap.config import TASKS, Settings, settings_from_dict
 from pillsnap.errors import UserError
 from pillsnap.files import write_atomically, write_json
 from pillsnap.manifest.table import (
@@ -34,6 +35,7 @@ MEMORY_FILE = "memory.json"
 """Microbatch sizes by task."""
 STOP_FILE = "stop-requested"
 """Its presence makes the training loop write a checkpoint and stop."""
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)?")
 # Settings that may change when a run is continued: they do not affect what was trained before.
 _MAY_CHANGE = ("train.num_workers", "train.cpus_per_worker", "train.device", "train.keep_checkpoints",
                "train.checkpoint_minutes", "train.storage", "train.max_failures", "train.hang_timeout_s",
@@ -149,6 +151,8 @@ def load_run(
 ) -> Run:
     """Load an existing run, optionally with another manifest or data root for evaluation. With `uri` the run is kept
     there and `run_dir` is this node's copy.
+
+    Anybody may have written it. Raises UserError when a model is not a plain name: a path would be opened.
     """
     config = _read_config(run_dir, uri or str(run_dir))
     if manifest_path is not None:
@@ -160,7 +164,15 @@ def load_run(
         local = local_manifest(config["manifest"])
     if data_root is not None:
         config["data_root"] = str(data_root)
-    return _as_run(run_dir, config, read_manifest(local), uri)
+    run = _as_run(run_dir, config, read_manifest(local), uri)
+    for task in TASKS:
+        model = getattr(run.settings, task).model
+        if not _PLAIN_NAME.fullmatch(model):
+            raise UserError(
+                f"{run.where} names the {task} model {model!r}: of a run, only the plain name of a model is accepted, "
+                "such as yolo11m, never a file or an address. Evaluate it where it was trained, or name another --run."
+            )
+    return run
 
 
 def _copy_manifest(path: Path, run_dir: Path) -> None:
@@ -175,7 +187,10 @@ def _copy_manifest(path: Path, run_dir: Path) -> None:
 
 def _as_run(run_dir: Path, config: dict[str, Any], manifest: pa.Table, uri: str) -> Run:
     settings = settings_from_dict(config["settings"])
-    classes = [ClassInfo(**entry) for entry in config["classes"]]
+    try:
+        classes = [ClassInfo(**entry) for entry in config["classes"]]
+    except TypeError as error:
+        raise UserError(f"{run_dir / CONFIG_FILE}: not a class map ({error}); name another run with --run.") from None
     return Run(
         run_dir, settings, manifest, config["manifest_hash"], classes, config["data_root"], config["run_id"], uri
     )

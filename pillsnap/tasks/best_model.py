@@ -8,7 +8,9 @@ from pathlib import Path
 from torch import nn
 
 from pillsnap.config import Settings
+from pillsnap.errors import UserError
 from pillsnap.runs.remote_checkpoints import find_run_checkpoint
+from pillsnap.storage import one_line
 from pillsnap.tasks.base import Task
 from pillsnap.tasks.registry import make_task
 
@@ -34,5 +36,11 @@ def load_best(where: str | Path, name: str, settings: Settings, codes: list[str]
     unweighted = getattr(settings, name).model_copy(update={"weights": "random"})
     task = make_task(name, settings.model_copy(update={name: unweighted}), codes)
     model = task.build()
-    model.load_state_dict(checkpoint.weights("ema"))
+    try:
+        model.load_state_dict(checkpoint.weights("ema"))
+    except RuntimeError as error:
+        raise UserError(
+            f"{checkpoint.path} has no weights of {task.settings.model} ({one_line(error)[:160]}): "
+            "its run was changed after the training; name another --run."
+        ) from None
     return Best(task, model.eval(), checkpoint.meta.get("metrics", {}))

@@ -153,12 +153,13 @@ class _Shard:
         try:
             with pa.memory_map(str(folder.local(name))) as source:
                 batch = pa.ipc.open_file(source).get_batch(0)
+            if not batch.schema.equals(_SCHEMA):
+                raise pa.ArrowInvalid("it has other columns")
         except (pa.ArrowInvalid, OSError, IndexError) as error:
             raise UserError(
                 f"The shard {name} of a store is damaged ({' '.join(str(error).split())[:120]}): "
                 "`pillsnap prepare --verify` removes such shards, and makes them anew."
             ) from None
-        assert batch.schema.equals(_SCHEMA)
         self.keys = batch["key"].to_numpy()
         buffers = batch["data"].buffers()
         self._offsets = np.frombuffer(buffers[1], np.int64)[: len(batch) + 1].tolist()

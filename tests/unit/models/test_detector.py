@@ -63,15 +63,15 @@ def test_environment_is_set_before_ultralytics_is_imported_and_not_at_import(tmp
         import pillsnap.models.detector as detector
         assert not any(name.startswith("YOLO_") for name in os.environ) and "ultralytics" not in sys.modules
         detector.build_detector("yolo11n", "random", box_gain=1, cls_gain=1, dfl_gain=1)
-        from ultralytics.utils import AUTOINSTALL, USER_CONFIG_DIR
-        print(AUTOINSTALL, USER_CONFIG_DIR)
+        from ultralytics.utils import AUTOINSTALL, SAFE_LOAD, USER_CONFIG_DIR
+        print(AUTOINSTALL, SAFE_LOAD, USER_CONFIG_DIR)
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("YOLO_")}
     command = [sys.executable, "-c", code]
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, env=environment | {"TMPDIR": str(tmp_path)}
     )
-    assert done.stdout.split() == ["False", str(tmp_path / f"pillsnap-ultralytics-{os.getuid()}/Ultralytics")]
+    assert done.stdout.split() == ["False", "True", str(tmp_path / f"pillsnap-{os.getuid()}/ultralytics/Ultralytics")]
 
 
 def test_photos_without_pills_give_a_loss(detector: torch.nn.Module) -> None:
