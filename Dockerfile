@@ -3,10 +3,10 @@
 FROM nvidia/cuda:13.2.0-base-ubuntu24.04
 
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
-# The Ray cluster launcher calls openssh-client and rsync on the nodes.
+# The Ray cluster launcher calls openssh-client and rsync on the nodes; torch.compile needs g++ and Python's headers.
 # hadolint ignore=DL3008
 RUN apt-get update \
- && apt-get install --yes --no-install-recommends ca-certificates openssh-client python3.12 python3.12-venv rsync \
+ && apt-get install --yes --no-install-recommends ca-certificates g++ openssh-client python3.12 python3.12-dev python3.12-venv rsync \
  && rm -rf /var/lib/apt/lists/* \
  && userdel --remove ubuntu \
  && useradd --create-home --uid 1000 pillsnap

@@ -9,11 +9,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from pillsnap.caches import new_compile_caches
 from pillsnap.checklist import Check
 from pillsnap.config import Settings
 from pillsnap.errors import UserError
 from pillsnap.manifest.table import read_classes, read_manifest
-from pillsnap.observe.telemetry import sample
+from pillsnap.observe.telemetry import named_gpu, sample
 from pillsnap.photos.files import PhotoStore
 
 MAX_GPU_MEMORY_USED = 0.20
@@ -28,6 +29,7 @@ def preflight(settings: Settings, run_dir: Path, manifest_path: Path, data_root:
     return [
         *gpu_checks(),
         *_computing_checks(),
+        *_compiling_checks(settings),
         _packages_check(),
         *_manifest_checks(settings, manifest_path, data_root),
         disk_check(run_dir),
@@ -84,11 +86,17 @@ def gpu_checks() -> list[Check]:
 
 
 def _visible(gpus: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those that CUDA_VISIBLE_DEVICES leaves; all where it does not list numbers."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(" ", "").split(",")
-    if not all(number.isdecimal() for number in chosen):
+    """Those that CUDA_VISIBLE_DEVICES leaves, by index, UUID or MIG slice; all where it is not set."""
+    if "CUDA_VISIBLE_DEVICES" not in os.environ:
         return gpus
-    return [gpu for gpu in gpus if str(gpu["index"]) in chosen]
+    visible: list[dict[str, Any]] = []
+    for name in os.environ["CUDA_VISIBLE_DEVICES"].replace(" ", "").split(","):
+        by_index = next((gpu for gpu in gpus if str(gpu["index"]) == name), None)
+        gpu = named_gpu(name) if name[:4] in ("GPU-", "MIG-") else by_index
+        if gpu is None:  # CUDA ignores what follows
+            break
+        visible.append(gpu)
+    return visible
 
 
 def _computing_checks() -> list[Check]:
@@ -108,6 +116,24 @@ def _computing_checks() -> list[Check]:
         return []
     found = "; ".join(f"GPU {index}: {reason}" for index, reason in failures.items())
     return [Check("GPU computes", not failures, found or f"yes, with torch {torch.__version__}", advice)]
+
+
+def _compiling_checks(settings: Settings) -> list[Check]:
+    """Whether torch.compile works, by compiling a small function as for the first time; none where it is not wanted."""
+    import torch
+
+    from pillsnap.models.precision import compile_problem, wants_compiling
+
+    device = torch.device("cuda" if torch.cuda.is_available() and settings.train.device != "cpu" else "cpu")
+    if not wants_compiling(settings.train, device):
+        return []
+    with new_compile_caches():
+        problem = compile_problem(device)
+    advice = (
+        "install a C++ compiler and Python's headers (Debian and Ubuntu: g++ and python3-dev); "
+        "without them training is slower, and --set train.compile=off spares the attempt"
+    )
+    return [Check("compiling", not problem, problem or f"works on {device.type}", advice)]
 
 
 def _packages_check() -> Check:

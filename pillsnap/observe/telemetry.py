@@ -43,34 +43,73 @@ def _nvml() -> ModuleType | None:
     return pynvml
 
 
+def named_gpu(uuid: str) -> dict[str, Any] | None:
+    """The GPU or MIG slice with this UUID, or the only one whose UUID starts so, as CUDA_VISIBLE_DEVICES names it.
+
+    A slice has the memory of its own, and the `index` "<GPU> slice <number>". None when NVML knows no such device.
+    """
+    nvml = _nvml()
+    if nvml is None:
+        return None
+    found: list[tuple[str | int, Any]] = []
+    for index, gpu in _handles(nvml):
+        gpu_uuid = _query(nvml.nvmlDeviceGetUUID, gpu) or ""
+        if gpu_uuid.lower().startswith(uuid.lower()):
+            found.append((index, gpu))
+        for number in range(_query(nvml.nvmlDeviceGetMaxMigDeviceCount, gpu) or 0):
+            part = _query(nvml.nvmlDeviceGetMigDeviceHandleByIndex, gpu, number)
+            if part is None:
+                continue
+            instances = (nvml.nvmlDeviceGetGpuInstanceId, nvml.nvmlDeviceGetComputeInstanceId)
+            names = {
+                _query(nvml.nvmlDeviceGetUUID, part) or "",
+                f"MIG-{gpu_uuid}/" + "/".join(str(_query(each, part)) for each in instances),  # of older drivers
+            }
+            if any(name.lower().startswith(uuid.lower()) for name in names):
+                found.append((f"{index} slice {number}", part))
+    if len(found) != 1:
+        return None
+    ((where, device),) = found
+    memory = _query(nvml.nvmlDeviceGetMemoryInfo, device)
+    return {
+        "index": where,
+        "memory_used_bytes": memory and memory.used,
+        "memory_total_bytes": memory and memory.total,
+    }
+
+
+def _query(function: Callable[..., Any], *arguments: Any) -> Any:
+    nvml = _nvml()
+    assert nvml is not None
+    try:
+        return function(*arguments)
+    except nvml.NVMLError:  # unsupported by this GPU, or not permitted
+        return None
+
+
+def _handles(nvml: ModuleType) -> list[tuple[int, Any]]:
+    handles = [(i, _query(nvml.nvmlDeviceGetHandleByIndex, i)) for i in range(_query(nvml.nvmlDeviceGetCount) or 0)]
+    return [(index, handle) for index, handle in handles if handle is not None]
+
+
 def _gpus() -> list[dict[str, Any]]:
     nvml = _nvml()
     if nvml is None:
         return []
-
-    def query(function: Callable[..., Any], *arguments: Any) -> Any:
-        try:
-            return function(*arguments)
-        except nvml.NVMLError:  # unsupported by this GPU, or not permitted
-            return None
-
     gpus = []
-    for index in range(query(nvml.nvmlDeviceGetCount) or 0):
-        handle = query(nvml.nvmlDeviceGetHandleByIndex, index)
-        if handle is None:
-            continue
-        memory = query(nvml.nvmlDeviceGetMemoryInfo, handle)
-        rates = query(nvml.nvmlDeviceGetUtilizationRates, handle)
-        power_mw = query(nvml.nvmlDeviceGetPowerUsage, handle)
-        limit_mw = query(nvml.nvmlDeviceGetEnforcedPowerLimit, handle)
+    for index, handle in _handles(nvml):
+        memory = _query(nvml.nvmlDeviceGetMemoryInfo, handle)
+        rates = _query(nvml.nvmlDeviceGetUtilizationRates, handle)
+        power_mw = _query(nvml.nvmlDeviceGetPowerUsage, handle)
+        limit_mw = _query(nvml.nvmlDeviceGetEnforcedPowerLimit, handle)
         gpus.append(
             {
                 "index": index,
-                "name": query(nvml.nvmlDeviceGetName, handle),
+                "name": _query(nvml.nvmlDeviceGetName, handle),
                 "memory_used_bytes": memory and memory.used,
                 "memory_total_bytes": memory and memory.total,
                 "utilization": rates and rates.gpu / 100,
-                "temperature_c": query(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU),
+                "temperature_c": _query(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU),
                 "power_w": power_mw and power_mw / 1000,
                 "power_limit_w": limit_mw and limit_mw / 1000,
             }

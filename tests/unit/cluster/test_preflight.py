@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config
 
 from pillsnap.checklist import Check, all_passed
 from pillsnap.cluster import preflight as module
 from pillsnap.cluster.preflight import preflight
 from pillsnap.config import load_settings
 from pillsnap.manifest.table import read_manifest
+from pillsnap.observe import telemetry
 
 GIB = 2**30
 
@@ -63,6 +65,61 @@ def test_gpu_memory_in_use_is_measured_against_a_fifth(
     assert checks["GPU 1 memory"].ok is False and "more than 20% is taken" in checks["GPU 1 memory"].advice
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert set(by_name(module.gpu_checks())) == {"GPU", "GPU 0 memory"}
+
+
+@pytest.mark.parametrize(
+    ("visible", "judged"),
+    [("GPU-bbbb2222-0000", ["GPU 1 memory"]), ("GPU-B", ["GPU 1 memory"]),
+     ("1, GPU-aa", ["GPU 1 memory", "GPU 0 memory"]),
+     ("MIG-cccc3333-0000", ["GPU 1 slice 0 memory"]), ("MIG-GPU-bbbb2222-0000/3/0", ["GPU 1 slice 1 memory"]),
+     ("GPU-", []), ("GPU-dddd", []), ("0,-1,1", ["GPU 0 memory"]), ("", [])],
+)  # fmt: skip
+def test_gpus_are_judged_that_cuda_leaves_visible(
+    visible: str, judged: list[str], gpus: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By index, UUID, start of a UUID, and MIG slice; CUDA ignores what follows an unknown name."""
+    slices = {"b": ["c", "d"]}
+    uuids = {"a": "GPU-aaaa1111-0000", "b": "GPU-bbbb2222-0000", "c": "MIG-cccc3333-0000", "d": "MIG-eeee5555-0000"}
+    sizes = {"a": (1, 16), "b": (4, 16), "c": (1, 2), "d": (0, 2)}
+    memory = {device: {"used": used * GIB, "total": total * GIB} for device, (used, total) in sizes.items()}
+
+    def slice_of(gpu: str, number: int) -> str:
+        if number >= len(slices.get(gpu, [])):
+            raise KeyError
+        return slices[gpu][number]
+
+    nvml = SimpleNamespace(
+        NVMLError=KeyError, nvmlDeviceGetCount=lambda: 2, nvmlDeviceGetHandleByIndex=lambda index: "ab"[index],
+        nvmlDeviceGetUUID=uuids.__getitem__, nvmlDeviceGetMaxMigDeviceCount=lambda gpu: {"b": 7}[gpu],
+        nvmlDeviceGetMigDeviceHandleByIndex=slice_of, nvmlDeviceGetGpuInstanceId={"c": 2, "d": 3}.__getitem__,
+        nvmlDeviceGetComputeInstanceId=lambda device: 0,
+        nvmlDeviceGetMemoryInfo=lambda device: SimpleNamespace(**memory[device]),
+    )  # fmt: skip
+    monkeypatch.setattr(telemetry, "_nvml", lambda: nvml)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    checks = by_name(module.gpu_checks())
+    assert list(checks) == ["GPU", *judged]
+    if "slice 0" in "".join(judged):
+        assert checks["GPU 1 slice 0 memory"].ok is False
+        assert checks["GPU 1 slice 0 memory"].found == "50% of 2.0 GiB used"
+
+
+@pytest.mark.parametrize("compiler", [None, "/nothing/c++"])
+def test_compiling_is_tried(compiler: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU, too, where the settings ask for it; a compiled copy from before does not count."""
+    monkeypatch.setenv("PILLSNAP_CACHE_DIR", str(tmp_path))
+    if compiler:
+        monkeypatch.setenv("CXX", compiler)
+        monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (compiler,))
+    torch._dynamo.reset()
+    (check,) = module._compiling_checks(load_settings("demo", {"train.compile": "on", "train.device": "cpu"}))
+    if compiler is None:
+        assert check.ok is True and check.found == "works on cpu"
+    else:
+        assert check.ok is False and "\n" not in check.found
+        assert "g++ and python3-dev" in check.advice
+    assert module._compiling_checks(load_settings("demo", {"train.compile": "off"})) == []
+    assert not list(tmp_path.glob("inductor/*"))
 
 
 def test_a_gpu_that_torch_cannot_compute_on(gpus: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
