@@ -69,7 +69,6 @@ class DenseLoss(v8DetectionLoss):
 
     def __init__(self, model: Any, tal_topk: int = 10, tal_topk2: int | None = None) -> None:
         super().__init__(model, tal_topk, tal_topk2)
-        assert self.class_weights is None
         theirs: TaskAlignedAssigner = self.assigner  # type: ignore[has-type]
         self.assigner = DenseAssigner(
             topk=tal_topk, topk2=tal_topk2, num_classes=self.nc, alpha=theirs.alpha, beta=theirs.beta,
@@ -94,6 +93,8 @@ class DenseLoss(v8DetectionLoss):
         )  # fmt: skip
         wanted, weight, total = wanted / strides, scores.sum(-1, keepdim=True), scores.sum().clamp_(min=1)
         each = self.bce(logits, scores.to(logits.dtype))
+        if self.class_weights is not None:
+            each = each * self.class_weights
         if "unsure" in batch:
             each = each * (chosen | ~_within(centres * strides, batch["unsure"]))[..., None]
         class_loss = each.sum() / total

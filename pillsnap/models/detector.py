@@ -85,13 +85,15 @@ def build_detector(
 
 def detection_loss(
     detector: Any, images: torch.Tensor, boxes: torch.Tensor, num_boxes: torch.Tensor, epoch: int = 0,
-    unsure: torch.Tensor | None = None,
+    unsure: torch.Tensor | None = None, valid: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:  # fmt: skip
     """Box, class and distribution-focal loss per image, gains applied.
 
     `images`: (n, 3, s, s) in 0 to 1; `boxes`: (n, m, 4) x, y, w, h in pixels of the image; `num_boxes`: (n,). `epoch`
     counts from 0 and matters to end-to-end heads only. In the areas `unsure` (n, k, 4) x, y, w, h unassigned anchors
-    have no class loss; a model gets `unsure` always or never.
+    have no class loss; a model gets `unsure` always or never. Loss and gradient are those of the images `valid` (n,)
+    bool; 0 without any. The others share in batch normalisation only, and keep the shape for which the detector is
+    compiled.
     The sum of the three, times n, is the loss of ultralytics' own trainer.
     """
     predictions = detector(images)
@@ -100,6 +102,9 @@ def detection_loss(
     if hasattr(detector.criterion, "update"):  # set, not counted, so that a resumed run continues correctly
         detector.criterion.updates = epoch - 1
         detector.criterion.update()
+    if valid is not None:
+        num_boxes = num_boxes * valid
+    _weigh_images(detector.criterion, valid)
     batch = _batch(detector.criterion, images.shape[-1], boxes, num_boxes)
     if unsure is not None:
         batch["unsure"] = unsure
@@ -113,6 +118,12 @@ def _criterion(detector: Any, device: torch.device, marked: bool) -> Any:
     from pillsnap.models.dense_loss import dense_criterion
 
     return dense_criterion(detector)
+
+
+def _weigh_images(criterion: Any, valid: torch.Tensor | None) -> None:
+    # ultralytics multiplies the class loss (n, anchors, classes) by these; images without boxes have no other loss.
+    for part in {getattr(criterion, name, criterion) for name in ("one2many", "one2one")}:
+        part.class_weights = None if valid is None else valid[:, None, None]
 
 
 def _batch(criterion: Any, size_px: int, boxes: torch.Tensor, num_boxes: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ from pillsnap.data.augment import FrameJitter
 from pillsnap.data.loader import DeviceBatch
 from pillsnap.data.recipes import FrameRecipe
 from pillsnap.data.samples import TaskSamples, detection_samples
-from pillsnap.tasks.tensors import unit_range, valid_rows
+from pillsnap.tasks.tensors import unit_range
 
 
 @dataclass(frozen=True)
@@ -59,20 +59,17 @@ class DetectionTask:
             s.model, s.weights, box_gain=s.box_gain, cls_gain=s.cls_gain, dfl_gain=s.dfl_gain, epochs=s.epochs
         )
 
+    def input_size_px(self, epoch: int) -> int:
+        return self.settings.image_size_px
+
     def losses(self, model: nn.Module, batch: DeviceBatch) -> dict[str, torch.Tensor]:
         from pillsnap.models.detector import detection_loss
 
-        if batch.num_valid == 0:  # at the end of an epoch: all workers must run the same backward pass
-            losses = detection_loss(
-                model, unit_range(batch.images[:1]), batch.targets["boxes"][:1], batch.targets["num_boxes"][:1], 0,
-                batch.targets["unsure"][:1] if "unsure" in batch.targets else None,
-            )  # fmt: skip
-            return {name: loss * 0.0 for name, loss in losses.items()}
-        masks = [batch.targets["unsure"]] if "unsure" in batch.targets else []
-        images, boxes, num_boxes, *unsure = valid_rows(
-            batch, batch.images, batch.targets["boxes"], batch.targets["num_boxes"], *masks
-        )
-        means = detection_loss(model, unit_range(images), boxes, num_boxes, batch.epoch, *unsure)
+        given = batch.targets
+        means = detection_loss(
+            model, unit_range(batch.images), given["boxes"], given["num_boxes"], batch.epoch, given.get("unsure"),
+            given["valid"],
+        )  # fmt: skip
         return {name: mean * batch.num_valid for name, mean in means.items()}
 
     def validate(self, model: nn.Module, batch: DeviceBatch) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -81,10 +78,10 @@ class DetectionTask:
 
         if batch.num_valid == 0:
             return []
-        images, boxes, num_boxes = valid_rows(batch, batch.images, batch.targets["boxes"], batch.targets["num_boxes"])
-        found = detect(model, unit_range(images), nms_iou=self.nms_iou)
-        labels, counts = boxes.cpu().numpy(), num_boxes.tolist()
-        return [(rows, labels[i, : counts[i]]) for i, rows in enumerate(found)]
+        found = detect(model, unit_range(batch.images), nms_iou=self.nms_iou)
+        labels, counts = batch.targets["boxes"].cpu().numpy(), batch.targets["num_boxes"].tolist()
+        rows = batch.targets["valid"].nonzero()[:, 0].tolist()
+        return [(found[row], labels[row, : counts[row]]) for row in rows]
 
     def score(self, facts: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
         from pillsnap.metrics.detection import average_precision, match_detections

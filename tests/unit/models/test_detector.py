@@ -170,3 +170,44 @@ def build_like(model: torch.nn.Module) -> torch.nn.Module:
     fresh = build_detector("yolo11n", "random", **GAINS).train()
     fresh.load_state_dict(model.state_dict())
     return fresh
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("name", ["yolo11n", "yolo26n"])
+def test_loss_and_gradients_are_those_of_the_valid_images(name: str, dense: bool) -> None:
+    """Normalisation sees all images. With copies of the valid ones in equal numbers its statistics are theirs, too."""
+    from pillsnap.models.dense_loss import dense_criterion
+
+    images, boxes, num_boxes = batch()
+    two, copies = [0, 2], [0, 2, 0, 2]
+    valid = torch.tensor([True, False, True])
+    found = {}
+    for case, rows, given, frozen in (
+        ("alone, frozen", two, None, True), ("masked, frozen", [0, 1, 2], valid, True),
+        ("alone", two, None, False), ("masked", copies, torch.tensor([True, True, False, False]), False),
+    ):  # fmt: skip
+        torch.manual_seed(0)
+        model = build_detector(name, "random", **GAINS).train()
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.BatchNorm2d) and frozen:
+                layer.eval()
+        if dense:
+            model.criterion = dense_criterion(model)
+        losses = detection_loss(model, images[rows], boxes[rows], num_boxes[rows], 0, None, given)
+        num_counted = len(rows) if given is None else int(given.sum())
+        (sum(losses.values()) * num_counted).backward()
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        found[case] = losses, gradients, dict(model.named_buffers())
+    for case in ("frozen", ""):
+        suffix = f", {case}" if case else ""
+        alone, masked = found[f"alone{suffix}"], found[f"masked{suffix}"]
+        assert all(float(loss.detach()) > 0 for loss in alone[0].values())
+        for part, loss in alone[0].items():
+            torch.testing.assert_close(masked[0][part], loss, rtol=1e-4, atol=0)
+        scale = max(float(gradient.abs().max()) for gradient in alone[1].values())
+        assert masked[1].keys() == alone[1].keys() and len(alone[1]) > 100
+        for n, gradient in alone[1].items():
+            torch.testing.assert_close(masked[1][n] / scale, gradient / scale, rtol=1e-4, atol=1e-5, msg=n)
+        for n, buffer in alone[2].items():
+            if n.endswith("running_mean"):
+                torch.testing.assert_close(masked[2][n], buffer, rtol=1e-4, atol=1e-6, msg=n)
