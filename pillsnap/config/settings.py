@@ -169,7 +169,8 @@ class ClassificationSettings(_Settings):
     mixup: Annotated[float, Field(ge=0.0)] = 0.0
     """Both parameters of the beta distribution of mixup's weights; 0: no mixup."""
     progressive_from_px: Annotated[int, Field(ge=32)] | None = None
-    """Crop size of the first epoch, growing to `image_size_px` over two thirds of the epochs; null: constant size."""
+    """Crop size of the first epochs; grows in three steps to `image_size_px`, the size of the last third of the epochs;
+    null: constant size."""
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Ratio of the learning rates of consecutive layer groups, from the output to the input; 1: one rate for all."""
 

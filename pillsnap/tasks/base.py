@@ -41,6 +41,10 @@ class Task(Protocol):
         """A new model with its initial weights."""
         ...
 
+    def input_size_px(self, epoch: int) -> int:
+        """Side of the model's square input in training in an epoch, from 0. A new size compiles the model again."""
+        ...
+
     def losses(self, model: nn.Module, batch: DeviceBatch) -> dict[str, torch.Tensor]:
         """Losses by name, each a sum over the batch's valid samples; () tensors."""
         ...

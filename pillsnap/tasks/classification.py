@@ -50,12 +50,17 @@ class ClassificationTask:
         s = self.settings
         return build_classifier(s.model, s.weights, num_classes=len(self.codes), drop_rate=s.drop_rate)
 
+    def input_size_px(self, epoch: int) -> int:
+        from pillsnap.models.classifier import progressive_size
+
+        s = self.settings
+        return progressive_size(epoch, s.epochs, s.progressive_from_px, s.image_size_px)
+
     def losses(self, model: nn.Module, batch: DeviceBatch) -> dict[str, torch.Tensor]:
-        from pillsnap.models.classifier import classification_loss, mixed, progressive_size
+        from pillsnap.models.classifier import classification_loss, mixed
 
         s, labels, valid = self.settings, batch.targets["label"], batch.targets["valid"]
-        size_px = progressive_size(batch.epoch, s.epochs, s.progressive_from_px, batch.images.shape[1])
-        inputs = self._inputs(model, batch.images, size_px)
+        inputs = self._inputs(model, batch.images, self.input_size_px(batch.epoch))
         if not s.mixup:
             loss = classification_loss(model(inputs), labels, valid, s.label_smoothing)
             return {"cross_entropy": loss}

@@ -144,7 +144,7 @@ def test_training_loss_equals_timm_task() -> None:
     """With label smoothing, against `timm.task.ClassificationTask`, which timm's training script differentiates."""
     from timm.task import ClassificationTask as TimmTask
 
-    settings = load_settings("demo").classification
+    settings = load_settings("demo", {"classification.image_size_px": 64}).classification
     task = ClassificationTask(settings, tuple("ABCDEFG"))
     torch.manual_seed(2)
     model = task.build().train()
