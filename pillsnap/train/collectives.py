@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from itertools import chain
 from typing import Any
 
@@ -11,17 +12,29 @@ import torch.distributed as dist
 
 from pillsnap.train.device_readback import DeviceReadback, lag_steps
 
+_COMPILATION_S = 1200.0
+"""Time that a worker waits for others which compile: several times the 100 to 170 s that a model took on a GPU."""
+
 
 class WorkerGroup:
-    """Sums and gathers over all workers. Every worker must make the same calls in the same order."""
+    """Sums and gathers over all workers. Every worker must make the same calls in the same order.
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    `timeout_s` is the time after which a collective fails; torch's own setting if None.
+    """
+
+    def __init__(self, device: torch.device, timeout_s: float | None = None) -> None:
+        self._device, self._timeout_s, self._waits = device, timeout_s, False
         started = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if started else 0
         self.size = dist.get_world_size() if started else 1
         self.lag_steps = lag_steps(device) if self.size > 1 else 0
         """Steps after which the result of `sum_later` is available without waiting."""
+
+    def wait_for_compilation(self, waits: bool) -> None:
+        """Let the collectives from now on wait for workers that compile, or end that."""
+        if self.size > 1 and self._timeout_s is not None and waits != self._waits:
+            _set_timeout(timedelta(seconds=max(self._timeout_s, _COMPILATION_S) if waits else self._timeout_s))
+            self._waits = waits
 
     def sum(self, values: torch.Tensor) -> list[float]:
         """Element-wise sum over the workers, on the host."""
@@ -56,6 +69,11 @@ class WorkerGroup:
         gathered: list[Any] = [None] * self.size
         dist.all_gather_object(gathered, items)
         return list(chain.from_iterable(gathered))
+
+
+def _set_timeout(timeout: timedelta) -> None:
+    public = getattr(dist, "set_timeout", None)  # torch 2.11 has the private name only
+    (public or dist.distributed_c10d._set_pg_timeout)(timeout)
 
 
 def average_gradients(parameters: Iterable[torch.nn.Parameter], num_workers: int) -> None:

@@ -29,7 +29,7 @@ def train(job: Job, batches: Iterator[DeviceBatch]) -> Position:
     plan, task, backend = job.plan, job.task, job.backend
     position = job.resume.position if job.resume else Position()
     progress = job.resume.trainer_state().get("progress", {}) if job.resume else {}
-    group = WorkerGroup(job.device)
+    group = WorkerGroup(job.device, job.train.hang_timeout_s)
     log = TaskLog(job, group, progress)
     microbatches = MicrobatchRunner(
         task.name, plan.worker_batch_size, group, backend.run_dir / MEMORY_FILE, log.warn, backend.share

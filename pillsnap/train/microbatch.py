@@ -21,7 +21,7 @@ from pillsnap.files import write_json
 from pillsnap.train.collectives import WorkerGroup
 
 _TRIAL_STEPS = 3
-"""Steps after a start or a change of size at which the workers agree on whether the batch fitted."""
+"""Steps after a start or a change of a size at which the workers agree on whether the batch fitted."""
 _OTHER_MESSAGES = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 Losses = dict[str, torch.Tensor]
 
@@ -54,6 +54,10 @@ class MicrobatchRunner:
     def agrees(self) -> bool:
         """Whether the workers agree after this step on whether the batch fitted on all of them."""
         return self._trials_left > 0
+
+    def expect_change(self) -> None:
+        """Make the workers agree again: the images of the next step have another size."""
+        self._trials_left = _TRIAL_STEPS
 
     def parts(self, batch: DeviceBatch) -> Iterator[DeviceBatch]:
         """The batch in microbatches of `size` rows, in order."""

@@ -72,12 +72,14 @@ class TrainingState:
         self.best = float("-inf")
         self.notes: list[str] = []
         """Warnings about the set-up, for the user."""
+        self._compiled = False
         if wants_compiling(train, device):
             problem = compile_problem(device)
             if problem is None:
                 # A part that cannot be compiled runs eagerly, with a log line.
                 torch._dynamo.config.suppress_errors = True
                 self.model.compile(dynamic=False)
+                self._compiled = True
             else:
                 self.notes.append(f"{task.name}: the model is not compiled, steps take longer: {problem}.")
         self._buffers = Buffers(self.model)
@@ -86,6 +88,9 @@ class TrainingState:
         self._synced: DistributedDataParallel | None = None
         if group.size > 1:
             self._synced = DistributedDataParallel(self._losses, device_ids=[device] if device.type == "cuda" else None)
+            # `step` broadcasts them: on a retry, the workers would take part in different numbers of broadcasts.
+            self._synced.broadcast_buffers = False
+        self._size_px: int | None = None
         self.autocast = autocast(train.amp, device)
         if resume is not None:
             self._restore(resume)
@@ -96,17 +101,23 @@ class TrainingState:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
+        size_px = self._task.input_size_px(batch.epoch)
+        if size_px != self._size_px:
+            self._microbatches.expect_change()
+            self._size_px = size_px
         # A worker that runs out of memory must not leave the others in a collective: as long as the workers agree on
-        # whether the batch fitted, gradients are averaged after the backward pass instead of during it.
-        synced = None if self._microbatches.agrees else self._synced
-        if self._group.size > 1 and synced is None:
+        # whether the batch fitted, gradients are averaged after the backward pass instead of during it. The model runs
+        # inside DistributedDataParallel all the same, since torch.compile splits the graph at its buckets only there.
+        synced, careful = self._synced, self._microbatches.agrees
+        self._group.wait_for_compilation(self._compiled and careful)
+        if synced is not None:
             self._buffers.broadcast_from_first()
         self._buffers.keep()
         random_state = _random_state()
         scale = None if self.loss_scale is None else self.loss_scale.factor
 
         def compute(part: DeviceBatch, last: bool) -> dict[str, torch.Tensor]:
-            with nullcontext() if synced is None or last else synced.no_sync():
+            with nullcontext() if synced is None or (last and not careful) else synced.no_sync():
                 with self.autocast():
                     losses = (synced or self._losses)(part)
                 shares = {name: loss / samples_in_step for name, loss in losses.items()}
@@ -124,7 +135,7 @@ class TrainingState:
             _set_random_state(random_state)
 
         shares = self._microbatches.run(batch, compute, undo)
-        if self._group.size > 1 and synced is None:
+        if synced is not None and careful:
             average_gradients(self._trained, self._group.size)
         gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
         norm, good = clipped_step(self.optimizer, gradients, self._train.grad_clip_norm, scale)

@@ -110,6 +110,19 @@ def test_step_moves_weights_and_average(tmp_path: Path) -> None:
     torch.testing.assert_close(after.weights("ema")[weight], average)
 
 
+def test_workers_agree_again_when_the_crops_grow() -> None:
+    """Larger crops may not fit, and are compiled again."""
+    sizes = {"classification__progressive_from_px": 32, "classification__image_size_px": 128}
+    state = new_state(classification__epochs=9, **sizes)
+    batch, careful = mock_batch(state._task, 4, CPU, 2), []
+    for batch.epoch in range(9):
+        for _ in range(4):
+            state.step(batch, 0.01, 4, len(careful))
+            careful.append(state._microbatches.agrees)
+    new_size, same_size = [True, True, False, False], [False] * 4
+    assert careful == [*new_size, *same_size] * 4 + same_size
+
+
 def test_non_finite_step_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = new_state()
     batch = mock_batch(state._task, 4, CPU, 2)
