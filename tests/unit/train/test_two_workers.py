@@ -94,7 +94,7 @@ def test_all_reduce_of_the_first_bucket_begins_before_the_backward_pass_ends(tmp
 
 
 def slow_compilation(rank: int) -> dict[str, Any]:
-    """Rank 1 compiles for longer than the timeout; later it hangs as long: the error of that step, and the time to it."""
+    """Rank 1 compiles for longer than the timeout; later it hangs as long: that error, and the time to it."""
     aot_eager = lookup_backend("aot_eager")
 
     def slow(*arguments: Any, **options: Any) -> Any:
