@@ -54,15 +54,7 @@ class TrainingState:
         if resume is not None:
             model.load_state_dict(resume.weights("model"))
         self.model = model.to(device).to(memory_format=torch.channels_last).train()
-        self.ema = MovingAverage(
-            self.model,
-            decay=train.ema_decay,
-            use_warmup=True,
-            warmup_gamma=train.ema_warmup_steps,
-            warmup_power=_EMA_WARMUP_POWER,
-        )
-        self.ema.requires_grad_(False)
-        self.ema.follow(self.model)
+        self.ema = moving_average(self.model, train)
         self.optimizer = torch.optim.AdamW(
             _parameter_groups(self.model, task.settings.weight_decay, getattr(task.settings, "layer_decay", 1.0)),
             lr=task.settings.lr,
@@ -174,6 +166,20 @@ class TrainingState:
             self.loss_scale.load_state_dict(state["loss_scale"])
         self.best = state["best"]
         _set_random_state(state)
+
+
+def moving_average(model: nn.Module, train: TrainSettings) -> MovingAverage:
+    """The moving average of `model`, with the decay and the warm-up of the settings."""
+    average = MovingAverage(
+        model,
+        decay=train.ema_decay,
+        use_warmup=True,
+        warmup_gamma=train.ema_warmup_steps,
+        warmup_power=_EMA_WARMUP_POWER,
+    )
+    average.requires_grad_(False)
+    average.follow(model)
+    return average
 
 
 class _Losses(nn.Module):

@@ -123,6 +123,18 @@ def test_workers_agree_again_when_the_crops_grow() -> None:
     assert careful == [*new_size, *same_size] * 4 + same_size
 
 
+@pytest.mark.parametrize("name", ["detection", "classification"])
+@pytest.mark.parametrize("stage", [1, 2, 3, 4])
+def test_average_reaches_its_decay_in_stages_3_and_4_and_is_shorter_before(stage: int, name: str) -> None:
+    settings = load_settings(f"stage{stage}")
+    task, sampling = getattr(settings, name), settings.sampling
+    assert sampling.num_photos is not None
+    num_steps = task.epochs * int(sampling.num_photos * (1 - sampling.val_fraction) / task.batch_size)
+    decay = training_state.moving_average(torch.nn.Linear(1, 1), settings.train).get_decay(num_steps)
+    assert (decay == settings.train.ema_decay) == (stage >= 3)
+    assert 0.01 < 1 / (1 - decay) / num_steps < 0.25  # the average covers that share of the run
+
+
 def test_non_finite_step_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = new_state()
     batch = mock_batch(state._task, 4, CPU, 2)
