@@ -39,8 +39,8 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)?")
 # Settings that may change when a run is continued: they do not affect what was trained before.
 _MAY_CHANGE = ("train.num_workers", "train.cpus_per_worker", "train.device", "train.keep_checkpoints",
                "train.checkpoint_minutes", "train.storage", "train.max_failures", "train.hang_timeout_s",
-               "train.log_every_steps", "train.task", "train.compile", "train.amp", "train.ema_warmup_steps", "detection.lr",
-               "classification.lr", "detection.weights", "classification.weights")  # fmt: skip
+               "train.log_every_steps", "train.task", "train.compile", "train.amp", "train.ema_warmup_steps",
+               "detection.lr", "classification.lr", "detection.weights", "classification.weights")  # fmt: skip
 _MAY_CHANGE_GROUPS = ("data.", "evaluation.", "targets.", "wandb.", "sampling.")
 
 
