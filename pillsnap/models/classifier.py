@@ -13,10 +13,12 @@ from torch.nn import functional
 
 from pillsnap.caches import private_folder
 from pillsnap.errors import UserError
+from pillsnap.models.precision import compute_in_single
 
 
 def build_classifier(model: str, weights: str, *, num_classes: int, drop_rate: float) -> nn.Module:
-    """A timm model; `weights` is `pretrained` (timm's hub), `random`, or a local file of weights.
+    """A timm model with float32 logits, under autocast as well; `weights` is `pretrained` (timm's hub), `random`, or a
+    local file of weights.
 
     Raises UserError when the model is unknown or the weights cannot be loaded.
     """
@@ -27,7 +29,7 @@ def build_classifier(model: str, weights: str, *, num_classes: int, drop_rate: f
         raise UserError(f"timm has no model {model!r}." + (f" Similar: {', '.join(similar)}." if similar else ""))
     options: dict[str, Any] = {"num_classes": num_classes, "drop_rate": drop_rate}
     if weights == "random":
-        return timm.create_model(model, **options)
+        return _with_precise_logits(timm.create_model(model, **options))
     if weights != "pretrained":
         if not Path(weights).is_file():
             raise UserError(
@@ -36,7 +38,7 @@ def build_classifier(model: str, weights: str, *, num_classes: int, drop_rate: f
             )
         options["pretrained_cfg_overlay"] = {"file": weights}
     try:
-        return timm.create_model(model, pretrained=True, cache_dir=_weights_folder(), **options)
+        return _with_precise_logits(timm.create_model(model, pretrained=True, cache_dir=_weights_folder(), **options))
     except Exception as error:  # download layers raise anything
         raise UserError(
             f"The classification weights for {model!r} cannot be loaded "
@@ -50,6 +52,13 @@ def _weights_folder() -> Path | None:
     if {"HF_HOME", "HF_HUB_CACHE", "TORCH_HOME"} & set(os.environ):
         return None
     return private_folder("weights")
+
+
+def _with_precise_logits(model: Any) -> nn.Module:
+    layers = model.get_classifier()  # some models have two
+    for layer in layers if isinstance(layers, tuple) else (layers,):
+        compute_in_single(layer)
+    return model
 
 
 def input_statistics(classifier: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:

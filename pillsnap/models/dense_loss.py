@@ -14,6 +14,8 @@ from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
 from ultralytics.utils.metrics import bbox_iou
 from ultralytics.utils.tal import TaskAlignedAssigner, bbox2dist
 
+from pillsnap.models.precision import at_least_single
+
 _MAX_PAIRS = 2**24
 """Maximum number of pairs of box and anchor computed at once, for memory; above it, as ultralytics does."""
 
@@ -80,8 +82,7 @@ class DenseLoss(v8DetectionLoss):
         self, preds: dict[str, Any], batch: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Box, class and distribution loss (3,), with gains, times the number of images; and the same by name."""
-        distances = preds["boxes"].permute(0, 2, 1).contiguous()
-        logits = preds["scores"].permute(0, 2, 1).contiguous()
+        distances, logits = (at_least_single(preds[name]).permute(0, 2, 1).contiguous() for name in ("boxes", "scores"))
         centres, strides = self._grid(preds["feats"])
         found = self.bbox_decode(centres, distances)
         boxes, num_boxes = batch["boxes"], batch["num_boxes"]
@@ -124,11 +125,11 @@ class DenseLoss(v8DetectionLoss):
 
     def _grid(self, features: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Centres (anchors, 2) and strides (anchors, 1), cached for the last image size."""
-        key = (tuple(feature.shape[2:] for feature in features), features[0].dtype)
+        key = (tuple(feature.shape[2:] for feature in features), torch.promote_types(features[0].dtype, torch.float32))
         if key not in self._grids:
             centres, strides = [], []
+            options: dict[str, Any] = {"device": self.device, "dtype": key[1]}
             for (height, width), stride in zip(key[0], self.assigner.stride, strict=True):
-                options: dict[str, Any] = {"device": self.device, "dtype": features[0].dtype}
                 y, x = torch.meshgrid(
                     torch.arange(height, **options) + 0.5, torch.arange(width, **options) + 0.5, indexing="ij"
                 )

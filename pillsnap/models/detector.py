@@ -19,6 +19,7 @@ from torch import nn
 
 from pillsnap.caches import private_folder
 from pillsnap.errors import UserError
+from pillsnap.models.precision import as_built, without_autocast
 
 MAX_DETECTIONS = 300
 _MIN_SCORE = 0.001
@@ -58,6 +59,8 @@ def build_detector(
     from ultralytics.nn.tasks import DetectionModel
     from ultralytics.utils import DEFAULT_CFG, SETTINGS
 
+    from pillsnap.models.precise_head import make_head_precise
+
     if SETTINGS.get("sync"):
         SETTINGS.update(sync=False)
     config = model if model.endswith((".yaml", ".yml")) else f"{model}.yaml"
@@ -80,6 +83,7 @@ def build_detector(
         _load_weights(detector, f"{model}.pt" if fetch else weights, fetch)
     for name, parameter in detector.named_parameters():
         parameter.requires_grad = ".dfl" not in name  # fixed integration weights
+    make_head_precise(detector.model[-1])
     return detector
 
 
@@ -93,7 +97,7 @@ def detection_loss(
     counts from 0 and matters to end-to-end heads only. In the areas `unsure` (n, k, 4) x, y, w, h unassigned anchors
     have no class loss; a model gets `unsure` always or never. Loss and gradient are those of the images `valid` (n,)
     bool; 0 without any. The others share in batch normalisation only, and keep the shape for which the detector is
-    compiled.
+    compiled. Computed in float32, also under autocast.
     The sum of the three, times n, is the loss of ultralytics' own trainer.
     """
     predictions = detector(images)
@@ -108,7 +112,8 @@ def detection_loss(
     batch = _batch(detector.criterion, images.shape[-1], boxes, num_boxes)
     if unsure is not None:
         batch["unsure"] = unsure
-    total, _ = detector.criterion(predictions, batch)
+    with without_autocast(images.device):
+        total, _ = detector.criterion(predictions, batch)
     return dict(zip(("box", "cls", "dfl"), total / len(images), strict=True))
 
 
@@ -168,7 +173,7 @@ def export_for_ultralytics(detector: Any, path: Path, train_args: dict[str, Any]
     quiet_ultralytics()
     import ultralytics
 
-    model: Any = copy.deepcopy(detector).cpu().float().eval()
+    model: Any = as_built(copy.deepcopy(detector)).cpu().float().eval()
     model.criterion = None
     partial = path.with_suffix(".partial")
     known = {

@@ -1,4 +1,4 @@
-"""Speed settings of torch: TF32, compilation and mixed precision, as the settings and the device allow."""
+"""Device, TF32, compilation and mixed precision, as the settings and the hardware allow."""
 
 from __future__ import annotations
 
@@ -7,9 +7,17 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch import nn
 
 from pillsnap.caches import keep_compiled_code_private
 from pillsnap.config import TrainSettings
+
+
+def this_device(wanted: str = "auto") -> torch.device:
+    """The device of a single process under the setting `train.device`: the first GPU unless there is none or `wanted`
+    is cpu.
+    """
+    return torch.device("cuda", 0) if wanted != "cpu" and torch.cuda.is_available() else torch.device("cpu")
 
 
 def prefer_speed() -> None:
@@ -40,6 +48,35 @@ def autocast(amp: str, device: torch.device) -> Callable[[], AbstractContextMana
     enabled = amp in ("bfloat16", "float16") or (amp == "auto" and _native_bfloat16(device))
     dtype = torch.float16 if amp == "float16" else torch.bfloat16
     return lambda: torch.autocast(device.type, dtype, enabled=enabled)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Disables autocast: bfloat16 would round coordinates of 64 cells or more to halves, and give scores ties."""
+    return torch.autocast(device.type, enabled=False)
+
+
+def at_least_single(values: torch.Tensor) -> torch.Tensor:
+    """float32 from half precision; float32 and float64 unchanged."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def compute_in_single(layer: nn.Module) -> None:
+    """Make `layer` compute in float32 at least, even under autocast. Its parameters and their names stay the same."""
+    kind = type(layer)
+    layer.__class__ = type(kind.__name__, (_Single, kind), {"built_as": kind})
+
+
+def as_built(model: nn.Module) -> nn.Module:
+    """`model` with every layer of the class that it had before `compute_in_single`, for files that others read."""
+    for layer in model.modules():
+        layer.__class__ = getattr(layer, "built_as", type(layer))
+    return model
+
+
+class _Single:
+    def forward(self, values: torch.Tensor) -> Any:
+        with without_autocast(values.device):
+            return super().forward(at_least_single(values))  # type: ignore[misc]
 
 
 def _native_bfloat16(device: torch.device) -> bool:

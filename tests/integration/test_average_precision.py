@@ -22,8 +22,8 @@ def test_average_precision_of_a_trained_detector_equals_pycocotools(
     still = dict.fromkeys(("mosaic", "scale", "translate", "flip_horizontal", "flip_vertical", "hue", "saturation",
                            "brightness"), 0.0)  # fmt: skip
     settings = tiny(
-        detection__image_size_px=64, detection__batch_size=8, detection__epochs=48, detection__mosaic_off_epochs=0,
-        detection__lr=5e-3, detection__warmup_epochs=1, train__ema_warmup_steps=1, train__log_every_steps=1000,
+        detection__image_size_px=96, detection__batch_size=8, detection__epochs=48, detection__mosaic_off_epochs=0,
+        detection__lr=8e-3, detection__warmup_epochs=1, train__ema_warmup_steps=1, train__log_every_steps=1000,
         **{f"detection__{name}": value for name, value in still.items()},
     )  # fmt: skip
     run = LoopRun(tmp_path, "detection", settings, toy_manifest, toy_tree)

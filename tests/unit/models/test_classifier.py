@@ -113,3 +113,13 @@ def test_the_loss_with_mixup_is_that_of_the_mixed_targets() -> None:
     targets = own[:, None] * one_hot + (1 - own[:, None]) * one_hot.flip(0)
     expected = torch.nn.functional.cross_entropy(model(inputs), targets, label_smoothing=0.1, reduction="sum")
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "tf_efficientnetv2_b0", "vit_tiny_patch16_224"])
+def test_logits_of_a_bfloat16_body_are_float32_without_ties(name: str) -> None:
+    torch.manual_seed(0)
+    model = build_classifier(name, "random", num_classes=300, drop_rate=0.0).eval()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        logits = model(torch.rand(2, 3, 224, 224))
+    assert logits.dtype == torch.float32
+    assert [len(row.unique()) for row in logits] == [300, 300]
