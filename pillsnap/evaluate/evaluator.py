@@ -29,8 +29,13 @@ def evaluate_run(run: Run, *, compare: dict[str, Any] | None = None) -> dict[str
         raise UserError("The manifest has no validation photos: build it again with sampling.val_fraction above 0.")
     problems = model_problems(run)
     predictions = Predictions(None, None, None, {})
-    if any(find_run_checkpoint(run.where, task, "best")[0] for task in run.settings.tasks):
-        predictions = predict_manifest(photos, run.where, run.settings, run.codes, run.data_root)
+    best = [found for task in run.settings.tasks if (found := find_run_checkpoint(run.where, task, "best")[0])]
+    if best:
+        # The photos of another manifest had no part in choosing epochs and fitting the temperature.
+        fitted_here = best[0].meta["manifest_hash"] == run.manifest_hash
+        predictions = predict_manifest(
+            photos, run.where, run.settings, run.codes, run.data_root, fitted_here=fitted_here
+        )
     predictions.write(run.run_dir)
     if predictions.errors:
         sample_id, reason = next(iter(predictions.errors.items()))

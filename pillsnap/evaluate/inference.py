@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from pillsnap.config import Settings
 from pillsnap.metrics.boxes import MIN_SCORE
+from pillsnap.metrics.calibration import cross_fitted_confidence, temperature_facts
 from pillsnap.photos.decode import BadImage
 from pillsnap.photos.reader import PhotoReader, ReadAhead
 
@@ -37,6 +38,7 @@ _RESULT = pa.schema(
         "top_indices": pa.list_(_INTS),
         "top_probs": pa.list_(_FLOATS),
         "raw": _FLOATS,
+        "calibration_facts": pa.list_(_FLOATS),
         "temperature": pa.float64(),
     }
 )
@@ -52,6 +54,8 @@ class Predictions:
     errors: dict[str, str]
     temperature: float = 1.0
     """Divisor of the classifier's logits."""
+    fitted_here: bool = True
+    """Whether these photos chose the epochs and fitted the temperature."""
 
     @property
     def tables(self) -> dict[str, pa.Table | None]:
@@ -69,10 +73,14 @@ class Predictions:
 
 
 def predict_manifest(
-    manifest: pa.Table, run: str | Path, settings: Settings, codes: list[str], data_root: str, *, classify: bool = True
+    manifest: pa.Table, run: str | Path, settings: Settings, codes: list[str], data_root: str, *, fitted_here: bool
 ) -> Predictions:
-    """Run both models of `run` (a folder or URI) over the photos of `manifest`. Ray must be initialised."""
-    rows = infer(manifest, run, settings, codes, data_root, classify=classify)
+    """Run both models of `run` (a folder or URI) over the photos of `manifest`. Ray must be initialised.
+
+    `fitted_here`: these photos chose the epochs and fitted the temperature, so that the confidences to be checked
+    (`held_out_confidence`) are cross-fitted by the photos' groups.
+    """
+    rows = infer(manifest, run, settings, codes, data_root)
     errors = {row["sample_id"]: row["error"] for row in rows if row["error"]}
     rows = [row for row in rows if not row["error"]]
     has_detector = any(row["boxes"] is not None for row in rows)
@@ -84,7 +92,7 @@ def predict_manifest(
     ]
     crops = [
         {"sample_id": row["sample_id"], "image_type": row["image_type"], "box_index": box_index, "label": label,
-         "top_indices": indices, "top_probs": probs, "raw_confidence": raw}
+         "top_indices": indices, "top_probs": probs, "raw_confidence": raw, "held_out_confidence": probs[0]}
         for row in rows
         for box_index, label, indices, probs, raw in zip(
             *(row[name] or [] for name in ("box_index", "label", "top_indices", "top_probs", "raw")), strict=True
@@ -106,7 +114,14 @@ def predict_manifest(
         ("top_indices", _INTS),
         ("top_probs", _FLOATS),
         ("raw_confidence", pa.float32()),
+        ("held_out_confidence", pa.float32()),
     ]
+    if fitted_here and crops:
+        groups = dict(zip(*(manifest[name].to_pylist() for name in ("sample_id", "group")), strict=True))
+        facts = np.array([facts for row in rows for facts in row["calibration_facts"] or []])
+        confidences = cross_fitted_confidence(facts, np.array([groups[crop["sample_id"]] for crop in crops]))
+        for crop, confidence in zip(crops, confidences.tolist(), strict=True):
+            crop["held_out_confidence"] = confidence
     return Predictions(
         detections=pa.Table.from_pylist(detections, pa.schema(found)) if has_detector else None,
         classification=pa.Table.from_pylist(crops, pa.schema(crop_columns)) if has_classifier else None,
@@ -115,6 +130,7 @@ def predict_manifest(
         else None,
         errors=errors,
         temperature=next((row["temperature"] for row in rows if row["temperature"] is not None), 1.0),
+        fitted_here=fitted_here,
     )
 
 
@@ -138,7 +154,7 @@ def infer(
     context = DataContext.get_current()
     context.enable_progress_bars = False
     batch_size = settings.evaluation.batch_size
-    num_gpus = int(ray.cluster_resources().get("GPU", 0))
+    num_gpus = int(ray.cluster_resources().get("GPU", 0)) if settings.train.device != "cpu" else 0
     columns = photos.select(["sample_id", "location", "image_type", "codes", "boxes"]).combine_chunks()
     blocks = [columns.slice(start, batch_size) for start in range(0, len(columns), batch_size)]
     decoded = ray.data.from_arrow(blocks).map_batches(
@@ -198,8 +214,9 @@ class _Model:
         import torch
 
         from pillsnap.evaluate.two_stage import TwoStage
+        from pillsnap.models.precision import this_device
 
-        if not torch.cuda.is_available():
+        if this_device(settings.train.device).type == "cpu":
             torch.set_num_threads(os.cpu_count() or 1)
         self._settings = settings
         self._min_score = min_score
@@ -242,6 +259,7 @@ class _Model:
             result["box_index"] = [i for i, _, _ in pills]
             result["label"] = [label for _, label, _ in pills]
             result["top_indices"], result["top_probs"], result["raw"] = _lists(given)
+            result["calibration_facts"] = _calibration_facts(given, result["label"])
             if self._models.detector is not None:
                 result["named_top"], result["named_probs"], result["named_raw"] = _lists(named)
 
@@ -249,6 +267,12 @@ class _Model:
         """The boxes to classify: those at or above the confidence threshold, a prefix of all found boxes."""
         scored = zip(result["boxes"] or [], result["scores"] or [], strict=True)
         return [box for box, score in scored if score >= self._settings.evaluation.confidence]
+
+
+def _calibration_facts(names: Names, labels: list[int]) -> list[list[float]]:
+    import torch
+
+    return temperature_facts(torch.from_numpy(names.logits), torch.tensor(labels)).tolist() if labels else []
 
 
 def _lists(names: Names) -> tuple[list[list[int]], list[list[float]], list[float]]:

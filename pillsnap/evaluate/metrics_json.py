@@ -47,7 +47,7 @@ def collect_metrics(
         "run": run_name,
         "stage": stage,
         "split": split,
-        "split_facts": split_facts(manifest, split),
+        "split_facts": split_facts(manifest, split) | {"chose_models": predictions.fitted_here},
         "detection": None if detections is None else detection_metrics(manifest, detections, split),
         "classification": None if crops is None else classification_metrics(crops, classes),
         "pipeline": None if named is None else pipeline_metrics(manifest, named, classes, split),

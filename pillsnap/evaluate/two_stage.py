@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from pillsnap.data import augment
 from pillsnap.data.recipes import NO_CROP_JITTER
 from pillsnap.errors import UserError
 from pillsnap.metrics.boxes import MIN_SCORE
-from pillsnap.models.precision import autocast
+from pillsnap.models.precision import autocast, this_device
 from pillsnap.tasks.best_model import Best, load_best
 
 TOP = 5
@@ -34,16 +34,19 @@ class Detections:
 @dataclass(frozen=True)
 class Names:
     """Classes of k crops: the `top` five class indices (k, 5), best first, their calibrated probabilities `probs`
-    (k, 5), and the probability of the best class before calibration, `raw` (k,).
+    (k, 5), the probability of the best class before calibration, `raw` (k,), and the `logits` (k, classes).
+
+    Probabilities are 0 where a logit is not finite.
     """
 
     top: np.ndarray
     probs: np.ndarray
     raw: np.ndarray
+    logits: np.ndarray
 
     def rows(self, chosen: slice) -> Names:
         """Some of the crops."""
-        return Names(self.top[chosen], self.probs[chosen], self.raw[chosen])
+        return Names(*(getattr(self, each.name)[chosen] for each in fields(self)))
 
 
 class TwoStage:
@@ -51,7 +54,7 @@ class TwoStage:
 
     def __init__(self, run: str | Path, settings: Settings, codes: list[str], *, classify: bool = True) -> None:
         self._settings = settings
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = this_device(settings.train.device)
         self._autocast = autocast(settings.train.amp, self._device)
         self._rng = np.random.default_rng(0)
         detection = load_best(run, "detection", settings, codes)
@@ -85,15 +88,19 @@ class TwoStage:
         assert self.classifier is not None
         settings = self._settings.classification
         crops = [self._crop(photo, box) for photo, rows in zip(photos, boxes, strict=True) for box in rows]
-        parts = [Names(np.zeros((0, TOP), np.int64), np.zeros((0, TOP), np.float32), np.zeros(0, np.float32))]
+        none = np.zeros((0, TOP), np.float32)
+        parts = [Names(none.astype(np.int64), none, none[:, 0], none)]
         for start in range(0, len(crops), settings.batch_size):
             images = torch.from_numpy(np.stack(crops[start : start + settings.batch_size])).to(self._device)
             logits = self._logits(images)
-            probs, top = (logits / self.temperature).softmax(1).topk(min(TOP, logits.shape[1]))
-            raw = logits.softmax(1).amax(1)
-            parts.append(Names(top.cpu().numpy(), probs.cpu().numpy(), raw.cpu().numpy()))
+            answered = logits.isfinite().all(1, keepdim=True)
+            finite = torch.where(answered, logits, 0)
+            probs, top = (finite / self.temperature).softmax(1).topk(min(TOP, logits.shape[1]))
+            raw = finite.softmax(1).amax(1, keepdim=True)
+            arrays = (top, probs * answered, (raw * answered)[:, 0], logits)
+            parts.append(Names(*(array.cpu().numpy() for array in arrays)))
         parts = parts if len(parts) == 1 else parts[1:]
-        names = Names(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("top", "probs", "raw")))
+        names = Names(*(np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(Names)))
         ends = np.cumsum([len(rows) for rows in boxes]).tolist()
         return [names.rows(slice(end - len(rows), end)) for end, rows in zip(ends, boxes, strict=True)]
 

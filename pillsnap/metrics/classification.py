@@ -13,11 +13,16 @@ from pillsnap.metrics.boxes import list_arrays
 from pillsnap.metrics.calibration import calibration_error
 
 IMAGE_TYPES = ("single", "combination")
+NO_ANSWER = -2
+"""Index of no class; -1 is a class that was not trained."""
 
 
 @dataclass(frozen=True)
 class Crops:
-    """The classification table as arrays: `labels` (n,), `top` (n, k) class indices and `probs` (n, k), best first."""
+    """The classification table as arrays: `labels` (n,), `top` (n, k) class indices and `probs` (n, k), best first.
+
+    A crop whose logits were not finite has NO_ANSWER in `top` and 0 in `probs`.
+    """
 
     image_types: np.ndarray
     labels: np.ndarray
@@ -35,11 +40,13 @@ def read_crops(table: pa.Table) -> Crops:
     """Arrays of a classification table. The label -1 stands for a class that was not trained."""
     if not table.num_rows:
         return Crops(np.zeros(0, str), np.zeros(0, int), np.zeros((0, 1), int), np.zeros((0, 1)), np.zeros(0))
+    probs = np.stack(list_arrays(table["top_probs"])).astype(np.float64)
+    top = np.stack(list_arrays(table["top_indices"])).astype(np.int64)
     return Crops(
         np.array(table["image_type"].to_pylist()),
         np.array(table["label"].to_pylist(), dtype=np.int64),
-        np.stack(list_arrays(table["top_indices"])).astype(np.int64),
-        np.stack(list_arrays(table["top_probs"])).astype(np.float64),
+        np.where(probs[:, :1] > 0, top, NO_ANSWER),
+        probs,
         table["raw_confidence"].to_numpy().astype(np.float64),
     )
 
@@ -47,7 +54,8 @@ def read_crops(table: pa.Table) -> Crops:
 def classification_metrics(table: pa.Table, classes: Sequence[str], num_pairs: int = 30) -> dict[str, Any]:
     """Top-1, top-5 and macro-F1, overall and by image type, with calibration and the most confused pairs.
 
-    `calibration` describes the confidences that users see; `ece_before` is the error before the temperature.
+    `calibration` describes confidences at a temperature that the crop itself did not fit; `ece_before` is the error
+    before the temperature.
     """
     crops = read_crops(table)
     return {
@@ -55,7 +63,9 @@ def classification_metrics(table: pa.Table, classes: Sequence[str], num_pairs: i
         **{name: _accuracy(crops, crops.image_types == name, len(classes)) for name in IMAGE_TYPES},
         "num_classes": len(classes),
         "num_unknown_class": int((_known(crops.labels, len(classes)) == len(classes)).sum()),
-        "calibration": calibration_error(crops.probs[:, 0], crops.predicted == crops.labels)
+        "calibration": calibration_error(
+            table["held_out_confidence"].to_numpy().astype(np.float64), crops.predicted == crops.labels
+        )
         | {"ece_before": calibration_error(crops.raw, crops.predicted == crops.labels)["ece"]},
         "confused_pairs": confused_pairs(crops.labels, crops.predicted, classes, limit=num_pairs),
     }

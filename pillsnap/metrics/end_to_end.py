@@ -10,11 +10,15 @@ import numpy as np
 import pyarrow as pa
 
 from pillsnap.metrics.boxes import Boxes, Photo, list_arrays, match_boxes, read_boxes, read_photos
+from pillsnap.metrics.classification import NO_ANSWER
 
 
 @dataclass(frozen=True)
 class NamedBoxes:
-    """Detections of one photo and the class given to each: `indices` int64 (n,) and `probs` (n,), best score first."""
+    """Detections of one photo and the class given to each: `indices` int64 (n,) and `probs` (n,), best score first.
+
+    The index is NO_ANSWER and the probability 0 where the logits were not finite.
+    """
 
     boxes: Boxes
     indices: np.ndarray
@@ -48,7 +52,9 @@ def read_named_boxes(table: pa.Table) -> dict[str, NamedBoxes]:
     boxes = read_boxes(table)
     indices, probs = list_arrays(table["indices"]), list_arrays(table["probs"])
     return {
-        sample_id: NamedBoxes(found, index[found.order].astype(np.int64), prob[found.order])
+        sample_id: NamedBoxes(
+            found, np.where(prob > 0, index, NO_ANSWER)[found.order].astype(np.int64), prob[found.order]
+        )
         for (sample_id, found), index, prob in zip(boxes.items(), indices, probs, strict=True)
     }
 
@@ -57,7 +63,8 @@ def match_photo(photo: Photo, named: NamedBoxes, classes: Sequence[str]) -> Phot
     """Match the detections of a photo to its label boxes, one to one at IoU 0.5, and compare their codes."""
     claims = match_boxes(photo.boxes, named.boxes.xywh)
     correct = [
-        claim >= 0 and classes[index] == photo.codes[claim] for claim, index in zip(claims, named.indices, strict=True)
+        claim >= 0 and index >= 0 and classes[index] == photo.codes[claim]
+        for claim, index in zip(claims, named.indices, strict=True)
     ]
     return PhotoResult(claims, np.array(correct, dtype=bool), len(photo.codes))
 

@@ -17,6 +17,9 @@ from pillsnap.data.recipes import CropRecipe
 from pillsnap.data.samples import TaskSamples, balance_classes, classification_samples
 from pillsnap.tasks.tensors import valid_rows
 
+NO_RANK = 10**6
+"""Beyond every class."""
+
 
 @dataclass(frozen=True)
 class ClassificationTask:
@@ -71,14 +74,18 @@ class ClassificationTask:
         return {"cross_entropy": own + other}
 
     def validate(self, model: nn.Module, batch: DeviceBatch) -> list[tuple[int, float, np.ndarray]]:
-        """Per crop: rank of the label, from 0; its negative log-likelihood; the same at each temperature."""
-        from pillsnap.metrics.calibration import losses_by_temperature
+        """Per crop: rank of the label, from 0; its negative log-likelihood; the facts that fit a temperature.
+
+        A class with the label's logit ranks above it. With a logit that is not finite, the rank is NO_RANK.
+        """
+        from pillsnap.metrics.calibration import temperature_facts
 
         logits, labels = valid_rows(batch, self._logits(model, batch.images).float(), batch.targets["label"])
-        ranks = (logits > logits.gather(1, labels[:, None])).sum(1, keepdim=True)
+        ranks = (logits >= logits.gather(1, labels[:, None])).sum(1, keepdim=True) - 1
+        ranks = torch.where(logits.isfinite().all(1, keepdim=True), ranks, NO_RANK)
         losses = -logits.log_softmax(1).gather(1, labels[:, None])
         # One copy, because each copy to the host is a sync.
-        rows = torch.cat([ranks, losses, losses_by_temperature(logits, labels)], 1).cpu().numpy()
+        rows = torch.cat([ranks, losses, temperature_facts(logits, labels)], 1).cpu().numpy()
         return [(int(row[0]), float(row[1]), row[2:]) for row in rows]
 
     def score(self, facts: list[tuple[int, float, np.ndarray]]) -> dict[str, float]:
@@ -91,7 +98,7 @@ class ClassificationTask:
             "top1": float((ranks == 0).mean()),
             "top5": float((ranks < 5).mean()),
             "loss": float(np.mean([loss for _, loss, _ in facts])),
-            "temperature": best_temperature(np.mean([losses for _, _, losses in facts], axis=0)),
+            "temperature": best_temperature(np.stack([row for _, _, row in facts])),
         }
 
     def export(self, model: nn.Module, path: Path, metrics: dict[str, float]) -> None:

@@ -112,7 +112,8 @@ def train_run(run: Run, relay: Any = None) -> None:
             num_workers=workers.most if workers.least == workers.most else str(workers),
             versions=versions(),
         )
-        for check in (*gpu_checks(), disk_check(run.run_dir)):
+        checks = [] if run.settings.train.device == "cpu" else gpu_checks()
+        for check in (*checks, disk_check(run.run_dir)):
             if check.ok is False:
                 events.write("warning", message=f"{check.name}: {check.found}: {check.advice}")
         for name in run.settings.tasks:
@@ -143,7 +144,11 @@ def _train_task(run: Run, name: str, workers: Workers, events: EventLog, relay: 
         return
     assert last is not None
     best = load_best(run.where, name, run.settings, run.codes, "driver")
-    assert best is not None
+    if best is None:
+        raise UserError(
+            f"{name} has no best model: the validation loss of every epoch was not finite. Train again in another "
+            f"directory with a lower {name}.lr or with train.amp=off."
+        )
     best.task.export(best.model, run.export_path(name), best.metrics)
     if relay:
         flush_relay(relay)

@@ -94,7 +94,7 @@ def train(job: Job, batches: Iterator[DeviceBatch]) -> Position:
                             return position
             log.flush_quarantine()
             metrics = task.score(group.gather(facts))
-            best = state.is_best(metrics[task.best_metric])
+            best = state.is_best(metrics[task.best_metric], metrics.get("loss", 0.0))
             log.write(
                 "validation", epoch=epoch + 1, step=position.global_step, metrics=metrics, best=best,
                 duration_s=time.monotonic() - validation_start_s,

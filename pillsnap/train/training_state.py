@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -50,6 +51,7 @@ class TrainingState:
     ) -> None:
         _seed_everything(train.seed)
         self._task, self._train, self._group, self._microbatches = task, train, group, microbatches
+        self._device = device
         model = task.build()
         if resume is not None:
             model.load_state_dict(resume.weights("model"))
@@ -61,7 +63,7 @@ class TrainingState:
             fused=True,  # required by clipped_step
         )
         self.loss_scale = LossScale(device) if train.amp == "float16" else None
-        self.best = float("-inf")
+        self.best, self.best_loss = -math.inf, math.inf
         self.notes: list[str] = []
         """Warnings about the set-up, for the user."""
         self._compiled = False
@@ -105,7 +107,7 @@ class TrainingState:
         if synced is not None:
             self._buffers.broadcast_from_first()
         self._buffers.keep()
-        random_state = _random_state()
+        random_state = _random_state(self._device)
         scale = None if self.loss_scale is None else self.loss_scale.factor
 
         def compute(part: DeviceBatch, last: bool) -> dict[str, torch.Tensor]:
@@ -124,7 +126,7 @@ class TrainingState:
         def undo() -> None:
             self.optimizer.zero_grad(set_to_none=True)
             self._buffers.restore()
-            _set_random_state(random_state)
+            _set_random_state(random_state, self._device)
 
         shares = self._microbatches.run(batch, compute, undo)
         if synced is not None and careful:
@@ -148,12 +150,16 @@ class TrainingState:
     def trainer_state(self) -> dict[str, Any]:
         """State for a checkpoint besides the weights; loads with weights_only=True."""
         scale = {} if self.loss_scale is None else {"loss_scale": self.loss_scale.state_dict()}
-        return {"optimizer": self.optimizer.state_dict(), "best": self.best} | scale | _random_state()
+        best = {"best": self.best, "best_loss": self.best_loss}
+        return {"optimizer": self.optimizer.state_dict()} | best | scale | _random_state(self._device)
 
-    def is_best(self, value: float) -> bool:
-        """Whether this is the best validation metric so far; keeps the best."""
-        better = value > self.best
-        self.best = max(self.best, value)
+    def is_best(self, score: float, loss: float = 0.0) -> bool:
+        """Whether this validation is the best so far: higher score, or the same with a lower loss; never one that is
+        not finite. Keeps the best.
+        """
+        better = math.isfinite(score + loss) and (score, -loss) > (self.best, -self.best_loss)
+        if better:
+            self.best, self.best_loss = score, loss
         return better
 
     def _restore(self, resume: Checkpoint) -> None:
@@ -164,8 +170,8 @@ class TrainingState:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.loss_scale is not None and "loss_scale" in state:
             self.loss_scale.load_state_dict(state["loss_scale"])
-        self.best = state["best"]
-        _set_random_state(state)
+        self.best, self.best_loss = state["best"], state.get("best_loss", math.inf)  # older checkpoints have no loss
+        _set_random_state(state, self._device)
 
 
 def moving_average(model: nn.Module, train: TrainSettings) -> MovingAverage:
@@ -204,17 +210,17 @@ def _parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float)
     ]
 
 
-def _random_state() -> dict[str, Any]:
+def _random_state(device: torch.device) -> dict[str, Any]:
     state = {"torch_rng": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda_rng"] = torch.cuda.get_rng_state()
+    if device.type == "cuda":
+        state["cuda_rng"] = torch.cuda.get_rng_state(device)
     return state
 
 
-def _set_random_state(state: dict[str, Any]) -> None:
+def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["torch_rng"])
-    if "cuda_rng" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda_rng"])
+    if "cuda_rng" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda_rng"], device)
 
 
 def _seed_everything(seed: int) -> None:

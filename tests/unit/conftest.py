@@ -178,5 +178,6 @@ def build_crops(
             "top_indices": pa.array([list(row) for row in top], INTS),
             "top_probs": pa.array([list(row) for row in probs], FLOATS),
             "raw_confidence": pa.array([row[0] for row in probs], pa.float32()),
+            "held_out_confidence": pa.array([row[0] for row in probs], pa.float32()),
         }
     )

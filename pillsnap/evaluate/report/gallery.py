@@ -105,7 +105,7 @@ def _by_pipeline(photo: Photo, named: NamedBoxes, classes: Sequence[str]) -> Pho
     ):
         outcome = "surplus" if claim < 0 else "right" if is_correct else "wrong"
         true = photo.codes[claim] if claim >= 0 else None
-        pills.append(Pill(outcome, box, true, classes[index], float(prob)))
+        pills.append(Pill(outcome, box, true, _name(index, classes), float(prob)))
     return PhotoOutcome(photo, (*pills, *_missed(photo, result.claims)))
 
 
@@ -128,10 +128,15 @@ def _by_crops(photos: Sequence[Photo], table: pa.Table, classes: Sequence[str]) 
         photo = by_id.get(sample_id)
         if photo is not None:
             box = None if np.isnan(photo.boxes[box_index]).any() else photo.boxes[box_index]
-            outcome = "right" if classes[predicted] == photo.codes[box_index] else "wrong"
-            pill = Pill(outcome, box, photo.codes[box_index], classes[predicted], float(prob))
+            name = _name(predicted, classes)
+            outcome = "right" if name == photo.codes[box_index] else "wrong"
+            pill = Pill(outcome, box, photo.codes[box_index], name, float(prob))
             pills.setdefault(sample_id, []).append(pill)
     return [PhotoOutcome(by_id[sample_id], tuple(found)) for sample_id, found in pills.items()]
+
+
+def _name(index: int, classes: Sequence[str]) -> str:
+    return classes[index] if index >= 0 else "no class"
 
 
 def _missed(photo: Photo, claims: np.ndarray) -> Iterable[Pill]:

@@ -41,12 +41,18 @@ def data_quality(manifest: pa.Table, events: Events, unread: Mapping[str, str]) 
 
 
 def split_sentence(metrics: Mapping[str, Any]) -> str:
-    """Which split the metrics are from, and how much of it was also trained on."""
+    """Which split the metrics are from, what it decided before, and how much of it was also trained on."""
     facts, split = metrics["split_facts"], metrics["split"]
     text = (
         f"All metrics are of the {split} split: {facts['num_photos']:,} photos of {facts['num_classes']:,} classes; "
         f"training used {facts['num_photos_trained']:,} other photos. "
     )
+    if facts["chose_models"]:
+        text += (
+            "The same photos chose each model's epoch and fitted the temperature, so accuracy is slightly too high. "
+        )
+    else:
+        text += "They had no part in choosing the models' epochs and fitting the temperature: the run's own split did. "
     unseen: list[str] = []
     seen: list[str] = []
     for name, what in (

@@ -106,3 +106,12 @@ def test_boxes_come_back_in_pixels_of_the_photo(run_dir: Path, monkeypatch: pyte
     image[400:800, 200:440] = 0
     found = TwoStage(run_dir, settings_with(), CODES).detect([image])[0]
     np.testing.assert_allclose(found.boxes[0], (200, 400, 240, 400), atol=15)
+
+
+def test_crop_without_finite_logits_has_no_answer(run_dir: Path) -> None:
+    models = TwoStage(run_dir, settings_with(), CODES)
+    boxes = np.array([[10, 10, 40, 30]], np.float32)
+    with torch.no_grad():
+        models.classifier.fc.weight[3] = float("nan")
+    names = models.classify([photo()], [boxes])[0]
+    assert not names.probs.any() and not names.raw.any()

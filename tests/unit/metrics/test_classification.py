@@ -80,3 +80,11 @@ def test_confused_pairs_are_counted_and_sorted() -> None:
 def test_confusion_matrix_has_true_rows_and_predicted_columns() -> None:
     matrix = confusion_matrix(np.array([0, 0, 1, -1]), np.array([1, 1, 1, 0]), 2)
     assert matrix.tolist() == [[0, 2], [0, 1]]
+
+
+def test_crop_without_an_answer_is_a_mistake(crops_of: MakeTable) -> None:
+    """Its logits were not finite: the probabilities are 0, whatever the indices say."""
+    table = crops_of([0, 1, -1], [[0, 1], [1, 0], [0, 1]], [[0.9, 0.1], [0.0, 0.0], [0.0, 0.0]])
+    metrics = classification_metrics(table, CLASSES)
+    assert metrics["top1"] == metrics["top5"] == pytest.approx(1 / 3)
+    assert metrics["calibration"]["accuracy"][0] == 0.0 and metrics["calibration"]["count"][0] == 2

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from pillsnap.metrics.end_to_end import pipeline_metrics
@@ -87,3 +88,11 @@ def test_metrics_are_none_without_combination_photos(manifest_of: MakeTable, pip
     manifest = manifest_of([{"sample_id": "single", "codes": ["K-1"], "boxes": [LEFT]}])
     metrics = pipeline_metrics(manifest, pipeline_of([]), CLASSES)
     assert (metrics["pill_accuracy"], metrics["photo_accuracy"], metrics["num_photos"]) == (None, None, 0)
+
+
+def test_pill_without_an_answer_is_found_and_not_named(manifest_of: MakeTable, pipeline_of: MakeTable) -> None:
+    table = pipeline_of([("a", [LEFT, RIGHT], [0.9, 0.8], [0, 1])])
+    column = table.schema.get_field_index("probs")
+    table = table.set_column(column, table.schema.field(column), pa.array([[0.9, 0.0]], pa.list_(pa.float32())))
+    metrics = pipeline_metrics(manifest_of([pair("a")]), table, CLASSES)
+    assert (metrics["detected"], metrics["pill_accuracy"]) == (1.0, 0.5)

@@ -170,3 +170,30 @@ def test_classification_facts_and_scores(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (score["top1"], score["top5"]) == (pytest.approx(2 / 3), 1.0)
     assert score["loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
     assert task.score([]) == {"top1": 0.0, "top5": 0.0, "loss": 0.0, "temperature": 1.0}
+
+
+@pytest.mark.parametrize("broken", ["nan", "inf", "constant"])
+def test_logits_that_say_nothing_are_wrong(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = tuple(f"K-{number}" for number in range(8))
+    task = ClassificationTask(tiny().classification, codes)
+    monkeypatch.setattr(ClassificationTask, "_inputs", lambda self, model, images, size_px: images)
+    batch = mock_batch(task, 4, CPU, 8)
+    logits = torch.full((4, 8), 1.0 if broken == "constant" else float(broken))
+    score = task.score(task.validate(FixedLogits(logits), batch))
+    assert (score["top1"], score["top5"]) == (0.0, 0.0)
+    assert np.isfinite(score["loss"]) == (broken == "constant")
+    if broken != "constant":
+        assert score["temperature"] == 1.0
+
+
+def test_tie_with_the_label_counts_against_it_and_one_broken_row_is_one_mistake(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    task = ClassificationTask(tiny().classification, ("K-1", "K-2", "K-3"))
+    monkeypatch.setattr(ClassificationTask, "_inputs", lambda self, model, images, size_px: images)
+    batch = mock_batch(task, 4, CPU, 3)
+    batch.targets["label"] = torch.tensor([0, 0, 2, 1])
+    logits = torch.tensor([[5.0, 5.0, 0.0], [5.0, 4.0, 0.0], [1.0, 1.0, float("nan")], [float("-inf"), 2.0, 1.0]])
+    facts = task.validate(FixedLogits(logits), batch)
+    assert [rank for rank, _, _ in facts][:2] == [1, 0]
+    assert task.score(facts)["top1"] == 0.25 and task.score(facts)["top5"] == 0.5

@@ -47,7 +47,16 @@ def predict(run: Run) -> dict[str, pa.Table]:
             guess = (label + 1) % len(run.codes) if len(crops) % 3 == 0 else label
             indices.append(guess)
             top = {"top_indices": [guess, (guess + 1) % len(run.codes)], "top_probs": [0.9, 0.1]}
-            crops.append({**common, "box_index": box_index, "label": label, "raw_confidence": 0.9, **top})
+            crops.append(
+                {
+                    **common,
+                    "box_index": box_index,
+                    "label": label,
+                    "raw_confidence": 0.9,
+                    "held_out_confidence": 0.9,
+                    **top,
+                }
+            )
         boxes = {"boxes": [box for _, box in pairs], "scores": [0.9] * len(pairs)}
         found.append({**common, **boxes, "indices": indices, "probs": [0.9] * len(pairs)})
     named = pa.Table.from_pylist(found)

@@ -93,6 +93,17 @@ def test_restored_state_continues_bit_for_bit(amp: str, tmp_path: Path) -> None:
     assert ("loss_scale" in expected.trainer_state()) == (amp == "float16")
 
 
+def test_best_is_the_higher_score_then_the_lower_loss_and_always_finite(tmp_path: Path) -> None:
+    state = new_state()
+    nan, inf = float("nan"), float("inf")
+    assert not state.is_best(1.0, nan) and not state.is_best(1.0, inf) and not state.is_best(nan, 0.1)
+    assert state.is_best(0.5, 0.9)
+    assert not state.is_best(0.4, 0.1) and not state.is_best(0.5, 0.9) and not state.is_best(0.5, 1.0)
+    assert not state.is_best(0.9, nan) and state.is_best(0.5, 0.8)
+    restored = new_state(save(state, tmp_path))
+    assert not restored.is_best(0.5, 0.8) and restored.is_best(0.5, 0.7) and restored.is_best(0.6, 5.0)
+
+
 def test_step_moves_weights_and_average(tmp_path: Path) -> None:
     state = new_state()
     before = save(state, tmp_path / "before")

@@ -257,12 +257,15 @@ def test_time_is_divided_by_task_and_activity(run: MakeRun) -> None:
 def test_split_sentence_counts_what_was_also_trained_on() -> None:
     facts = {"num_photos": 10, "num_classes": 3, "num_photos_trained": 40, "num_classes_not_trained": 1}
     facts |= {"num_groups": 5, "shared_groups": 2, "num_combinations": 4, "shared_combinations": 0}
-    facts |= {"num_camera_views": 0, "shared_camera_views": 0}
+    facts |= {"num_camera_views": 0, "shared_camera_views": 0, "chose_models": True}
     assert split_sentence({"split": "val", "split_facts": facts}) == (
-        "All metrics are of the val split: 10 photos of 3 classes; training used 40 other photos. None of its 4 pill "
+        "All metrics are of the val split: 10 photos of 3 classes; training used 40 other photos. The same photos "
+        "chose each model's epoch and fitted the temperature, so accuracy is slightly too high. None of its 4 pill "
         "combinations was trained on. Training also used 2 of its 5 photo groups. Not trained at all: 1 of its "
         "classes."
     )
+    other = split_sentence({"split": "val", "split_facts": facts | {"chose_models": False}})
+    assert "They had no part in choosing the models' epochs and fitting the temperature" in other
 
 
 def test_the_page_is_valid_html(run: MakeRun) -> None:
