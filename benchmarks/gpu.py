@@ -44,8 +44,8 @@ import torch
 
 from benchmarks.steps.peers import timm_step, ultralytics_step
 from pillsnap.config import Settings, load_settings
-from pillsnap.models.precision import prefer_speed
-from pillsnap.planner.measure import StepRates, measure_steps, mock_batch, this_device
+from pillsnap.models.precision import prefer_speed, this_device
+from pillsnap.planner.measure import StepRates, measure_steps, mock_batch
 from pillsnap.tasks.base import Task
 from pillsnap.tasks.registry import make_task
 from pillsnap.train.collectives import WorkerGroup

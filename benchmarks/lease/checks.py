@@ -23,7 +23,7 @@ import torch
 from benchmarks.lease.report import Report
 from pillsnap.data.loader import DeviceBatch, Loader
 from pillsnap.data.recipes import STAGES, Batch
-from pillsnap.planner.measure import this_device
+from pillsnap.models.precision import this_device
 
 ROOT = Path(__file__).resolve().parents[2]
 

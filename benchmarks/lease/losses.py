@@ -18,7 +18,7 @@ _STEPS_BEFORE = 30
 
 
 def losses(report: Report, quick: bool) -> None:
-    from pillsnap.planner.measure import this_device
+    from pillsnap.models.precision import this_device
 
     device = this_device()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False

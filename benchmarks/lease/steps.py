@@ -20,8 +20,8 @@ import torch
 from benchmarks.lease.report import Gate, Report
 from pillsnap.config import Settings, TrainSettings
 from pillsnap.data.loader import DeviceBatch
-from pillsnap.models.precision import prefer_speed
-from pillsnap.planner.measure import median_step, mock_batch, this_device
+from pillsnap.models.precision import prefer_speed, this_device
+from pillsnap.planner.measure import median_step, mock_batch
 from pillsnap.tasks.base import Task
 from pillsnap.tasks.registry import make_task
 from pillsnap.train.collectives import WorkerGroup

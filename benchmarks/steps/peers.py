@@ -12,8 +12,8 @@ import torch
 
 from pillsnap.config import Settings
 from pillsnap.data.loader import DeviceBatch
-from pillsnap.models.precision import autocast, wants_compiling
-from pillsnap.planner.measure import median_step, this_device
+from pillsnap.models.precision import autocast, this_device, wants_compiling
+from pillsnap.planner.measure import median_step
 
 
 def timm_step(settings: Settings, batch: DeviceBatch, num_classes: int, seconds: float) -> float:

@@ -49,7 +49,8 @@ def plan(
 
     budget = {"targets.total_time_s": budget_minutes * 60 if budget_minutes else None}
     settings = chosen_settings(stage, preset, config, budget, assignments)
-    where = local_manifest(manifest) if manifest else local_run(run_location(settings, run_dir))
+    run_at = run_location(settings, run_dir)
+    where = local_manifest(manifest) if manifest else local_run(run_at)
     found = where.is_file() or (where / "manifest.parquet").is_file()
     if manifest and not found:
         raise UserError(f"There is no manifest {manifest}: build it, or leave --manifest out to plan without one.")
@@ -59,7 +60,7 @@ def plan(
     from pillsnap.planner.estimate import estimate, read_run
     from pillsnap.planner.report import report_lines
 
-    run = read_run(settings, where, str(data_root)) if found else None
+    run = read_run(settings, run_at, where, str(data_root)) if found else None
     with ray_session():
         figures = estimate(
             settings, run, seconds=seconds, alternatives=alternatives,

@@ -54,8 +54,11 @@ def remove_stores(folder: str) -> None:
     ShardStore(folder).remove()
 
 
-def split_stores(folder: str, task: str, cutter: Cutter, codec: Codec, manifest_hash: str) -> dict[str, SplitStore]:
-    """The stores of a task's two splits in `folder`, perhaps empty or partly filled; writes their descriptions.
+def split_stores(
+    folder: str, task: str, cutter: Cutter, codec: Codec, manifest_hash: str, *, read_only: bool = False
+) -> dict[str, SplitStore]:
+    """The stores of a task's two splits in `folder`, perhaps empty or partly filled; writes their descriptions, unless
+    `read_only`.
 
     The name of a store has a hash of everything that determines its content, such as manifest, crop size and margin.
     """
@@ -65,8 +68,9 @@ def split_stores(folder: str, task: str, cutter: Cutter, codec: Codec, manifest_
         transform = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
         path = join(folder, f"{manifest_hash[:12]}-{task}-{split}-{transform}")
         about = {"task": task, "split": split, "manifest_hash": manifest_hash} | parts
-        shard_folder(path).write(DESCRIPTION_NAME, json.dumps(about, indent=2).encode())
-        stores[split] = SplitStore(ShardStore(path), cutter, codec, split == "train")
+        if not read_only:
+            shard_folder(path).write(DESCRIPTION_NAME, json.dumps(about, indent=2).encode())
+        stores[split] = SplitStore(ShardStore(path), cutter, codec, split == "train", read_only)
     return stores
 
 

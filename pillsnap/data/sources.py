@@ -37,6 +37,8 @@ class SplitStore:
     cutter: Cutter
     codec: Codec
     training: bool
+    read_only: bool = False
+    """Whether windows that are missing are not added."""
 
     def source(self, reader: PhotoReader, keys: KeyMemo | None = None) -> StoreSource:
         """Windows from this store, or from the photo when it is missing there."""
@@ -155,8 +157,8 @@ class StoreSource(Source):
         return bool(self.store.shards.stored(self.keys.of(samples, numbers)).all())
 
     def flush(self) -> None:
-        """Commit the windows in `fresh` to the store."""
-        if self.fresh:
+        """Commit the windows in `fresh` to the store, unless it is read only."""
+        if self.fresh and not self.store.read_only:
             self.store.shards.append(self.fresh)
             self.fresh = []
 

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from pillsnap.data.batch_maker import BatchMaker
+from pillsnap.data.decode_workers import decode_ahead
 from pillsnap.data.malloc import keep_freed_memory
 from pillsnap.data.packing import as_row, pack, stack, unstack
 from pillsnap.data.plan import Slot, StreamPlan
@@ -105,6 +106,14 @@ class Stream:
         image_bytes = self.recipe.size_px**2 * 3
         fitting = max(1, _ROW_BYTES // (self.plan.worker_batch_size * image_bytes))
         return min(steps, fitting) * num_workers or self.batches_per_read
+
+    def batches(self, share: ray.data.DataIterator | ray.data.Dataset, num_processes: int) -> Iterator[Batch]:
+        """The batches of a worker's share of this stream, or of the whole stream. If it ships bytes, `num_processes`
+        processes decode them.
+        """
+        if self.ship_bytes:
+            return decode_ahead(rows_of(share), self.batch_maker(), num_processes)
+        return batches_of(share)
 
     def batch_maker(self) -> BatchMaker:
         """Makes this stream's batches; a process fetches the samples and computes their keys once."""

@@ -14,8 +14,10 @@ import torch
 
 from pillsnap.config import TASKS, Settings
 from pillsnap.errors import UserError
-from pillsnap.planner.measure import StepRates, measure_loader, measure_steps, this_device
+from pillsnap.models.precision import this_device
+from pillsnap.planner.measure import StepRates, measure_loader, measure_steps
 from pillsnap.runs.directory import Run
+from pillsnap.storage import is_uri
 
 # From fast to accurate. The model of the settings is always measured.
 ALTERNATIVES: dict[str, tuple[tuple[str, int], ...]] = {
@@ -138,20 +140,28 @@ def sample_run(settings: Settings, folder: Path) -> Run:
         folder / "photos", num_classes=_SAMPLE_CLASSES, num_singles=_SAMPLE_PHOTOS - combinations,
         num_combinations=combinations,
     )  # fmt: skip
+    # Its own store, in that folder.
+    settings = settings.model_copy(update={"data": settings.data.model_copy(update={"store_dir": None})})
     path = build_manifest(folder / "photos", folder / "manifest", num_photos=None, num_classes=None).path
     return Run(folder, settings, read_manifest(path), "", read_classes(path.parent), str(folder / "photos"), "plan")
 
 
-def read_run(settings: Settings, manifest: Path, data_root: str) -> Run:
-    """A run over an existing manifest; writes nothing. Raises UserError when the manifest cannot be read."""
-    from pillsnap.manifest.table import read_classes, read_manifest
+def read_run(settings: Settings, where: str, manifest: Path, data_root: str) -> Run:
+    """The run that training would open at `where`, a folder or URI; writes nothing. Raises UserError when the manifest
+    cannot be read.
+    """
+    from pillsnap.manifest.table import manifest_hash, read_classes, read_manifest
 
     classes = read_classes(manifest if manifest.is_dir() else manifest.parent)
-    return Run(Path(data_root), settings, read_manifest(manifest), "", classes, data_root, "plan")
+    table, uri = read_manifest(manifest), where if is_uri(where) else ""
+    return Run(Path(where), settings, table, manifest_hash(manifest), classes, data_root, "plan", uri)
 
 
-def measure_task_loader(run: Run, name: str, seconds: float) -> float:
-    """Samples per second of a task's stream, the same as in training. Ray must be initialised."""
+def measure_task_loader(run: Run, name: str, seconds: float, *, read_only: bool) -> float:
+    """Samples per second of a task's stream, the same as in training. Ray must be initialised.
+
+    `read_only`: what is missing in the run's store is read from the photos and not added.
+    """
     from pillsnap.tasks.registry import make_task
     from pillsnap.train.trainer import make_stream
 
@@ -161,8 +171,8 @@ def measure_task_loader(run: Run, name: str, seconds: float) -> float:
     # Small manifests are repeated, so that the measurement does not run out of batches.
     copies = -(-wanted // max(len(samples.train), 1))
     many = pa.concat_tables([samples.train] * copies) if copies > 1 else samples.train
-    stream = make_stream(run, name, type(samples)(many, samples.val, {}), task.recipe(samples))
-    return measure_loader(stream, seconds)
+    stream = make_stream(run, name, type(samples)(many, samples.val, {}), task.recipe(samples), read_only=read_only)
+    return measure_loader(stream, seconds, run.settings.data, run.settings.train.cpus_per_worker)
 
 
 def measure_choice(
@@ -174,7 +184,7 @@ def measure_choice(
     update = {"model": model, "image_size_px": image_size_px, "weights": "random"}
     task_settings = getattr(settings, name).model_copy(update=update)
     task = make_task(name, settings.model_copy(update={name: task_settings}), codes)
-    device = this_device()
+    device = this_device(settings.train.device)
     batch_size = task_settings.batch_size if device.type == "cuda" else min(task_settings.batch_size, _CPU_BATCH)
     return measure_steps(
         task, settings.train, device, batch_size=batch_size, seconds=seconds, num_classes=max(len(codes), 1)
@@ -190,6 +200,7 @@ def estimate(
     takes about `seconds`.
     """
     budget_s = settings.targets.total_time_s
+    device = this_device(settings.train.device)
     with tempfile.TemporaryDirectory(prefix="pillsnap-plan-") as folder:
         measured = run
         if measured is None:
@@ -200,7 +211,7 @@ def estimate(
         loaders = {}
         for name in settings.tasks:
             say(f"{name}: measuring the loader")
-            loaders[name] = measure_task_loader(measured, name, seconds)
+            loaders[name] = measure_task_loader(measured, name, seconds, read_only=run is not None)
     codes = [f"K-{number:06}" for number in range(num_classes)]
     choices: dict[str, list[TaskEstimate]] = {}
     chosen: list[TaskEstimate] = []
@@ -233,7 +244,7 @@ def estimate(
     total_s = sum(task.seconds for task in chosen) + after_training_s
     fitting = largest_within(choices, budget_s, evaluating_s) if budget_s else None
     return {
-        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "from_manifest": run is not None,
         "tasks": [task.to_dict() for task in chosen],
         "judgement_s": after_training_s,

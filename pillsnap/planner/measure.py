@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from pillsnap.config import TrainSettings
+from pillsnap.config import DataSettings, TrainSettings
 from pillsnap.data.loader import DeviceBatch
-from pillsnap.data.stream import Stream, batches_of
+from pillsnap.data.stream import Stream
 from pillsnap.tasks.base import Task
 from pillsnap.train.collectives import WorkerGroup
 from pillsnap.train.microbatch import MicrobatchRunner
@@ -32,11 +34,6 @@ class StepRates:
     """Highest GPU memory; None without a GPU."""
     first_step_s: float
     """Seconds of the first step, with compilation if it is on."""
-
-
-def this_device() -> torch.device:
-    """The GPU that a single worker would train on, or the CPU."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def mock_batch(task: Task, batch_size: int, device: torch.device, num_classes: int = 1) -> DeviceBatch:
@@ -96,16 +93,25 @@ def measure_steps(
     return StepRates(batch_size / train_s, batch_size / val_s, peak, first_step_s)
 
 
-def measure_loader(stream: Stream, seconds: float) -> float:
-    """Samples per second of a task's stream after its first batch. Ray must be initialised."""
-    batches = batches_of(stream.dataset())
-    next(batches)  # includes the start of the workers
-    started, samples = time.perf_counter(), 0
-    for batch in batches:
-        samples += int(batch["valid"].sum())
-        if time.perf_counter() - started > seconds:
-            break
-    return samples / (time.perf_counter() - started)
+def measure_loader(stream: Stream, seconds: float, data: DataSettings, cpus_per_worker: float) -> float:
+    """Samples per second after the first batch of a task's stream, decoded as for a single train worker on this node.
+    Ray must be initialised.
+    """
+    import ray
+
+    from pillsnap.train.data_config import with_decoders
+
+    nodes = [ray.get_runtime_context().get_node_id()]
+    dataset = with_decoders(stream, nodes, cpus_per_worker).dataset(nodes=nodes)
+    batches = stream.batches(dataset, data.decoding_processes or os.cpu_count() or 1)
+    with closing(batches):  # type: ignore[type-var]
+        next(batches)  # includes the start of the workers
+        started, samples = time.perf_counter(), 0
+        for batch in batches:
+            samples += int(batch["valid"].sum())
+            if time.perf_counter() - started > seconds:
+                break
+        return samples / (time.perf_counter() - started)
 
 
 def median_step(step: Callable[[], None], device: torch.device, seconds: float) -> float:

@@ -44,13 +44,20 @@ class StreamFromCheckpoint(ray.train.DataConfig):
         last, _ = find_run_checkpoint(self._run, self._task, role="worker")
         first = stream.plan.first_slot(last.position.epoch, last.position.epoch_step) if last else 0
         nodes = worker_node_ids or ()
-        cpus = {node["NodeID"]: node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]}
-        share = decoding_share(cpus, nodes, self._cpus_per_worker, stream.decoding_cpus)
-        num_decoders = decoders(cpus, nodes, self._cpus_per_worker, share) if not stream.ship_bytes else 0
-        stream = replace(stream, decoding_cpus=share, decoders=num_decoders)
+        stream = with_decoders(stream, nodes, self._cpus_per_worker)
         return super().configure(
             {name: stream.dataset(first, nodes)}, world_size, worker_handles, worker_node_ids, **kwargs
         )
+
+
+def with_decoders(stream: Stream, workers: Sequence[str], cpus_per_worker: float) -> Stream:
+    """The stream with the CPUs per task and the number of actors that the cluster has room for beside the `workers`,
+    given by their nodes.
+    """
+    cpus = {node["NodeID"]: node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]}
+    share = decoding_share(cpus, workers, cpus_per_worker, stream.decoding_cpus)
+    num_decoders = decoders(cpus, workers, cpus_per_worker, share) if not stream.ship_bytes else 0
+    return replace(stream, decoding_cpus=share, decoders=num_decoders)
 
 
 def decoding_share(

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from pillsnap.cluster.session import Workers
-from pillsnap.config import DataSettings
+from pillsnap.config import Settings
 from pillsnap.data.fill_store import split_stores, store_folder
 from pillsnap.data.plan import StreamPlan
 from pillsnap.data.recipes import Recipe
@@ -90,16 +90,18 @@ def make_trainer(
     )
 
 
-def make_stream(run: Run, name: str, samples: TaskSamples, recipe: Recipe) -> Stream:
+def make_stream(run: Run, name: str, samples: TaskSamples, recipe: Recipe, *, read_only: bool = False) -> Stream:
     """The stream of task `name`, with its samples in the object store. Its plan is for one worker; StreamFromCheckpoint
-    changes that at each start of the workers.
+    changes that at each start of the workers. `read_only`: it adds nothing to the store.
     """
     settings, data = getattr(run.settings, name), run.settings.data
-    ship_bytes = _decodes_in_workers(data)
+    ship_bytes = _decodes_in_workers(run.settings)
     if ship_bytes:
         warm_up_reading()
     folder = store_folder(data.store_dir, run.where)
-    stores = {} if data.store == "off" else split_stores(folder, name, recipe, data.store, run.manifest_hash)
+    stores = {}
+    if data.store != "off":
+        stores = split_stores(folder, name, recipe, data.store, run.manifest_hash, read_only=read_only)
     return Stream(
         plan=StreamPlan(
             seed=run.settings.train.seed,
@@ -122,13 +124,15 @@ def make_stream(run: Run, name: str, samples: TaskSamples, recipe: Recipe) -> St
     )
 
 
-def _decodes_in_workers(data: DataSettings) -> bool:
+def _decodes_in_workers(settings: Settings) -> bool:
+    data = settings.data
     if data.decode_in != "auto":
         return data.decode_in == "workers"
     import ray
 
     resources = ray.cluster_resources()
-    return data.store != "off" and not resources.get("GPU") and resources.get("CPU", 0) <= _FEW_CPUS
+    uses_gpu = resources.get("GPU") and settings.train.device != "cpu"
+    return data.store != "off" and not uses_gpu and resources.get("CPU", 0) <= _FEW_CPUS
 
 
 def _all_workers_read(folder: str) -> bool:

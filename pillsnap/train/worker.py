@@ -6,15 +6,13 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pillsnap.config import Settings
 from pillsnap.data.plan import StreamPlan
-from pillsnap.data.recipes import Batch
-from pillsnap.data.stream import Stream, batches_of, rows_of
+from pillsnap.data.stream import Stream
 from pillsnap.errors import UserError
 from pillsnap.observe.events import EventSink
 from pillsnap.storage import one_line
@@ -70,7 +68,7 @@ def run_worker(config: WorkerConfig) -> None:
     with backend.become_writer() if rank == 0 else nullcontext() as events:
         shard = ray_train.get_dataset_shard(STREAM)
         stream = replace(config.stream, plan=replace(config.stream.plan, num_workers=context.get_world_size()))
-        batches = _start_batches(shard, stream, config.settings.data.decoding_processes or cores)
+        batches = stream.batches(shard, config.settings.data.decoding_processes or cores)
         # The stream starts while these imports take seconds.
         from pillsnap.data.loader import Loader
         from pillsnap.tasks.registry import make_task
@@ -110,14 +108,6 @@ def run_worker(config: WorkerConfig) -> None:
                     "warning", message=f"{config.task}: the worker stopped ({reason}); train.log has the trace."
                 )
             raise
-
-
-def _start_batches(shard: Any, stream: Stream, num_processes: int) -> Iterator[Batch]:
-    from pillsnap.data.decode_workers import decode_ahead
-
-    if stream.ship_bytes:
-        return decode_ahead(rows_of(shard), stream.batch_maker(), num_processes)
-    return batches_of(shard)
 
 
 def _tune(device: torch.device, cores: int) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from pillsnap.config import load_settings
+from pillsnap.data.fill_store import split_stores
+from pillsnap.models.precision import this_device
+from pillsnap.photos.reader import PhotoReader
 from pillsnap.planner.estimate import (
     START_S,
     Counts,
@@ -14,6 +19,7 @@ from pillsnap.planner.estimate import (
     evaluation_s,
     expected_counts,
     largest_within,
+    read_run,
 )
 from pillsnap.planner.measure import StepRates, measure_steps, mock_batch
 from pillsnap.planner.report import report_lines
@@ -95,3 +101,28 @@ def test_report_names_the_limit_and_what_fits() -> None:
     assert "budget 2 min: it does not fit" in text
     assert "allows 1 epochs of detection" in text
     assert "none of the measured models fits" in text
+
+
+def test_device_setting_is_honoured_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert this_device("cpu") == torch.device("cpu")
+    assert this_device("auto") == this_device("gpu") == torch.device("cuda", 0)
+
+
+def test_plan_reads_the_store_of_the_run_and_writes_nothing(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
+    """Its name has the manifest's hash; missing windows are cut and not kept."""
+    settings = load_settings("demo", {"classification.image_size_px": 32, "data.store": "jpeg"})
+    before = sorted(toy_tree.rglob("*"))
+    run = read_run(settings, str(tmp_path / "run"), toy_manifest, str(toy_tree))
+    assert len(run.manifest_hash) == 64 and run.where == str(tmp_path / "run")
+    task = make_task("classification", settings, run.codes)
+    samples = task.samples(run.manifest, None)
+    stores = split_stores(
+        f"{run.where}/store", "classification", task.recipe(samples), "jpeg", run.manifest_hash, read_only=True
+    )
+    source = stores["train"].source(PhotoReader(str(toy_tree), 10**7))
+    source.prefetch(samples.train, [0, 1])
+    source.fetch(samples.train, 0)
+    assert len(source.fresh) == 1 and source.fresh[0][1].data
+    source.flush()
+    assert not (tmp_path / "run").exists() and sorted(toy_tree.rglob("*")) == before
