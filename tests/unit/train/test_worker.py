@@ -27,8 +27,10 @@ POSITION = {"epoch": 1, "epoch_step": 2, "global_step": 12}
 @dataclass(frozen=True)
 class FakeStream:
     plan: StreamPlan
-    ship_bytes: bool = False
     train_samples: Any = None
+
+    def batches(self, share: object, num_processes: int) -> Iterator[Any]:
+        return iter(())
 
 
 class Worker:
@@ -50,7 +52,6 @@ class Worker:
         monkeypatch.setattr("pillsnap.runs.backend.connect", self._connect)
         monkeypatch.setattr("pillsnap.train.loop.train", self._train)
         monkeypatch.setattr(worker, "_tune", lambda device, cores: None)
-        monkeypatch.setattr(worker, "batches_of", lambda shard: iter(()))
 
     def run(self, **changes: Any) -> None:
         plan: Any = FakeStream(StreamPlan(seed=0, epochs=3, num_train=20, num_val=4, batch_size=4, num_workers=1))
