@@ -115,3 +115,11 @@ def test_crop_without_finite_logits_has_no_answer(run_dir: Path) -> None:
         models.classifier.fc.weight[3] = float("nan")
     names = models.classify([photo()], [boxes])[0]
     assert not names.probs.any() and not names.raw.any()
+
+
+def test_setting_for_the_cpu_holds_where_there_is_a_gpu(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_settings("demo", SMALL | {"train.device": "cpu"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    models = TwoStage(run_dir, settings, CODES)
+    assert {parameter.device.type for parameter in models.classifier.parameters()} == {"cpu"}
+    assert len(models.classify([photo()], [np.array([[10, 10, 40, 30]], np.float32)])[0].top) == 1
