@@ -9,7 +9,8 @@
         last.json                 names the last complete checkpoint
         best.json                 names the checkpoint with the best validation metric
 
-`save_checkpoint` commits: it writes under a temporary name, syncs, hashes, renames, and moves the pointers last. A
+`save_checkpoint` commits: it writes under a temporary name, syncs, hashes, renames, and moves the pointers last. It
+replaces no checkpoint: one of the same position gets a new name, and the old one is deleted after the pointers moved. A
 pointer therefore always names a complete checkpoint, whenever the process is killed.
 """
 
@@ -19,9 +20,10 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,6 +37,8 @@ if TYPE_CHECKING:  # Ray Train's dataset manager needs only positions: torch wou
 FORMAT = 1
 CHECKPOINT_FILES = ("model.safetensors", "ema.safetensors", "trainer.pt")
 META_FILE = "meta.json"
+POINTERS = ("last", "best")
+_NAME = re.compile(r"step-(\d+)(?:-epoch-(\d+))?(?:-(\d+))?")
 
 
 class CheckpointError(UserError):
@@ -115,11 +119,10 @@ def save_checkpoint(
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"step-{position.global_step:08d}"
-    if position.epoch_step == 0 and position.epoch:
-        final = folder / f"step-{position.global_step:08d}-epoch-{position.epoch:04d}"
+    for abandoned in folder.glob(".step-*.partial"):
+        shutil.rmtree(abandoned)
+    final = folder / _new_name(folder, position)
     partial = folder / f".{final.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
         save_file(dict(model), partial / "model.safetensors")
@@ -134,8 +137,6 @@ def save_checkpoint(
     except Exception:
         shutil.rmtree(partial, ignore_errors=True)  # frees space on a full disk
         raise
-    if final.exists():
-        shutil.rmtree(final)
     os.rename(partial, final)
     _sync(folder)
     if best:
@@ -191,7 +192,7 @@ def find_checkpoint(folder: Path, pointer: str = "last") -> tuple[Checkpoint | N
 
     When the pointer or its checkpoint is damaged, the newest sound one is used; None when there is none.
     """
-    names = sorted((path.name for path in folder.glob("step-*") if path.is_dir()), key=age, reverse=True)
+    names = sorted(_names(folder), key=age, reverse=True)
     try:
         pointed: str | None = (folder / f"{pointer}.json").read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -211,12 +212,10 @@ def newest_sound(
     if pointed is None:
         if names:
             damaged.append(f"{pointer_path} is missing.")
+    elif (named := pointed_by(pointed)) is None:
+        damaged.append(f"{pointer_path} is damaged.")
     else:
-        try:
-            named = str(json.loads(pointed)["checkpoint"])
-            names = [named, *(name for name in names if name != named)]
-        except (ValueError, KeyError, TypeError):
-            damaged.append(f"{pointer_path} is damaged.")
+        names = [named, *(name for name in names if name != named)]
     for name in names:
         try:
             return load(name), damaged
@@ -225,10 +224,28 @@ def newest_sound(
     return None, damaged
 
 
-def age(name: str) -> tuple[int, int]:
-    """Sort key of checkpoint names: (global step, epoch)."""
-    parts = name.split("-")
-    return int(parts[1]), int(parts[3]) if len(parts) > 3 else -1
+def is_checkpoint_name(name: str) -> bool:
+    """Whether `save_checkpoint` gives such names."""
+    return _NAME.fullmatch(name) is not None
+
+
+def age(name: str) -> tuple[int, int, int]:
+    """Sort key of checkpoint names: (global step, epoch, number of the save at this position)."""
+    match = _NAME.fullmatch(name)
+    assert match is not None, name
+    step, epoch, number = match.groups()
+    return int(step), int(epoch or -1), int(number or 1)
+
+
+def outdated(names: Iterable[str], pointed: Collection[str | None], keep: int) -> list[str]:
+    """The checkpoints to delete: all but the newest one of each of the last `keep` positions, and those that pointers
+    name. `pointed` has None for a damaged pointer, which may name any: then there are none to delete.
+    """
+    if None in pointed:
+        return []
+    newest = {age(name)[:2]: name for name in sorted(names, key=age)}
+    kept = {*[*newest.values()][-keep:], *pointed}
+    return [name for name in names if name not in kept]
 
 
 def point_to(folder: Path, pointer: str, name: str) -> None:
@@ -246,15 +263,37 @@ def _read(path: Path, load: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
         raise CheckpointError(f"{path} is refused: it holds no state of PillSnap ({type(error).__name__}).") from None
 
 
+def pointed_by(content: str | bytes) -> str | None:
+    """The checkpoint named by a pointer's content; None when that is damaged."""
+    try:
+        return str(json.loads(content)["checkpoint"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _new_name(folder: Path, position: Position) -> str:
+    """A name that no checkpoint of the folder has and no pointer names, newer than all others of the position."""
+    name = f"step-{position.global_step:08d}"
+    if position.epoch_step == 0 and position.epoch:
+        name += f"-epoch-{position.epoch:04d}"
+    used = filter(is_checkpoint_name, [*_names(folder), *filter(None, _pointed(folder))])
+    number = max((age(other)[2] for other in used if age(other)[:2] == age(name)[:2]), default=0) + 1
+    return name if number == 1 else f"{name}-{number}"
+
+
 def _prune(folder: Path, keep: int) -> None:
-    named = set()
-    for pointer in ("last", "best"):
-        if (folder / f"{pointer}.json").exists():
-            named.add(json.loads((folder / f"{pointer}.json").read_text(encoding="utf-8"))["checkpoint"])
-    complete = sorted((path for path in folder.glob("step-*") if path.is_dir()), key=lambda path: age(path.name))
-    for path in complete[:-keep]:
-        if path.name not in named:
-            shutil.rmtree(path)
+    for name in outdated(_names(folder), _pointed(folder), keep):
+        shutil.rmtree(folder / name)
+
+
+def _names(folder: Path) -> list[str]:
+    return [path.name for path in folder.glob("step-*") if path.is_dir() and is_checkpoint_name(path.name)]
+
+
+def _pointed(folder: Path) -> set[str | None]:
+    """What the pointers name, None for a damaged one."""
+    files = [folder / f"{pointer}.json" for pointer in POINTERS]
+    return {pointed_by(file.read_bytes()) for file in files if file.exists()}
 
 
 def _dump(contents: dict[str, Any]) -> str:

@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,19 +20,22 @@ from pathlib import Path
 from pillsnap.runs.checkpoint import (
     CHECKPOINT_FILES,
     META_FILE,
+    POINTERS,
     Checkpoint,
     CheckpointError,
     age,
     find_checkpoint,
+    is_checkpoint_name,
     load_checkpoint,
     newest_sound,
+    outdated,
     point_to,
+    pointed_by,
 )
 from pillsnap.storage import Storage, is_uri, join, scratch
 
 ROLES = ("driver", "worker", "reader")
 """Processes that keep separate copies on a node: the driver, the train workers, all others."""
-_NAME = re.compile(r"step-\d+(-epoch-\d+)?")
 
 
 def find_run_checkpoint(
@@ -76,26 +78,37 @@ class PublishedCheckpoints:
         """Make this node's folder equal to the published state. The caller must hold its writer lock."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._drop_all_but(self._complete())
-        for pointer in ("last", "best"):
+        for pointer in POINTERS:
             content = self._storage.read(f"{pointer}.json")
             (self.folder / f"{pointer}.json").unlink(missing_ok=True)
             if content is not None:
                 (self.folder / f"{pointer}.json").write_bytes(content)
 
-    def publish(self, path: Path, *, best: bool, keep: int, before_pointers: Callable[[], None]) -> None:
+    def publish(
+        self,
+        path: Path,
+        *,
+        best: bool,
+        keep: int,
+        before_pointers: Callable[[], None],
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         """Upload a committed checkpoint, move the pointers to it, and delete all but the last `keep` and the best.
 
         `before_pointers` is called before the checkpoint becomes complete; when it raises, the previous checkpoint
-        stays in place. Raises StorageError likewise.
+        stays in place. `check` is called before each change of the storage, and raises when the run is no longer this
+        writer's. Raises StorageError likewise.
         """
         for name in CHECKPOINT_FILES:
+            check()
             self._storage.upload(path / name, f"{path.name}/{name}")
         before_pointers()
+        check()
         self._storage.upload(path / META_FILE, f"{path.name}/{META_FILE}")
-        pointer = json.dumps({"checkpoint": path.name}).encode()
-        if best:
-            self._storage.write("best.json", pointer)
-        self._storage.write("last.json", pointer)
+        for pointer in ("best", "last") if best else ("last",):
+            check()
+            self._storage.write(f"{pointer}.json", json.dumps({"checkpoint": path.name}).encode())
+        check()
         self._prune(keep)
 
     def _drop_all_but(self, names: list[str]) -> None:
@@ -106,8 +119,10 @@ class PublishedCheckpoints:
 
     def _prune(self, keep: int) -> None:
         files = self._storage.files()
-        named = {json.loads(self._storage.read(name) or b"{}").get("checkpoint") for name in ("last.json", "best.json")}
-        kept = named | set(self._complete(files)[:keep])
+        contents = [self._storage.read(f"{pointer}.json") for pointer in POINTERS]
+        pointed = {pointed_by(content) for content in contents if content is not None}
+        complete = self._complete(files)
+        kept = pointed | {*complete} - {*outdated(complete, pointed, keep)}
         gone = [name for name in files if "/" in name and name.partition("/")[0] not in kept]
         for name in sorted(
             gone, key=lambda name: not name.endswith(META_FILE)
@@ -118,11 +133,11 @@ class PublishedCheckpoints:
         """Names of completely uploaded checkpoints, newest first."""
         names = self._storage.files() if files is None else files
         found = {name.partition("/")[0] for name in names if name.endswith(f"/{META_FILE}")}
-        return sorted(filter(_NAME.fullmatch, found), key=age, reverse=True)
+        return sorted(filter(is_checkpoint_name, found), key=age, reverse=True)
 
     def fetch(self, name: str) -> Checkpoint:
         """This node's verified copy of a checkpoint. Raises CheckpointError naming the remote file at fault."""
-        if not _NAME.fullmatch(name):
+        if not is_checkpoint_name(name):
             raise CheckpointError(f"{self.uri} has no checkpoint {name!r}.")
         target, partial = self.folder / name, self.folder / f".{name}.fetching"
         with self._fetching():

@@ -1,6 +1,7 @@
 """Kills a process at each disk operation of a save: before it, after it, and with a file half written.
 
-python -m tests.reliability.die_saving FOLDER prints one JSON line per kill.
+python -m tests.reliability.die_saving FOLDER prints one JSON line per kill. With the argument `again`, every save is of
+one position and keeps one checkpoint.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from pillsnap.runs import checkpoint as module
 from pillsnap.runs.checkpoint import Position, find_checkpoint, save_checkpoint
 
 
-def save(folder: Path, epoch: int, best: bool = True) -> None:
+def save(folder: Path, epoch: int, best: bool = True, keep: int = 2, number: int = 1) -> None:
     weights = {"w": torch.full((64, 33), float(epoch)), "n": torch.tensor(epoch)}
     save_checkpoint(
         folder, Position(epoch, 0, 10 * epoch), model=weights, ema=weights,
-        trainer={"optimizer": {"epoch": epoch}}, meta={"elapsed_s": 1.0}, best=best, keep=2,
+        trainer={"optimizer": {"epoch": epoch}}, meta={"elapsed_s": 1.0, "number": number}, best=best, keep=keep,
     )  # fmt: skip
 
 
@@ -70,17 +71,20 @@ def die_at(boundary: int) -> None:
     module.json.loads = watched(json.loads)
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, again: bool) -> None:
     torch.set_num_threads(1)
-    save(folder, 1)
-    save(folder, 2)
-    save(folder, 3, best=False)
-    boundary, epoch = 0, 4
+    if again:
+        save(folder, 3, keep=1, number=-1)
+    else:
+        save(folder, 1)
+        save(folder, 2)
+        save(folder, 3, best=False)
+    boundary, epoch = 0, 3 if again else 4
     while True:
         process = os.fork()
         if process == 0:
             die_at(boundary)
-            save(folder, epoch)
+            save(folder, epoch, keep=1 if again else 2, number=boundary)
             os._exit(0)
         _, status = os.waitpid(process, 0)
         last, _ = find_checkpoint(folder)
@@ -92,12 +96,14 @@ def main(folder: Path) -> None:
         ]
         found = [c.position.epoch if c else None for c in (last, best)]
         died = os.WIFSIGNALED(status)
-        print(json.dumps({"boundary": boundary, "died": died, "saving": epoch, "whole": all(whole), "found": found}))
+        line = {"boundary": boundary, "died": died, "saving": epoch, "whole": all(whole), "found": found}
+        numbers = [c.meta["number"] if c else None for c in (last, best)]
+        print(json.dumps(line | {"numbers": numbers, "kept": len(list(folder.glob("step-*")))}))
         if not died:
             return
         # The next process saves the next epoch, as a restarted run would.
-        boundary, epoch = boundary + 1, (found[0] or 0) + 1
+        boundary, epoch = boundary + 1, epoch if again else (found[0] or 0) + 1
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), "again" in sys.argv)

@@ -26,6 +26,20 @@ def test_kill_at_every_disk_operation_of_a_save(tmp_path: Path) -> None:
     say(whole, len(deaths) - 1, "SIGKILL at each boundary of a save: the last and the best checkpoint load complete")
 
 
+def test_kill_at_every_disk_operation_of_a_second_save_at_one_position(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.reliability.die_saving", str(tmp_path), "again"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    *deaths, end = [json.loads(line) for line in done.stdout.splitlines()]
+    assert not end["died"] and len(deaths) >= 50
+    assert (end["numbers"], end["kept"]) == ([end["boundary"]] * 2, 1)  # the last save replaced all before
+    whole = sum(death["whole"] and death["found"] == [3, 3] for death in deaths)
+    say(
+        whole,
+        len(deaths),
+        "SIGKILL at each boundary of a second save at one position, one checkpoint kept: loads whole",
+    )
+
+
 def test_every_damaged_file_is_detected_and_named(tmp_path: Path) -> None:
     passed = tried = 0
     for name in FILES:

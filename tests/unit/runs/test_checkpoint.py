@@ -50,6 +50,62 @@ def test_pruning_keeps_the_last_and_the_best(tmp_path: Path) -> None:
     assert best.position.epoch == 2
 
 
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_dir())
+
+
+def test_second_save_at_a_position_counts_and_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    save(tmp_path, 1, 1.0)
+    for value in (2.0, 2.5, 2.75):
+        path = save(tmp_path, 2, value, epoch_step=4)
+        found, damaged = find_checkpoint(tmp_path)
+        assert found is not None and found.path == path and damaged == []
+        assert float(found.weights("model")["w"][0, 0]) == value
+    assert names(tmp_path) == ["step-00000010-epoch-0001", "step-00000024-3"]
+    (tmp_path / "last.json").write_bytes(b"")  # without the pointer, the newest is still the last one saved
+    found, _ = find_checkpoint(tmp_path)
+    assert found is not None and found.path == path
+
+
+def test_best_checkpoint_stays_when_its_position_is_saved_again(tmp_path: Path) -> None:
+    save(tmp_path, 1, 1.0, best=True, keep=1)
+    save(tmp_path, 1, 2.0, keep=1)
+    found = [find_checkpoint(tmp_path, pointer)[0] for pointer in ("last", "best")]
+    values = [float(each.weights("model")["w"][0, 0]) for each in found if each]
+    assert values == [2.0, 1.0]
+
+
+def test_damaged_checkpoint_is_saved_again_beside_sound_ones(tmp_path: Path) -> None:
+    save(tmp_path, 1, 1.0)
+    (save(tmp_path, 2, 2.0) / "trainer.pt").write_bytes(b"torn")
+    save(tmp_path, 2, 2.5)
+    found, damaged = find_checkpoint(tmp_path)
+    assert found is not None and damaged == [] and float(found.weights("model")["w"][0, 0]) == 2.5
+    assert names(tmp_path) == ["step-00000010-epoch-0001", "step-00000020-epoch-0002-2"]
+
+
+def test_name_of_a_pointer_is_not_used_again(tmp_path: Path) -> None:
+    """A node that takes over a remote run has its pointers, but not yet its checkpoints."""
+    (tmp_path / "best.json").write_text('{"checkpoint": "step-00000010-epoch-0001"}')
+    assert save(tmp_path, 1, 1.0).name == "step-00000010-epoch-0001-2"
+
+
+def test_nothing_is_deleted_while_a_pointer_is_damaged(tmp_path: Path) -> None:
+    save(tmp_path, 1, 1.0, best=True, keep=1)
+    (tmp_path / "best.json").write_bytes(b"")
+    for epoch in (2, 3):
+        save(tmp_path, epoch, float(epoch), keep=1)
+    assert len(names(tmp_path)) == 3
+    save(tmp_path, 4, 4.0, best=True, keep=1)
+    assert names(tmp_path) == ["step-00000040-epoch-0004"]
+
+
+def test_save_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+    (tmp_path / ".step-00000007.partial").mkdir()
+    save(tmp_path, 1, 1.0)
+    assert names(tmp_path) == ["step-00000010-epoch-0001"]
+
+
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone"])
 def test_damaged_file_is_named_and_the_previous_checkpoint_used(tmp_path: Path, name: str, damage: str) -> None:

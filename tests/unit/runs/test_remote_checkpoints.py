@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -83,6 +84,56 @@ def test_committed_but_unpublished_checkpoint_is_dropped(
     save_and_publish(run_uri, 3)  # publishing removes the leftovers
     names = {name.partition("/")[0] for name in Storage(f"{run_uri}/checkpoints/detection").files()}
     assert local.name not in names
+
+
+def test_publishing_a_position_again_always_leaves_a_complete_checkpoint(
+    run_uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each change of the storage is the last one in turn; each attempt is made on a node without copies."""
+
+    class Death(BaseException):
+        pass
+
+    changes = {"left": 10**9}
+
+    def dying(method: Any) -> Any:
+        def wrapper(*args: Any) -> Any:
+            if changes["left"] == 0:
+                raise Death
+            changes["left"] -= 1
+            return method(*args)
+
+        return wrapper
+
+    for name in ("upload", "write", "remove"):
+        monkeypatch.setattr(Storage, name, dying(getattr(Storage, name)))
+    found: Any = None
+    for attempt in range(60):
+        other_node(monkeypatch, tmp_path, f"node{attempt}")
+        store = PublishedCheckpoints(run_uri, "detection", "worker")
+        store.take_over()
+        weights = {"w": torch.full((4, 3), float(attempt))}
+        path = save_checkpoint(
+            store.folder, Position(1, 0, 10), model=weights, ema=weights, trainer={}, meta={"elapsed_s": 5.0},
+            best=True, keep=1,
+        )  # fmt: skip
+        changes["left"] = attempt - 1 if attempt else 10**9
+        try:
+            store.publish(path, best=True, keep=1, before_pointers=lambda: None)
+            completed = True
+        except Death:
+            completed = False
+        changes["left"] = 10**9
+        other_node(monkeypatch, tmp_path, f"reader{attempt}")
+        for pointer in ("last", "best"):
+            found, damaged = find_run_checkpoint(run_uri, "detection", pointer)
+            assert found is not None and damaged == [], (attempt, pointer, damaged)
+        if attempt and completed:
+            break
+    assert completed and attempt >= 11
+    assert float(found.weights("model")["w"][0, 0]) == attempt
+    published = {name.partition("/")[0] for name in Storage(f"{run_uri}/checkpoints/detection").files()}
+    assert published == {found.path.name, "last.json", "best.json"}
 
 
 def test_outdated_node_takes_over_the_published_state(
