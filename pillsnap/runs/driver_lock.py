@@ -2,7 +2,8 @@
 
 Object stores have no locks. A driver writes a lock file, waits, and continues when the file is still its own; then it
 renews the file every few seconds. A lock file is stale when it has not changed for DEAD_AFTER_S by this machine's
-clock, or when its process on this machine has ended.
+clock, or when its process on this machine has ended. A driver that was suspended for longer finds out at its next
+renewal only, so whatever it publishes is preceded by `check_not_lost`, which reads the lock file itself.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from pillsnap.errors import UserError
-from pillsnap.runs.directory import STOP_FILE
+from pillsnap.runs.directory import CONFIG_FILE, STOP_FILE
 from pillsnap.runs.mirror import RunMirror
 from pillsnap.storage import Storage, StorageError, drop_old_copies, is_uri, scratch
 
 LOCK_FILE = ".driver.lock"
 _LOST_FILE = ".lost"
+_ID_FILE = ".driver-id"
+"""In the driver's copy of the run: the id in its lock file."""
 RENEW_EVERY_S = 10.0
 DEAD_AFTER_S = 35.0
 SETTLE_S = 1.0
@@ -42,7 +45,8 @@ class DriverLock:
 
     def __init__(self, uri: str, say: Callable[[str], None], on_lost: Callable[[], None]) -> None:
         self._storage, self._say, self._on_lost = Storage(uri), say, on_lost
-        self._owner: dict[str, Any] = {"id": uuid.uuid4().hex, "host": socket.gethostname(), **_this_process()}
+        self.id = uuid.uuid4().hex
+        self._owner: dict[str, Any] = {"id": self.id, "host": socket.gethostname(), **_this_process()}
         self._renewals = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="driver-lock", daemon=True)
@@ -53,21 +57,21 @@ class DriverLock:
         self._wait_until_stale()
         self._write()
         time.sleep(SETTLE_S)
-        other = self._read()
-        if other is not None and other["id"] != self._owner["id"]:
+        other = _read(self._storage)
+        if other is not None and other["id"] != self.id:
             raise self._held(other)
         self._thread.start()
 
     def release(self) -> None:
-        """Remove the lock file."""
+        """Remove the lock file, unless it is another driver's."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
-        if not self.lost:
+        if not self.lost and not _is_taken(self._storage, self.id):
             self._storage.remove(LOCK_FILE)
 
     def _wait_until_stale(self) -> None:
-        first = self._read()
+        first = _read(self._storage)
         if first is None:
             return
         if first.get("machine") == _machine():
@@ -81,7 +85,7 @@ class DriverLock:
         end_s = time.monotonic() + DEAD_AFTER_S
         while time.monotonic() < end_s:
             time.sleep(SETTLE_S)
-            now = self._read()
+            now = _read(self._storage)
             if now is None:
                 return
             if now != first:
@@ -93,13 +97,6 @@ class DriverLock:
             "use another --run."
         )
 
-    def _read(self) -> dict[str, Any] | None:
-        try:
-            owner = json.loads(self._storage.read(LOCK_FILE) or b"null")
-        except ValueError:
-            return None
-        return owner if isinstance(owner, dict) and {"id", "pid", "host"} <= set(owner) else None
-
     def _write(self) -> None:
         self._storage.write(LOCK_FILE, json.dumps(self._owner | {"renewals": self._renewals}).encode())
 
@@ -107,8 +104,7 @@ class DriverLock:
         warned = False
         while not self._stop.wait(RENEW_EVERY_S):
             try:
-                other = self._read()
-                if other is not None and other["id"] != self._owner["id"]:
+                if _is_taken(self._storage, self.id):
                     self.lost = True
                     self._on_lost()
                     return
@@ -119,6 +115,20 @@ class DriverLock:
                 if not warned:
                     _log.warning("the run's lock could not be renewed: %s", error)
                 warned = True
+
+
+def _read(storage: Storage) -> dict[str, Any] | None:
+    try:
+        owner = json.loads(storage.read(LOCK_FILE) or b"null")
+    except ValueError:
+        return None
+    return owner if isinstance(owner, dict) and {"id", "pid", "host"} <= set(owner) else None
+
+
+def _is_taken(storage: Storage, own_id: str) -> bool:
+    """Whether another driver holds the run, or has held it and ended: a run without any lock, rather than no run."""
+    owner = _read(storage)
+    return storage.stamp(CONFIG_FILE) is not None if owner is None else owner["id"] != own_id
 
 
 def _this_process() -> dict[str, Any]:
@@ -161,6 +171,7 @@ def driving(where: str, say: Callable[[str], None]) -> Iterator[Path]:
 
     lock = DriverLock(where, say, give_up)
     lock.acquire()
+    (local / _ID_FILE).write_text(lock.id)
     mirror = RunMirror(where, local)
     try:
         mirror.fetch()
@@ -168,19 +179,23 @@ def driving(where: str, say: Callable[[str], None]) -> Iterator[Path]:
             yield local
         except BaseException:
             try:
-                check_not_lost(local)
+                check_not_lost(where, local)
                 mirror.publish()
             except UserError as error:
                 say(f"the end of the run was not published: {error}")
             raise
-        check_not_lost(local)
+        check_not_lost(where, local)
         mirror.publish()
     finally:
         with contextlib.suppress(StorageError):
             lock.release()
 
 
-def check_not_lost(run_dir: Path) -> None:
-    """Raise UserError when another driver has taken over the run of this copy."""
-    if (run_dir / _LOST_FILE).exists():
-        raise UserError(f"Another driver has taken over the run {run_dir.name}: this one publishes nothing more.")
+def check_not_lost(uri: str, run_dir: Path) -> None:
+    """Raise UserError when the run's lock is not that of this copy's driver, StorageError when it cannot be read."""
+    known = run_dir / _ID_FILE
+    if (run_dir / _LOST_FILE).exists() or (known.exists() and _is_taken(Storage(uri), known.read_text())):
+        raise UserError(
+            f"Another driver has taken over the run {run_dir.name}, or its {LOCK_FILE} was deleted: this one publishes "
+            "nothing more."
+        )

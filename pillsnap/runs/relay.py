@@ -31,7 +31,7 @@ class Relay:
     """The actor's class. Calls of one worker are served in order."""
 
     def __init__(self, uri: str, run_dir: str) -> None:
-        self._run_dir = Path(run_dir)
+        self._uri, self._run_dir = uri, Path(run_dir)
         self._mirror = RunMirror(uri, self._run_dir)
         self._events = EventLog(self._run_dir)
         self._log = SharedRotatingHandler(self._run_dir / LOG_FILE)
@@ -69,13 +69,15 @@ class Relay:
         """Whether the run is asked to stop."""
         return (self._run_dir / STOP_FILE).exists()
 
-    def flush(self, sender: str = "") -> None:
-        """Publish everything received so far. Raises UserError when `sender` or this driver was replaced, and
-        StorageError when the storage cannot be written.
-        """
+    def check(self, sender: str = "") -> None:
+        """Raise UserError when `sender` or this driver was replaced, StorageError when the lock cannot be read."""
         if sender not in ("", self._sender):
             raise UserError("This worker was replaced: its checkpoint does not count.")
-        check_not_lost(self._run_dir)
+        check_not_lost(self._uri, self._run_dir)
+
+    def flush(self, sender: str = "") -> None:
+        """Publish everything received so far. Raises as `check`, and StorageError when it cannot be written."""
+        self.check(sender)
         with self._publishing:
             self._mirror.publish()
 
@@ -83,7 +85,7 @@ class Relay:
         while True:
             time.sleep(_POLL_EVERY_S)
             try:
-                check_not_lost(self._run_dir)
+                self.check()
                 with self._publishing:
                     self._mirror.publish_if_due()
             except (OSError, UserError) as error:  # retried; an unpublished checkpoint ends the run in `flush`

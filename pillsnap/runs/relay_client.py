@@ -37,10 +37,17 @@ class RelayEventLog:
 
     def flush(self) -> None:
         """Block until everything that was sent is published. Raises as `Relay.flush`."""
+        self._ask(self._relay.flush)
+
+    def check(self) -> None:
+        """Raises as `Relay.check`."""
+        self._ask(self._relay.check)
+
+    def _ask(self, method: Any) -> None:
         import ray
 
         try:
-            ray.get(self._relay.flush.remote(self._sender), timeout=_REPLY_TIMEOUT_S)
+            ray.get(method.remote(self._sender), timeout=_REPLY_TIMEOUT_S)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
         except ray.exceptions.GetTimeoutError:
@@ -88,7 +95,7 @@ class RelayBackend:
             announce()
             log.flush()
 
-        self._checkpoints.publish(path, best=best, keep=keep, before_pointers=before_pointers)
+        self._checkpoints.publish(path, best=best, keep=keep, before_pointers=before_pointers, check=log.check)
 
     def share(self, path: Path) -> None:
         self._relay.write_file.remote(path.relative_to(self.run_dir).as_posix(), path.read_bytes())

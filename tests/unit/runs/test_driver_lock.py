@@ -86,6 +86,43 @@ def test_driver_that_lost_the_run_stops_and_publishes_nothing(run_uri: str) -> N
     assert list(Storage(run_uri).files()) == [LOCK_FILE]
 
 
+def test_ending_driver_leaves_the_lock_of_its_successor(run_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver_lock, "RENEW_EVERY_S", 3600.0)
+    lock = DriverLock(run_uri, no_lines, lambda: None)
+    lock.acquire()
+    Storage(run_uri).write(LOCK_FILE, json.dumps({"id": "successor", "pid": 1, "host": "h"}).encode())
+    lock.release()
+    assert json.loads(Storage(run_uri).read(LOCK_FILE) or b"")["id"] == "successor"
+
+
+@pytest.mark.parametrize("successor", [b'{"id": "successor", "pid": 1, "host": "h"}', None], ids=["runs", "has ended"])
+def test_driver_that_slept_publishes_nothing_before_its_next_renewal(
+    run_uri: str, successor: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver_lock, "RENEW_EVERY_S", 3600.0)
+    lines: list[str] = []
+    with pytest.raises(UserError, match="Another driver has taken over"), driving(run_uri, lines.append) as folder:
+        (folder / "events.jsonl").write_text("of the driver that slept\n")
+        files = {"config.json": b"{}", "events.jsonl": b"of the successor\n"}
+        for name, data in files.items():
+            Storage(run_uri).write(name, data)
+        if successor is None:
+            Storage(run_uri).remove(LOCK_FILE)
+        else:
+            Storage(run_uri).write(LOCK_FILE, successor)
+    assert {name: Storage(run_uri).read(name) for name in files} == files
+
+
+def test_lock_of_a_deleted_run_is_written_again(run_uri: str) -> None:
+    """Not taken over: the next checkpoint says what is wrong with the storage."""
+    with driving(run_uri, no_lines):
+        Storage(run_uri).remove(LOCK_FILE)
+        end_s = time.monotonic() + 10
+        while Storage(run_uri).read(LOCK_FILE) is None:
+            assert time.monotonic() < end_s
+            time.sleep(0.02)
+
+
 def test_missing_storage_is_an_error_before_the_start(s3_environment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StorageError, match="no-such-bucket"), driving("s3://no-such-bucket/one", no_lines):
         pytest.fail("went on")
