@@ -31,16 +31,17 @@ def evaluate(
     from pillsnap.cluster.session import ray_session
     from pillsnap.evaluate.evaluator import evaluate_run
     from pillsnap.observe.logs import setup_logging
-    from pillsnap.runs.directory import load_run
+    from pillsnap.runs.directory import load_run, only_driver
     from pillsnap.runs.driver_lock import driving
 
     where = named_run(run_dir)
     earlier = _read_metrics(compare) if compare else None
     with driving(where, say) as directory:
         run = load_run(directory, manifest_path=manifest, data_root=data_root, uri=uri_of(where))
-        setup_logging(run.run_dir)
-        with ray_session(), console.status("evaluating both models on the validation photos"):
-            metrics = evaluate_run(run, compare=earlier)
+        with only_driver(directory):
+            setup_logging(run.run_dir)
+            with ray_session(), console.status("evaluating both models on the validation photos"):
+                metrics = evaluate_run(run, compare=earlier)
     if json_file:
         json_file.write_text(json.dumps(metrics, ensure_ascii=False, indent=2), encoding="utf-8")
     show_result(where, metrics)

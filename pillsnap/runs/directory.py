@@ -7,7 +7,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +27,8 @@ from pillsnap.manifest.table import (
     read_classes,
     read_manifest,
 )
+from pillsnap.observe.events import read_events
+from pillsnap.observe.run_state import RunState
 from pillsnap.storage import is_uri, join, local_manifest
 
 CONFIG_FILE = "config.json"
@@ -134,7 +136,7 @@ def open_run(
             before = _read_config(run_dir, where)
             notes = _compare(where, before, config)
             config["run_id"] = before["run_id"]
-            if (run_dir / "metrics.json").exists() and not resume and not notes:
+            if not resume and not notes and _is_finished(run_dir, settings.tasks):
                 raise UserError(
                     f"{where} holds a finished run: evaluate it with `pillsnap evaluate --run {where}`, "
                     "continue it with --resume, or train into another directory with --run."
@@ -173,6 +175,15 @@ def load_run(
                 "such as yolo11m, never a file or an address. Evaluate it where it was trained, or name another --run."
             )
     return run
+
+
+def _is_finished(run_dir: Path, tasks: Iterable[str]) -> bool:
+    """Whether the log has the end of every task, and then the evaluation. That of an unfinished run does not count."""
+    state = RunState()
+    for event in read_events(run_dir):
+        if event["kind"] in ("run", "task", "verdict"):
+            state.apply(event)
+    return state.verdict is not None and all(state.tasks[task].status in ("finished", "skipped") for task in tasks)
 
 
 def _copy_manifest(path: Path, run_dir: Path) -> None:
