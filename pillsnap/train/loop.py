@@ -64,6 +64,7 @@ def train(job: Job, batches: Iterator[DeviceBatch]) -> Position:
                 decision = checkpoints.decide()
                 # A checkpoint of a bad step would skip its samples for good.
                 if decision.save and not monitor.last_step_is_bad():
+                    log.flush_quarantine()  # the samples of these steps are not seen again
                     checkpoints.save(position, epoch_loss.progress | log.progress, best=False)
                     if decision.stop:
                         checkpoints.fence()

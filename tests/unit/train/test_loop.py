@@ -143,6 +143,29 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(poll: int, positio
     assert metrics[0] == metrics[1] and len(metrics[0]) == 2
 
 
+def test_checkpoint_keeps_photos_quarantined_since_the_last_step_event(tmp_path: Path) -> None:
+    def with_bad_photos(position: Position) -> Iterator[DeviceBatch]:
+        for batch in batches_from(position):
+            batch.quarantine = [(f"photo-{batch.epoch}-{batch.step}", "torn")] if batch.training else []
+            yield batch
+
+    ends = []
+    for name, stops in (("whole", []), ("stopped", [2, 2, 1])):
+        loop = LoopOfOne(tmp_path / name)
+        loop.settings = loop.settings.model_copy(update={"log_every_steps": 1000})
+        loop.batches_from = with_bad_photos
+        for stop in stops:
+            loop.train(stop_at=lambda polls, stop=stop: polls == stop)  # type: ignore[misc]
+            progress = loop.last().trainer_state()["progress"]
+            written = [event["sample_id"] for event in loop.events("quarantine")]
+            position = loop.last().position
+            seen = [(e, s) for e in range(2) for s in range(3) if (e, s) < (position.epoch, position.epoch_step)]
+            assert list(progress["quarantined"]) == written == [f"photo-{epoch}-{step}" for epoch, step in seen]
+        loop.train()
+        ends.append((loop.last().trainer_state()["progress"], [e["sample_id"] for e in loop.events("quarantine")]))
+    assert ends[0] == ends[1] and len(ends[0][1]) == 6 and ends[0][0]["num_seen"] == 40
+
+
 @pytest.mark.parametrize("lag", [0, 2])
 def test_three_non_finite_steps_in_a_row_end_the_run(lag: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_readback, "lag_steps", lambda device: lag)
