@@ -73,7 +73,7 @@ class _Careless(Loader):
     """The negative control: hands a batch over without making the consumer's stream wait for the copy."""
 
     def __next__(self) -> DeviceBatch:
-        assert self._thread is not None
+        assert self._thread is not None and self._next is not None
         batch = self._next.result()
         self._next = self._thread.submit(self._load)
         return batch

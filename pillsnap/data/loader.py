@@ -9,7 +9,7 @@ import json
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -46,10 +46,13 @@ class DeviceBatch:
 class Loader:
     """Iterates over device batches. With `ahead` (default: on a GPU) a thread prepares the next batch during a step:
     pinned memory, copied on a side stream. The thread does not inherit inference_mode from a loop that validates.
+
+    A batch that could not be copied, for lack of memory on the device, is given by the next call of `next`.
     """
 
     def __init__(self, batches: Iterable[Batch], device: torch.device, *, ahead: bool | None = None) -> None:
         self._batches = iter(batches)
+        self._uncopied: Batch | None = None
         self._device = device
         self._copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._thread: ThreadPoolExecutor | None = None
@@ -57,7 +60,7 @@ class Loader:
             ahead = device.type == "cuda"
         if ahead:
             self._thread = ThreadPoolExecutor(1, "loader", initializer=self._choose_device)
-            self._next = self._thread.submit(self._load)
+            self._next: Future[DeviceBatch] | None = self._thread.submit(self._load)
 
     def __iter__(self) -> Iterator[DeviceBatch]:
         return self
@@ -67,7 +70,9 @@ class Loader:
         if self._thread is None:
             batch = self._load()
         else:
-            batch = self._next.result()
+            # After an error, the caller has freed memory: not before this call is the batch copied again.
+            ready, self._next = self._next or self._thread.submit(self._load), None
+            batch = ready.result()
             if self._copy_stream is not None:
                 torch.cuda.current_stream().wait_stream(self._copy_stream)
                 for tensor in (batch.images, *batch.targets.values()):
@@ -86,9 +91,12 @@ class Loader:
             torch.cuda.set_device(self._device)
 
     def _load(self) -> DeviceBatch:
-        batch = next(self._batches)
+        if self._uncopied is None:
+            self._uncopied = next(self._batches)
+        batch = self._uncopied
         started_s = time.perf_counter()
         tensors = {name: self._to_device(value) for name, value in batch.items() if name not in _HOST_FIELDS}
+        self._uncopied = None
         return DeviceBatch(
             epoch=int(batch["epoch"]),
             training=bool(batch["training"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ def train(job: Job, batches: Iterator[DeviceBatch]) -> Position:
             first_step = position.epoch_step if epoch == position.epoch else 0
             meter.start_epoch()
             for step in range(first_step, plan.train_steps):
-                batch = _next_batch(batches, epoch, training=True, step=step)
+                batch = _expected(microbatches.fetch(batches), epoch, training=True, step=step)
                 num_samples = plan.samples_in_step(True, step)
                 lr = learning_rate(
                     position.global_step,
@@ -77,9 +78,8 @@ def train(job: Job, batches: Iterator[DeviceBatch]) -> Position:
             facts: list[Any] = []
             with torch.inference_mode(), state.autocast():
                 for step in range(plan.val_steps):
-                    batch = _next_batch(batches, epoch, training=False, step=step)
-                    parts = microbatches.parts(batch)
-                    batch_facts = [fact for part in parts for fact in task.validate(state.ema.module, part)]
+                    batch = _expected(microbatches.fetch(batches), epoch, training=False, step=step)
+                    batch_facts = microbatches.facts(batch, partial(task.validate, state.ema.module))
                     facts += batch_facts
                     log.count(batch)
                     if step == 0 and job.events:
@@ -111,8 +111,7 @@ def train(job: Job, batches: Iterator[DeviceBatch]) -> Position:
     return position
 
 
-def _next_batch(batches: Iterator[DeviceBatch], epoch: int, *, training: bool, step: int) -> DeviceBatch:
-    batch = next(batches)
+def _expected(batch: DeviceBatch, epoch: int, *, training: bool, step: int) -> DeviceBatch:
     got, expected = (batch.epoch, batch.training, batch.step), (epoch, training, step)
     assert got == expected, f"the stream is at {got}, the loop at {expected}"
     return batch

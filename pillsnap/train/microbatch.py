@@ -1,8 +1,10 @@
 """Splits a batch that does not fit into GPU memory into microbatches; the optimizer step stays the same.
 
-The microbatch size is halved until it fits, equally on all workers, and kept in `memory.json` of the run directory, so
-that a restart begins with it. Batch normalisation takes its statistics from each microbatch: with it, a split step only
-approximates the unsplit one. Without it, both compute the same sum in another order.
+When a step, a validation batch or the loader's copy to the device runs out of memory, it is tried again at the same
+size after freeing memory. Then the microbatch size is halved until it fits, equally on all workers, and kept in
+`memory.json` of the run directory, so that a restart begins with it. Batch normalisation takes its statistics from each
+microbatch: with it, a split step only approximates the unsplit one. Without it, both compute the same sum in another
+order.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
@@ -24,6 +27,7 @@ _TRIAL_STEPS = 3
 """Steps after a start or a change of a size at which the workers agree on whether the batch fitted."""
 _OTHER_MESSAGES = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 Losses = dict[str, torch.Tensor]
+ResultT = TypeVar("ResultT")
 
 
 class SplitAgain(RuntimeError):
@@ -84,37 +88,57 @@ class MicrobatchRunner:
         `compute(microbatch, last)` runs forward and backward, adds to the gradients, and returns its share of the
         losses. `undo` reverts a failed attempt. Raises UserError, on every worker, when a single row does not fit.
         """
-        while True:
-            losses, error = self._attempt(batch, compute)
-            failed = self._group.any(bool(error)) if self.agrees else bool(error)
-            if not failed:
-                self._trials_left = max(0, self._trials_left - 1)
-                return losses
-            undo()
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            alone = self._group.size > 1 and not self.agrees
-            self._halve(error, alone)
-            if alone:
-                raise SplitAgain(
-                    f"{self._task}: a batch did not fit into this worker's memory; the workers restart with parts of "
-                    f"{self.size}."
-                )
 
-    def _attempt(self, batch: DeviceBatch, compute: Callable[[DeviceBatch, bool], Losses]) -> tuple[Losses, str]:
-        total: Losses = {}
-        try:
+        def attempt() -> Losses:
+            total: Losses = {}
             parts = list(self.parts(batch))
             for number, part in enumerate(parts, start=1):
                 for name, share in compute(part, number == len(parts)).items():
                     total[name] = total[name] + share if name in total else share
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            # The exception itself would keep the tensors of the failed attempt alive.
-            return {}, str(error).splitlines()[0]
-        return total, ""
+            return total
+
+        losses = self._until_it_fits(attempt, undo)
+        self._trials_left = max(0, self._trials_left - 1)
+        return losses
+
+    def fetch(self, batches: Iterator[DeviceBatch]) -> DeviceBatch:
+        """The next batch. `batches` gives one that did not fit when it is asked again."""
+        fetched: list[DeviceBatch] = []
+
+        def attempt() -> DeviceBatch:
+            if not fetched:  # else another worker's copy failed
+                fetched.append(next(batches))
+            return fetched[0]
+
+        return self._until_it_fits(attempt)
+
+    def facts(self, batch: DeviceBatch, validate: Callable[[DeviceBatch], list[Any]]) -> list[Any]:
+        """Facts about a validation batch, by microbatches."""
+        return self._until_it_fits(lambda: [fact for part in self.parts(batch) for fact in validate(part)])
+
+    def _until_it_fits(self, attempt: Callable[[], ResultT], undo: Callable[[], None] | None = None) -> ResultT:
+        """The result of `attempt`; `undo` reverts a failed one, and is given when attempts contain collectives."""
+        freed = False
+        while True:
+            result, error = _attempt(attempt)
+            failed = self._group.any(bool(error)) if self.agrees else bool(error)
+            if not failed:
+                return result  # type: ignore[return-value]
+            if undo is not None:
+                undo()
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            alone = self._group.size > 1 and not self.agrees
+            # A worker alone cannot repeat its part of collectives: those of the others would not match.
+            if freed or (alone and undo is not None):
+                self._halve(error, alone)
+                if alone:
+                    raise SplitAgain(
+                        f"{self._task}: a batch did not fit into this worker's memory; the workers restart with parts "
+                        f"of {self.size}."
+                    )
+            freed = True
 
     def _halve(self, error: str, alone: bool) -> None:
         if self.size == 1:
@@ -133,6 +157,16 @@ class MicrobatchRunner:
             f"{self._task}: a batch of {self._batch_size} per worker does not fit into GPU memory. It is computed in "
             f"parts of {self.size} whose gradients are added up; the batch of the optimizer step stays the same."
         )
+
+
+def _attempt(attempt: Callable[[], ResultT]) -> tuple[ResultT | None, str]:
+    """The result, or why memory ran out. The exception itself would keep the tensors of the failed attempt alive."""
+    try:
+        return attempt(), ""
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return None, str(error).splitlines()[0]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from pillsnap.data.loader import Loader
 from pillsnap.errors import UserError
 from pillsnap.runs.directory import MEMORY_FILE
+from pillsnap.tasks.classification import ClassificationTask
 from pillsnap.train.collectives import WorkerGroup
 from pillsnap.train.microbatch import MicrobatchRunner, SplitAgain
 from pillsnap.train.training_state import TrainingState, _Losses
-from tests.reliability.harness import NO_BATCH_NORM, LoopRun, inject, say, tiny, train_two
+from tests.reliability.harness import NO_BATCH_NORM, LoopRun, inject, same_state, say, tiny, train_two
 
 
 @pytest.fixture
@@ -63,6 +66,63 @@ def test_single_row_too_large_is_an_error(faults: dict, toy_manifest: Path, toy_
     with pytest.raises(UserError, match=r"a single image does not fit.*image_size_px"):
         run.train()
     assert run.last() is None
+
+
+class Shortage:
+    """Replaces a method: its calls with these numbers run out of memory, counted from 1."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, *numbers: int) -> None:
+        method, self.num_calls = getattr(owner, name), 0
+
+        def replacement(*arguments: Any) -> Any:
+            self.num_calls += 1
+            result = method(*arguments)
+            if self.num_calls in numbers:
+                raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+            return result
+
+        monkeypatch.setattr(owner, name, replacement)
+
+
+PLACES = {
+    "step": (_Losses, "forward"),
+    "loader": (Loader, "_to_device"),
+    "validation": (ClassificationTask, "validate"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_transient_shortage_changes_nothing(
+    place: str, toy_manifest: Path, toy_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory runs out twice, but not twice in a row: the batch is computed again at the same size."""
+    settings = tiny(classification__epochs=2, classification__drop_rate=0.5)
+    runs = [LoopRun(tmp_path / name, "classification", settings, toy_manifest, toy_tree) for name in ("whole", "short")]
+    runs[0].train()
+    second = 8 if place == "loader" else 4  # the loader copies several arrays per batch
+    shortage = Shortage(monkeypatch, *PLACES[place], 2, second)
+    runs[1].train()
+    assert shortage.num_calls > second
+    ends = [run.last() for run in runs]
+    assert ends[0] and ends[1] and same_state(ends[0], ends[1]) == []
+    assert runs[0].trained_ids == runs[1].trained_ids
+    assert runs[1].events("warning") == [] and not (runs[1].run_dir / MEMORY_FILE).exists()
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_lasting_shortage_halves_the_size(
+    place: str, toy_manifest: Path, toy_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny(classification__epochs=2)
+    run = LoopRun(tmp_path / "run", "classification", settings, toy_manifest, toy_tree)
+    Shortage(monkeypatch, *PLACES[place], 2, 3)
+    assert run.train().epoch == 2
+    assert json.loads((run.run_dir / MEMORY_FILE).read_text()) == {"classification": 4}
+    (warning,) = run.events("warning")
+    assert "parts of 4 " in warning["message"]
+    steps = [(epoch, step) for epoch, step, _ in run.trained_ids]
+    assert steps == [(epoch, step) for epoch in range(2) for step in range(run.plan.train_steps)]
+    assert [event["step"] for event in run.events("step")] == list(range(1, len(steps) + 1))
 
 
 def test_retry_equals_splitting_at_once(faults: dict, toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
@@ -124,3 +184,44 @@ def test_worker_out_of_memory_after_the_trial_steps_restarts_all(tmp_path: Path)
         memory.run(Batch(), out_of_memory, lambda: None)  # type: ignore[arg-type]
     assert json.loads((tmp_path / MEMORY_FILE).read_text()) == {"detection": 4}
     assert len(warnings) == 1
+
+
+class Scripted(WorkerGroup):
+    """Rank 1 of two workers; rank 0 runs out of memory at the agreements with these numbers, counted from 1."""
+
+    def __init__(self, *numbers: int) -> None:
+        self.rank, self.size = 1, 2
+        self._numbers, self.num_agreements = numbers, 0
+
+    def any(self, flag: bool) -> bool:
+        self.num_agreements += 1
+        return flag or self.num_agreements in self._numbers
+
+
+def test_no_batch_is_skipped_when_the_loader_of_another_worker_has_no_memory(tmp_path: Path) -> None:
+    for numbers, size in (((1, 3), 8), ((1, 2), 4)):
+        memory = MicrobatchRunner("detection", 8, Scripted(*numbers), tmp_path / str(size), lambda message: None)
+        batches: Any = iter(["first", "second"])
+        assert [memory.fetch(batches), memory.fetch(batches)] == ["first", "second"]
+        assert memory.size == size
+
+
+def test_loader_of_one_worker_without_memory_after_the_trial_steps_restarts_all(tmp_path: Path) -> None:
+    """First it is tried again, without the other workers: copying a batch has no collectives."""
+    group = Scripted()
+    memory = MicrobatchRunner("detection", 8, group, tmp_path / MEMORY_FILE, lambda message: None)
+    memory._trials_left = 0
+    failures = [True, False, True, True]
+
+    class Batches:
+        def __next__(self) -> str:
+            if failures.pop(0):
+                raise RuntimeError("CUDA error: out of memory")
+            return "batch"
+
+    batches: Any = Batches()
+    assert memory.fetch(batches) == "batch" and memory.size == 8
+    with pytest.raises(SplitAgain, match="parts of 4"):
+        memory.fetch(batches)
+    assert group.num_agreements == 0 and failures == []
+    assert json.loads((tmp_path / MEMORY_FILE).read_text()) == {"detection": 4}

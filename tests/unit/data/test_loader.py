@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import time
 from collections.abc import Iterator
@@ -99,6 +100,27 @@ def test_error_is_raised_after_the_batches_before_it() -> None:
     assert next(loader).step == 0
     with pytest.raises(RuntimeError, match="torn"):
         next(loader)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_batch_that_did_not_fit_is_given_by_the_next_call(ahead: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy, calls = Loader._to_device, itertools.count()
+
+    def out_of_memory_thrice(loader: Loader, array: np.ndarray) -> torch.Tensor:
+        if next(calls) in (4, 5, 9):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return copy(loader, array)
+
+    monkeypatch.setattr(Loader, "_to_device", out_of_memory_thrice)
+    loader = Loader([batch_of(step) for step in range(4)], torch.device("cpu"), ahead=ahead)
+    got: list[int | str] = []
+    while len(got) < 7:
+        try:
+            got.append(next(loader).step)
+        except torch.OutOfMemoryError:
+            got.append("does not fit")
+    assert got == [0, "does not fit", "does not fit", 1, "does not fit", 2, 3]
+    assert list(loader) == []
 
 
 @pytest.mark.gpu
