@@ -71,7 +71,13 @@ def run_peer(data: Path, epochs: int, folder: Path) -> dict[str, Any]:
 def run_ours(data: Path, epochs: int, classification_epochs: int, run: Path) -> dict[str, Any]:
     """Import, train both models and evaluate them, by user commands."""
     pillsnap = [sys.executable, "-m", "pillsnap.cli"]
-    command = [*pillsnap, "manifest", "import", "--format", "yolo", str(data), "--names", NAMES, "--group-by", GROUP_BY]
+    names = run.with_name(f"{run.name}-data.yaml")
+    names.parent.mkdir(parents=True, exist_ok=True)
+    names.write_text(
+        f"path: {data}\ntrain: images/train\nval: [images/val, images/test]\nnames: [{NAMES}]\n", encoding="utf-8"
+    )
+    command = [*pillsnap, "manifest", "import", "--format", "yolo", str(data), "--group-by", GROUP_BY]
+    command += ["--names", str(names)]
     subprocess.run([*command, "--out", str(run)], check=True)
     settings = {
         "name": "pushin_pill",

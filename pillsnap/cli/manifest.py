@@ -74,46 +74,73 @@ def manifest_import(
     names: Annotated[
         str | None,
         typer.Option(
-            help="yolo: class names, as a data.yaml, a text file, or a comma-separated list.",
-            show_default="none: required for yolo",
+            help="Class names, as a data.yaml, a text file, or a comma-separated list.",
+            show_default="the folder's data.yaml",
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="yolo: what rows of more than five fields are: boxes, polygons, obb or pose.",
+            show_default="what data.yaml says",
         ),
     ] = None,
     group_by: Annotated[
         str | None,
         typer.Option(
-            help="yolo: regular expression for the part of a file name that the photos of one group share.",
+            help="Regular expression for the part of a file name that the photos of one group share.",
             show_default="every photo is its own group",
         ),
     ] = None,
+    val_fraction: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=0.9,
+            help="Share of photos to validate with, by groups, where a set has no validation photos.",
+            show_default="none: such a set is refused",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of --val-fraction.")] = 42,
+    strict: Annotated[
+        bool, typer.Option(help="Exit with 2 when over 1 % of the photos, or all of a class or split, are left out.")
+    ] = False,
     data_root: DataRoot = None,
 ) -> None:
-    """Import a YOLO-format folder, or CSV manifests of other tools, into a manifest, and print what was found.
+    """Import labelled photos of other tools into a manifest, and print what was found and what was left out.
 
     Absolute paths in a CSV file are made relative to --data-root, where the labels are read, too; without --data-root
     boxes and sizes stay unknown.
     """
     from pillsnap.manifest.import_csv import import_csv
+    from pillsnap.manifest.import_folder import ImportOptions, import_folder
     from pillsnap.manifest.import_report import report_lines
-    from pillsnap.manifest.import_yolo import import_yolo
 
+    out = out.absolute()
     if source_format == "csv":
-        if names is not None or group_by is not None:
-            raise UserError("--names and --group-by are for --format yolo: CSV rows name their classes and groups.")
+        if any(option is not None for option in (names, labels, group_by, val_fraction)):
+            raise UserError(
+                "--names and --group-by, --labels and --val-fraction are for folders: CSV rows name their classes, "
+                "groups and splits."
+            )
         root = local_data_root(data_root) if data_root else None
         with progress_bar("importing") as progress:
             path = import_csv(
-                sources[0] if len(sources) == 1 else sources, out.absolute(), data_root=root, progress=progress
+                sources[0] if len(sources) == 1 else sources, out, data_root=root, strict=strict, progress=progress
             )
     elif source_format == "yolo":
         if len(sources) != 1:
-            raise UserError(f"--format yolo takes one folder, not {len(sources)}.")
-        if names is None:
-            raise UserError("What are the classes called? Give --names: a data.yaml, a text file, or a list a,b,c.")
-        path = import_yolo(sources[0], Path(names) if Path(names).is_file() else names, out.absolute(), group_by)
+            raise UserError(f"--format {source_format} takes one folder, not {len(sources)}.")
+        options = ImportOptions(names, labels, group_by, val_fraction, seed, strict)
+        with progress_bar("importing") as progress:
+            path = import_folder(sources[0], out, options, progress)
     else:
         raise UserError(f"--format {source_format!r} cannot be imported; the formats are yolo and csv.")
-    for line in report_lines(path.parent):
+    lines, warnings = report_lines(path.parent)
+    for line in lines:
         say(line)
+    for warning in warnings:
+        say(f"warning: {warning}", style="yellow")
     say(f"manifest: {path}")
 
 

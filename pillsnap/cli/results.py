@@ -22,12 +22,16 @@ def evaluate(
     data_root: Annotated[
         str | None, typer.Option(envvar=DATA_ROOT_ENV, help="Folder or URI of the photos.", show_default="the run's")
     ] = None,
+    split: Annotated[str, typer.Option(help="Split of the manifest to evaluate: val or test.")] = "val",
     json_file: JsonFile = None,
     compare: Annotated[
         str | None, typer.Option(help="Earlier run to compare with in the report.", show_default="none")
     ] = None,
 ) -> None:
-    """Evaluate a trained run on its validation photos. Exit code 0 when all targets are met, 1 when one is missed."""
+    """Evaluate a trained run on its validation photos, or on another split.
+
+    Exit code 0 when all targets are met, 1 when one is missed.
+    """
     from pillsnap.cluster.session import ray_session
     from pillsnap.evaluate.evaluator import evaluate_run
     from pillsnap.observe.logs import setup_logging
@@ -40,8 +44,8 @@ def evaluate(
         run = load_run(directory, manifest_path=manifest, data_root=data_root, uri=uri_of(where))
         with only_driver(directory):
             setup_logging(run.run_dir)
-            with ray_session(), console.status("evaluating both models on the validation photos"):
-                metrics = evaluate_run(run, compare=earlier)
+            with ray_session(), console.status("evaluating both models"):
+                metrics = evaluate_run(run, compare=earlier, split=split)
     if json_file:
         json_file.write_text(json.dumps(metrics, ensure_ascii=False, indent=2), encoding="utf-8")
     show_result(where, metrics)
@@ -55,7 +59,7 @@ def predict(
         str, typer.Option(help="single: the best pill per photo; combination or auto: every pill.")
     ] = "auto",
     split: Annotated[
-        str | None, typer.Option(help="Split of the manifest, train or val.", show_default="all photos")
+        str | None, typer.Option(help="Split of the manifest: train, val or test.", show_default="all photos")
     ] = None,
     data_root: Annotated[
         str | None, typer.Option(help="Folder that a manifest's paths are relative to.", show_default="the run's")

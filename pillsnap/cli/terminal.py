@@ -12,9 +12,9 @@ STOPPED = 130
 console = Console()
 
 
-def say(line: str) -> None:
-    """Print one line as it is, without markup, colours or line breaks."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+def say(line: str, style: str | None = None) -> None:
+    """Print one line as it is, without markup, line breaks or colours other than `style`."""
+    console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def progress_bar(what: str) -> Iterator[Callable[..., None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bars:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         bar = bars.add_task(what, total=None)
 
         def update(*step: Any) -> None:

@@ -16,17 +16,18 @@ from pillsnap.observe.events import EventLog, read_events
 from pillsnap.runs.directory import Run
 from pillsnap.runs.remote_checkpoints import find_run_checkpoint
 
-SPLIT = "val"
 
-
-def evaluate_run(run: Run, *, compare: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Write `predictions/`, `metrics.json` and `report.html`, log the `verdict` event, return the metrics.
+def evaluate_run(run: Run, *, compare: dict[str, Any] | None = None, split: str = "val") -> dict[str, Any]:
+    """Write `predictions/`, `metrics.json` and `report.html` of one split, log the `verdict` event, return the metrics.
 
     `compare` are the metrics of an earlier run, shown in the report. Ray must be initialised.
     """
-    photos = run.manifest.filter(pc.equal(run.manifest["split"], SPLIT))
+    photos = run.manifest.filter(pc.equal(run.manifest["split"], split))
     if not len(photos):
-        raise UserError("The manifest has no validation photos: build it again with sampling.val_fraction above 0.")
+        raise UserError(
+            f"The manifest has no photos of the split {split!r}: build it again with sampling.val_fraction above 0, or "
+            "import it again with --val-fraction."
+        )
     problems = model_problems(run)
     predictions = Predictions(None, None, None, {})
     best = [found for task in run.settings.tasks if (found := find_run_checkpoint(run.where, task, "best")[0])]
@@ -40,7 +41,7 @@ def evaluate_run(run: Run, *, compare: dict[str, Any] | None = None) -> dict[str
     if predictions.errors:
         sample_id, reason = next(iter(predictions.errors.items()))
         problems.append(
-            f"{len(predictions.errors)} of {len(photos)} validation photos cannot be read, "
+            f"{len(predictions.errors)} of {len(photos)} {split} photos cannot be read, "
             f"the first {sample_id} ({reason})."
         )
     metrics = collect_metrics(
@@ -51,7 +52,7 @@ def evaluate_run(run: Run, *, compare: dict[str, Any] | None = None) -> dict[str
         stage=run.settings.stage,
         targets=run.settings.targets.model_dump(exclude_none=True),
         total_time_s=training_time_s(run.run_dir),
-        split=SPLIT,
+        split=split,
         problems=problems,
     )
     metrics_path = write_metrics(run.run_dir, metrics)

@@ -63,7 +63,7 @@ def collect_metrics(
 def split_facts(manifest: pa.Table, split: str) -> dict[str, Any]:
     """Number of photos in the split, and how much of it was also trained on.
 
-    `shared_groups` and `shared_combinations` (sets of codes) occur in the split and in the rest; `camera_views` are the
+    `shared_groups` and `shared_combinations` (sets of codes) occur in the split and in training; `camera_views` are the
     distinct (direction, latitude, longitude) of single photos by code, where file names contain them.
     """
     groups: dict[bool, set[str]] = {True: set(), False: set()}
@@ -73,6 +73,8 @@ def split_facts(manifest: pa.Table, split: str) -> dict[str, Any]:
     photos = {True: 0, False: 0}
     names = ("split", "group", "image_type", "codes", "direction", "latitude", "longitude")
     for row_split, group, image_type, row_codes, *camera in zip(*(manifest[n].to_pylist() for n in names), strict=True):
+        if row_split not in (split, "train"):
+            continue
         held_out = row_split == split
         photos[held_out] += 1
         groups[held_out].add(group)

@@ -19,7 +19,9 @@ import pyarrow as pa
 
 from pillsnap.errors import UserError
 from pillsnap.manifest.aihub import Progress, label_paths, parse_name, split_codes
-from pillsnap.manifest.import_report import Problems, write_report
+from pillsnap.manifest.formats.photo import distinct_pills
+from pillsnap.manifest.formats.splits import known_split
+from pillsnap.manifest.import_report import REPORT_NAME, Found, Problems, large_losses, write_report
 from pillsnap.manifest.label_reading import read_all_labels
 from pillsnap.manifest.rows import boxes_and_sizes
 from pillsnap.manifest.table import (
@@ -36,7 +38,6 @@ from pillsnap.photos.files import check_relative
 
 _LAYOUT = re.compile(r"(?:^|/)((?:train|val)/images/(?:single|combination)/.+)", re.DOTALL)
 _FOREIGN = re.compile(r"/|[A-Za-z]:[/\\]")
-_SIDES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
 
 
 def import_csv(
@@ -44,6 +45,7 @@ def import_csv(
     out_dir: Path,
     *,
     data_root: Path | None = None,
+    strict: bool = False,
     num_workers: int | None = None,
     progress: Progress | None = None,
 ) -> Path:
@@ -70,11 +72,16 @@ def import_csv(
     rows.sort(key=lambda row: row["sample_id"])
     for row in rows:
         del row["where"]
+        if distinct_pills(zip(row["codes"], row["boxes"], strict=True))[2]:
+            problems.add("same_box_two_classes", row["image_path"])
     _list_leaks(rows, problems)
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
-    written = write_manifest(table, Path(out_dir), class_list(table))
-    write_report(Path(out_dir), table, problems)
-    return written
+    found = Found(dict(zip(table["image_path"].to_pylist(), table["split"].to_pylist(), strict=True)))
+    warnings = large_losses(table, problems, found)
+    write_report(Path(out_dir), table, problems, warnings=warnings)
+    if warnings and strict:
+        raise UserError(f"{source}: {'; '.join(warnings)} (--strict). {REPORT_NAME} lists them")
+    return write_manifest(table, Path(out_dir), class_list(table))
 
 
 def decode_text(data: bytes, where: str) -> str:
@@ -136,8 +143,8 @@ def _check_header(header: list[str], where: str) -> None:
 
 
 def _split_of_file(path: Path) -> str | None:
-    words = re.split(r"[^a-z]+", path.stem.lower())
-    sides = {_SIDES[word] for word in words if word in _SIDES}
+    words = re.split(r"[^a-z0-9]+", path.stem.lower())
+    sides = {known_split(word) for word in words} - {""}
     return sides.pop() if len(sides) == 1 else None
 
 
@@ -160,10 +167,14 @@ def _to_row(
         check_relative(path)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-    split = record.get("split") or side
-    if split not in ("train", "val"):
+    split = known_split(record["split"].strip()) if record.get("split") else side
+    if not split and record.get("split"):
+        raise UserError(f"{where}: neither train, val nor test: the column `split` says {record['split']!r}")
+    if not split and "split" in record:
+        raise UserError(f"{where}: neither train, val nor test: the column `split` is empty")
+    if not split:
         raise UserError(
-            f"{where}: neither train nor val; add a column `split`, or name the file …_train.csv or …_val.csv"
+            f"{where}: neither train, val nor test; add a column `split`, or name the file …_train.csv or …_val.csv"
         )
     name = parse_name(path)
     stem = path.rpartition("/")[2].rpartition(".")[0]

@@ -21,7 +21,9 @@ from pillsnap.photos.archives import Place, to_location
 
 PARQUET_NAME = "manifest.parquet"
 CLASSES_NAME = "classes.json"
-CSV_NAMES = {"train": "manifest_train.csv", "val": "manifest_val.csv"}
+SPLITS = ("train", "val", "test")
+"""`test` is never trained on or validated with; `evaluate --split test` evaluates it."""
+CSV_NAMES = {"train": "manifest_train.csv", "val": "manifest_val.csv", "test": "manifest_test.csv"}
 CSV_COLUMNS = ("image_path", "mapping_code", "image_type", "source", "sample_id", "codes", "group")
 CODE_SEPARATOR = "|"
 CAMERA_FIELDS = ("state", "background", "direction", "light", "latitude", "longitude", "size")
@@ -96,7 +98,8 @@ def with_locations(table: pa.Table) -> pa.Table:
 
 
 def write_manifest(table: pa.Table, out_dir: Path, classes: list[ClassInfo]) -> Path:
-    """Write manifest.parquet, manifest_train.csv, manifest_val.csv and classes.json; return the Parquet path.
+    """Write manifest.parquet, manifest_train.csv, manifest_val.csv and classes.json; return the Parquet path. With
+    photos of the split `test` also manifest_test.csv.
 
     Files are replaced atomically, the Parquet file last: if it exists, the set is complete. Equal tables give equal
     bytes. Raises UserError for duplicate sample ids and for codes that a CSV cell cannot hold.
@@ -107,8 +110,12 @@ def write_manifest(table: pa.Table, out_dir: Path, classes: list[ClassInfo]) -> 
     _check_rows(table)
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
+    has_test = "test" in table["split"].to_pylist()
     for split, name in CSV_NAMES.items():
-        write_atomically(out_dir / name, _csv_text(table, split).encode("utf-8"))
+        if split == "test" and not has_test:
+            (out_dir / name).unlink(missing_ok=True)  # of an earlier manifest
+        else:
+            write_atomically(out_dir / name, _csv_text(table, split).encode("utf-8"))
     payload = {"schema_version": 1, "classes": [asdict(info) for info in classes]}
     write_json(out_dir / CLASSES_NAME, payload)
     buffer = io.BytesIO()
@@ -148,7 +155,7 @@ def class_list(
     table: pa.Table, names: Mapping[str, str] | None = None, edi_codes: Mapping[str, Iterable[str]] | None = None
 ) -> list[ClassInfo]:
     """Classes of a table: index = position among the sorted codes that occur in training photos."""
-    counts: dict[str, dict[str, int]] = {"train": {}, "val": {}}
+    counts: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
     for codes, split in zip(table["codes"].to_pylist(), table["split"].to_pylist(), strict=True):
         for code in set(codes):
             counts[split][code] = counts[split].get(code, 0) + 1
@@ -218,9 +225,9 @@ def _check_rows(table: pa.Table) -> None:
             raise UserError(f"manifest: row {number} has {len(codes)} codes but {len(boxes)} boxes (null = unlabelled)")
         for code in codes:
             check_code(code, f"manifest: row {number}")
-    wrong = set(table["split"].to_pylist()) - {"train", "val"}
+    wrong = set(table["split"].to_pylist()) - set(SPLITS)
     if wrong:
-        raise UserError(f"manifest: split must be train or val, found {sorted(map(str, wrong))}")
+        raise UserError(f"manifest: split must be train, val or test, found {sorted(map(str, wrong))}")
 
 
 def has_control_characters(text: str) -> bool:

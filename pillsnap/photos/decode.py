@@ -13,6 +13,11 @@ from pillsnap.errors import UserError
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 DEFAULT_MAX_PIXELS = 64_000_000
+PHOTO_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".mpo",
+    ".heic", ".heif", ".avif",
+)  # fmt: skip
+"""Endings of files that are taken for photos where folders are listed; the content decides how they are read."""
 _PNG_RGB = 2
 _EXIF_ORIENTATION = 0x0112
 _TRANSPOSED = (5, 6, 7, 8)

@@ -132,7 +132,7 @@ def open_photo(root: str, path: str) -> int:
     Raises BadImage: outside_root, missing, link, not_a_file or unreadable_file.
     """
     check_path(path)
-    problem = _folder_problem(root, path.rpartition("/")[0])
+    problem = folder_problem(root, path.rpartition("/")[0])
     if problem:
         raise BadImage(problem, f"{path} is not in a folder beneath the data root")
     try:
@@ -174,7 +174,7 @@ def _read(descriptor: int, size: int, offset: int) -> bytes:
 
 
 @lru_cache(maxsize=65_536)
-def _folder_problem(root: str, folder: str) -> str:
+def folder_problem(root: str, folder: str) -> str:
     """Why photos in this folder must not be read, or "". See the module's docstring for links; a link to a folder above
     itself is a loop.
     """

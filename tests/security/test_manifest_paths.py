@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pillsnap.manifest.import_yolo import import_yolo
+from pillsnap.manifest.import_folder import ImportOptions, import_folder
 from pillsnap.manifest.labels import read_label
 from pillsnap.manifest.scan import scan
 
@@ -77,9 +77,10 @@ def test_yolo_photo_links_are_left_out(tmp_path: Path) -> None:
     cv2.imwrite(str(images / "a.png"), np.zeros((8, 8, 3), np.uint8))
     (images / "b.png").symlink_to(images / "a.png")
     os.mkfifo(images / "c.png")
-    for name in "abc":
+    cv2.imwrite(str(images / "d.png"), np.ones((8, 8, 3), np.uint8))
+    for name in "abcd":
         (labels / f"{name}.txt").write_text("0 0.5 0.5 0.5 0.5")
-    import_yolo(tmp_path / "set", ["x"], tmp_path / "out")
+    import_folder(tmp_path / "set", tmp_path / "out", ImportOptions(["x"], val_fraction=0.5))
     report = json.loads((tmp_path / "out/import_report.json").read_text())
     assert report["num_train"] == 1
     assert report["problems"]["link_or_not_a_file"]["listed"] == ["images/train/b.png", "images/train/c.png"]
@@ -104,9 +105,11 @@ def test_yolo_names_that_are_not_utf8_are_left_out(tmp_path: Path) -> None:
     images.mkdir(parents=True)
     labels.mkdir(parents=True)
     cv2.imwrite(str(images / "a.png"), np.zeros((8, 8, 3), np.uint8))
-    (labels / "a.txt").write_text("0 0.5 0.5 0.5 0.5")
+    cv2.imwrite(str(images / "b.png"), np.ones((8, 8, 3), np.uint8))
+    for name in "ab":
+        (labels / f"{name}.txt").write_text("0 0.5 0.5 0.5 0.5")
     (images / os.fsdecode(b"\xff.png")).write_bytes((images / "a.png").read_bytes())
     (images / "two\nlines.png").write_bytes((images / "a.png").read_bytes())
-    import_yolo(tmp_path / "set", ["x"], tmp_path / "out")
+    import_folder(tmp_path / "set", tmp_path / "out", ImportOptions(["x"], val_fraction=0.5))
     report = json.loads((tmp_path / "out/import_report.json").read_text())
     assert report["problems"]["unreadable_name"]["count"] == 2

@@ -138,25 +138,26 @@ def _check_duplicates(
     leaks, contradictions, repeats = [], [], []
     for members in groups:
         names = " = ".join(sorted({columns["image_path"][i] for i in members})[:5])
-        if len({columns["split"][i] for i in members}) > 1:
+        splits = {columns["split"][i] for i in members}
+        if len(splits) > 1 and "train" in splits:
             leaks.append(names)
         elif len({tuple(columns["codes"][i]) for i in members}) > 1:
             contradictions.append(names)
         else:
             repeats.append(names)
-    yield from finding("duplicate_across_split", "error", "byte-identical photos are in train and val", leaks)
+    yield from finding("duplicate_across_split", "error", "byte-identical photos are in train and another split", leaks)
     yield from finding("duplicate_other_codes", "error", "byte-identical photos have different codes", contradictions)
     yield from finding("duplicate_content", "warning", "photos are byte-identical", repeats)
 
 
 def _check_near_duplicates(columns: dict[str, list], inspections: list[Inspection]) -> Iterator[Finding]:
-    is_val = np.array([split == "val" for split in columns["split"]])
+    held_out = np.array([split != "train" for split in columns["split"]])
     pairs = find_near_duplicates(
-        [seen.frame_hash for seen in inspections], [seen.thumbnail for seen in inspections], is_val
+        [seen.frame_hash for seen in inspections], [seen.thumbnail for seen in inspections], held_out
     )
     listed = [
         f"{columns['image_path'][a]} ~ {columns['image_path'][b]}"
         for a, b in pairs
         if inspections[a].fingerprint != inspections[b].fingerprint
     ]
-    yield from finding("near_duplicate", "warning", "photos in train look like photos in val", listed)
+    yield from finding("near_duplicate", "warning", "photos in train look like photos in val or test", listed)

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pillsnap.manifest.aihub import parse_name
 from pillsnap.manifest.audit.report import Finding, finding
-from pillsnap.manifest.table import ClassInfo
+from pillsnap.manifest.table import SPLITS, ClassInfo
 
 _MIN_TRAIN_PHOTOS = 5
 _MAX_IMBALANCE = 100
@@ -21,8 +21,8 @@ def check_rows(columns: dict[str, list], classes: list[ClassInfo] | None) -> Ite
     ids, paths, splits = columns["sample_id"], columns["image_path"], columns["split"]
     yield from finding("duplicate_sample_id", "error", "sample ids occur more than once", _repeated(ids))
     yield from finding("duplicate_path", "error", "photos occur in more than one row", _repeated(paths))
-    odd = [name for name, split in zip(ids, splits, strict=True) if split not in ("train", "val")]
-    yield from finding("bad_split", "error", "rows are neither in train nor in val", odd)
+    odd = [name for name, split in zip(ids, splits, strict=True) if split not in SPLITS]
+    yield from finding("bad_split", "error", "rows are neither in train, val nor test", odd)
     for split in ("train", "val"):
         if split not in splits:
             yield from finding(f"no_{split}", "error", f"the manifest has no {split} photos", [split])
@@ -30,8 +30,12 @@ def check_rows(columns: dict[str, list], classes: list[ClassInfo] | None) -> Ite
     sides = defaultdict(set)
     for group, split in zip(columns["group"], splits, strict=True):
         sides[group].add(split)
-    overlap = sorted(str(group) for group, seen in sides.items() if len(seen) > 1)
-    yield from finding("group_overlap", "error", "groups are in train and val: near-identical photos leak", overlap)
+    overlap = sorted(str(group) for group, seen in sides.items() if len(seen) > 1 and "train" in seen)
+    yield from finding(
+        "group_overlap", "error", "groups are in train and in another split: near-identical photos leak", overlap
+    )
+    shared = sorted(str(group) for group, seen in sides.items() if len(seen) > 1 and "train" not in seen)
+    yield from finding("group_in_val_and_test", "warning", "groups are in val and in test", shared)
     yield from _check_balance(columns)
 
 
@@ -40,6 +44,10 @@ def check_boxes(columns: dict[str, list]) -> Iterator[Finding]:
     ids, codes, boxes = columns["sample_id"], columns["codes"], columns["boxes"]
     uneven = [name for name, a, b in zip(ids, codes, boxes, strict=True) if len(a) != len(b)]
     yield from finding("uneven_boxes", "error", "rows have different numbers of boxes and codes", uneven)
+    twice = [name for name, a, b in zip(ids, codes, boxes, strict=True) if _has_box_of_two_classes(a, b)]
+    yield from finding("same_box_two_classes", "warning", "photos have one box under two classes", twice)
+    repeated = [name for name, a, b in zip(ids, codes, boxes, strict=True) if _has_repeated_pill(a, b)]
+    yield from finding("repeated_pill", "warning", "photos have a pill twice: one class, one box", repeated)
     incomplete = [name for name, row in zip(ids, boxes, strict=True) if any(box is None for box in row)]
     yield from finding(
         "incomplete_labels", "warning", "photos show pills without a box: not used for detection training", incomplete
@@ -108,6 +116,16 @@ def _check_balance(columns: dict[str, list]) -> Iterator[Finding]:
         most, least = train.most_common()[0], train.most_common()[-1]
         example = f"{most[0]} has {most[1]}, {least[0]} has {least[1]}"
         yield from finding("imbalance", "warning", "the largest class has far more photos than the smallest", [example])
+
+
+def _has_repeated_pill(codes: list[str], boxes: list[list[float] | None]) -> bool:
+    pills = [(code, *box) for code, box in zip(codes, boxes, strict=False) if box is not None]
+    return len(set(pills)) < len(pills)
+
+
+def _has_box_of_two_classes(codes: list[str], boxes: list[list[float] | None]) -> bool:
+    pills = {(code, *box) for code, box in zip(codes, boxes, strict=False) if box is not None}
+    return len({pill[1:] for pill in pills}) < len(pills)
 
 
 def _repeated(values: list) -> list[str]:

@@ -202,10 +202,22 @@ def test_import_prints_what_it_found(tmp_path: Path) -> None:
         "train: 3 photos, 3 pills (3 with a box), 2 classes",
         "val: 1 photos, 1 pills (1 with a box), 1 classes",
         f"left out or odd (listed in {tmp_path / 'out/import_report.json'}):",
-        "  class_only_in_validation: 1, the first images/val/f.png",
-        "  no_label_file: 2, the first images/train/d.png",
+        "  class_only_in_validation: 1, the first images/val/f.png (photos show a class without a training photo: left "
+        "out)",
+        "  classes_without_photo: 1, the first z (classes have no photo in the manifest)",
+        "  empty_label_file: 1, the first labels/train/c.txt (label files without a row: their photos are kept as "
+        "background)",
+        "  no_label_file: 2, the first images/train/d.png (photos have no label: left out)",
+        "warning: 3 of 7 photos are left out",
+        "warning: all photos of 1 classes are left out: z",
         f"manifest: {tmp_path / 'out/manifest.parquet'}",
     ]
+    (tmp_path / "out/manifest.parquet").unlink()
+    refused = runner.invoke(app, [*words, "--strict"])
+    assert refused.exit_code == 2
+    assert "3 of 7 photos are left out; all photos of 1 classes are left out: z (--strict)" in refused.output
+    assert not (tmp_path / "out/manifest.parquet").exists()
+    assert (tmp_path / "out/import_report.json").exists()
 
 
 def test_help_does_not_load_torch_or_ray() -> None:

@@ -195,7 +195,10 @@ def test_paths_take_the_unicode_form_on_disk(tmp_path: Path, forms: tuple[Form, 
         ("image_path,mapping_code\n/x/train/images/single/../../../y.png,x\n", "row 2: .*not a path beneath"),
         ("image_path,mapping_code\na\0b.jpg,x\n", "row 2: the path .* has control characters"),
         ("image_path,mapping_code\na.jpg,\n", "row 2: class '' is empty"),
-        ("image_path,mapping_code,split\na.jpg,x,test\n", "row 2: neither train nor val"),
+        (
+            "image_path,mapping_code,split\na.jpg,x,holdout\n",
+            "row 2: neither train, val nor test: the column `split` says",
+        ),
         (b"image_path,mapping_code\na.jpg,\xff\xff\n", "row 2: not UTF-8, UTF-16 or CP949"),
     ],
 )
@@ -206,8 +209,13 @@ def test_invalid_files_are_one_line_with_the_row(tmp_path: Path, text: str | byt
 
 
 def test_split_must_be_known(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="row 2: neither train nor val"):
+    with pytest.raises(UserError, match="row 2: neither train, val nor test; add a column"):
         run(tmp_path, "image_path,mapping_code\na.jpg,x\n", name="photos.csv")
+    with pytest.raises(UserError, match="the column `split` is empty"):
+        run(tmp_path, "image_path,mapping_code,split\na.jpg,x,\n", name="photos.csv")
+    for split, known in {"valid": "val", "Test": "test", "train2017": "train"}.items():
+        (row,) = run(tmp_path, f"image_path,mapping_code,split\na.jpg,x,{split}\n", name="photos.csv")
+        assert row["split"] == known
     with pytest.raises(UserError, match="not a folder"):
         run(tmp_path, HEADER, data_root=tmp_path / "nowhere")
     with pytest.raises(UserError, match="cannot be read"):
@@ -215,3 +223,11 @@ def test_split_must_be_known(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no \.csv file"):
         import_csv(tmp_path / "empty", tmp_path / "out")
+
+
+def test_pills_with_one_box_are_a_finding(tree: Tree, tmp_path: Path) -> None:
+    codes = ["K-015280", "K-020014", "K-020238"]
+    boxes = {code: [float(code == "K-020238"), 0.0, 5.0, 5.0] for code in codes}
+    tree.combination(codes, latitude=90, part=7, boxes=boxes)
+    (row,) = run(tmp_path, HEADER + combination_row(), data_root=tree.root)
+    assert problems(tmp_path) == {"same_box_two_classes": [row["image_path"]]}

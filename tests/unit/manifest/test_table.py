@@ -130,7 +130,7 @@ def test_unknown_sizes_are_zero(tmp_path: Path) -> None:
     [
         ([], "no photos"),
         ([row("a"), row("a")], "'a' occurs more than once"),
-        ([row("a", "test")], "split must be train or val"),
+        ([row("a", "holdout")], "holdout"),
         ([row("a", boxes=[])], "row 1 has 1 codes but 0 boxes"),
         ([row("a"), row("b", codes=["x|y"])], "row 2: class"),
         ([row("a", codes=["two\nlines"])], "row 1: class"),

@@ -54,7 +54,7 @@ class Set:
         path = write_manifest(
             good,
             self.out,
-            class_list(pa.Table.from_pylist([r for r in self.rows if r["split"] != "test"]))
+            class_list(pa.Table.from_pylist([r for r in self.rows if r["split"] != "holdout"]))
             if "class_file" not in options
             else [],
         )
@@ -73,6 +73,21 @@ def photos(tmp_path: Path) -> Set:
 
 def kinds(report: AuditReport, severity: str = "error") -> dict[str, list[str]]:
     return {found.kind: found.examples for found in report.findings if found.severity == severity}
+
+
+@pytest.mark.parametrize(("codes", "kind"), [(["a", "b"], "same_box_two_classes"), (["a", "a"], "repeated_pill")])
+def test_one_box_twice_is_a_warning(photos: Set, codes: list[str], kind: str) -> None:
+    photos.rows[3] |= {"codes": codes, "boxes": [[8, 8, 40, 40]] * 2}
+    assert kinds(photos.audit(), "warning")[kind] == ["p3"]
+
+
+def test_test_photos_are_a_split_of_their_own(photos: Set) -> None:
+    photos.rows[11] |= {"split": "test"}
+    assert photos.audit().fit
+    photos.rows[10] |= {"group": "g11"}
+    assert kinds(photos.audit(), "warning")["group_in_val_and_test"] == ["g11"]
+    photos.rows[3] |= {"group": "g11"}
+    assert kinds(photos.audit())["group_overlap"] == ["g11"]
 
 
 @pytest.mark.parametrize("deep", [False, True])
@@ -175,7 +190,7 @@ def test_folder_link_out_of_the_root_is_refused(photos: Set, tmp_path: Path) -> 
     [
         ({"sample_id": "p4"}, "duplicate_sample_id", "p4"),
         ({"image_path": "photos/p4.png"}, "duplicate_path", "photos/p4.png"),
-        ({"split": "test"}, "bad_split", "p3"),
+        ({"split": "holdout"}, "bad_split", "p3"),
         ({"group": "g10"}, "group_overlap", "g10"),
         ({"boxes": []}, "uneven_boxes", "p3"),
         ({"boxes": [[8, 8, 0, 40]]}, "empty_box", "p3"),

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from pillsnap.errors import UserError
-from pillsnap.manifest.import_yolo import import_yolo, read_names
+from pillsnap.manifest.formats.names import read_names
+from pillsnap.manifest.import_folder import ImportOptions, import_folder
 from pillsnap.manifest.table import read_classes, read_manifest
 
 
@@ -23,19 +24,26 @@ def photo(path: Path, label: str | None, size: tuple[int, int] = (100, 200)) -> 
         target.write_text(label)
 
 
+def run(root: Path, names: Any, **options: Any) -> list[dict[str, Any]]:
+    """Rows of the manifest of `root`; a validation photo is added where it has none."""
+    if (root / "images/train").is_dir() and not (root / "images/val").is_dir():
+        photo(root / "images/val/added.jpg", "")
+    path = import_folder(root, root.parent / "out", ImportOptions(names, **options))
+    return [row for row in read_manifest(path).to_pylist() if "added" not in row["image_path"]]
+
+
 @pytest.mark.parametrize("pattern", ["images/{split}", "{split}/images"])
 def test_both_layouts(tmp_path: Path, pattern: str) -> None:
     root = tmp_path / "set"
     photo(root / pattern.format(split="train") / "a.jpg", "1 0.5 0.5 0.2 0.1\n0 0.25 0.25 0.1 0.1\n")
     photo(root / pattern.format(split="valid") / "b.png", "0 0.5 0.5 1 1")
     photo(root / pattern.format(split="test") / "c.jpg", "")
-    path = import_yolo(root, ["advil", "tylenol"], tmp_path / "out")
-    rows = {row["image_path"].rpartition("/")[2]: row for row in read_manifest(path).to_pylist()}
+    rows = {row["image_path"].rpartition("/")[2]: row for row in run(root, ["advil", "tylenol"])}
     assert rows["a.jpg"]["codes"] == ["tylenol", "advil"]
     assert rows["a.jpg"]["boxes"] == [pytest.approx([40, 90, 20, 20]), pytest.approx([20, 40, 10, 20])]
     assert (rows["a.jpg"]["width"], rows["a.jpg"]["height"]) == (100, 200)
     assert [rows[name]["image_type"] for name in ("a.jpg", "b.png", "c.jpg")] == ["combination", "single", "single"]
-    assert [rows[name]["split"] for name in ("a.jpg", "b.png", "c.jpg")] == ["train", "val", "val"]
+    assert [rows[name]["split"] for name in ("a.jpg", "b.png", "c.jpg")] == ["train", "val", "test"]
     assert rows["b.png"]["source"] == "yolo/valid"
     assert rows["c.jpg"]["codes"] == []
     assert rows["a.jpg"]["sample_id"] + ".jpg" == rows["a.jpg"]["image_path"]
@@ -48,7 +56,7 @@ def test_both_layouts(tmp_path: Path, pattern: str) -> None:
 
 def test_polygon_gives_its_bounding_box(tmp_path: Path) -> None:
     photo(tmp_path / "set/images/train/a.jpg", "0 0.1 0.1 0.3 0.2 0.2 0.5")
-    row = read_manifest(import_yolo(tmp_path / "set", ["x"], tmp_path / "out")).to_pylist()[0]
+    (row,) = run(tmp_path / "set", ["x"], labels="polygons")
     assert row["boxes"][0] == pytest.approx([10, 20, 20, 80])
 
 
@@ -57,9 +65,10 @@ def test_photo_without_a_label_file_is_left_out_and_listed(tmp_path: Path) -> No
     photo(tmp_path / "set/images/train/b.jpg", None)
     (tmp_path / "set/images/train/c.jpg").write_bytes(b"not a photo")
     (tmp_path / "set/images/train/d.jpg").write_bytes(b"")
-    assert read_manifest(import_yolo(tmp_path / "set", ["x"], tmp_path / "out")).num_rows == 1
+    assert len(run(tmp_path / "set", ["x"])) == 1
     problems = json.loads((tmp_path / "out/import_report.json").read_text())["problems"]
     assert {kind: entry["listed"] for kind, entry in problems.items()} == {
+        "empty_label_file": ["labels/val/added.txt"],
         "no_label_file": ["images/train/b.jpg"],
         "not_an_image": ["images/train/c.jpg"],
         "empty": ["images/train/d.jpg"],
@@ -73,7 +82,7 @@ def test_exif_rotated_photo_has_its_upright_size(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (100, 200)).save(tmp_path / "set/images/train/a.jpg", exif=exif)
-    row = read_manifest(import_yolo(tmp_path / "set", ["x"], tmp_path / "out")).to_pylist()[0]
+    (row,) = run(tmp_path / "set", ["x"])
     assert (row["width"], row["height"]) == (200, 100)
     assert row["boxes"][0] == pytest.approx([80, 45, 40, 10])
 
@@ -81,24 +90,22 @@ def test_exif_rotated_photo_has_its_upright_size(tmp_path: Path) -> None:
 def test_groups_by_regular_expression(tmp_path: Path) -> None:
     for name in ("p1.rf.aa", "p1.rf.bb", "p2.rf.cc"):
         photo(tmp_path / f"set/images/train/{name}.jpg", "0 0.5 0.5 0.2 0.1")
-    path = import_yolo(tmp_path / "set", ["x"], tmp_path / "out", group_by=r"^(.*)\.rf\.")
-    assert sorted(read_manifest(path)["group"].to_pylist()) == ["p1", "p1", "p2"]
-    path = import_yolo(tmp_path / "set", ["x"], tmp_path / "out", group_by=r"^p\d")
-    assert sorted(read_manifest(path)["group"].to_pylist()) == ["p1", "p1", "p2"]
+    for pattern in (r"^(.*)\.rf\.", r"^p\d"):
+        assert sorted(row["group"] for row in run(tmp_path / "set", ["x"], group_by=pattern)) == ["p1", "p1", "p2"]
 
 
 def test_group_in_both_splits_is_an_error_that_names_it(tmp_path: Path) -> None:
     photo(tmp_path / "set/images/train/p1.rf.aa.jpg", "0 0.5 0.5 0.2 0.1")
     photo(tmp_path / "set/images/val/p1.rf.bb.jpg", "0 0.5 0.5 0.2 0.1")
     with pytest.raises(UserError, match=r"1 groups are in train and in val \(p1"):
-        import_yolo(tmp_path / "set", ["x"], tmp_path / "out", group_by=r"^(.*)\.rf\.")
+        run(tmp_path / "set", ["x"], group_by=r"^(.*)\.rf\.")
 
 
 def test_class_seen_only_in_validation_is_left_out_and_listed(tmp_path: Path) -> None:
     photo(tmp_path / "set/images/train/a.jpg", "0 0.5 0.5 0.2 0.1")
     photo(tmp_path / "set/images/val/b.jpg", "1 0.5 0.5 0.2 0.1")
-    table = read_manifest(import_yolo(tmp_path / "set", ["x", "y"], tmp_path / "out"))
-    assert table["codes"].to_pylist() == [["x"]]
+    photo(tmp_path / "set/images/val/c.jpg", "0 0.5 0.5 0.2 0.1")
+    assert [row["codes"] for row in run(tmp_path / "set", ["x", "y"])] == [["x"], ["x"]]
     report = json.loads((tmp_path / "out/import_report.json").read_text())
     assert report["problems"]["class_only_in_validation"]["listed"] == ["images/val/b.jpg"]
 
@@ -117,7 +124,7 @@ def test_class_seen_only_in_validation_is_left_out_and_listed(tmp_path: Path) ->
 def test_malformed_label_lines_name_file_and_line(tmp_path: Path, line: str, message: str) -> None:
     photo(tmp_path / "set/images/train/a.jpg", line)
     with pytest.raises(UserError, match=message) as error:
-        import_yolo(tmp_path / "set", ["x", "y"], tmp_path / "out")
+        run(tmp_path / "set", ["x", "y"])
     assert "a.txt" in str(error.value)
 
 
@@ -131,7 +138,7 @@ def test_names_in_every_form(tmp_path: Path) -> None:
     assert read_names(expected) == expected
 
 
-@pytest.mark.parametrize("names", ["", "a,a", "a,,b", ["a|b"]])
+@pytest.mark.parametrize("names", ["", "a,a", "a,,b", ["a|b", "a-b"], ["\u00e9", "e\u0301"], ["a\nb"]])
 def test_invalid_names_are_one_line(names: Any) -> None:
     with pytest.raises(UserError):
         read_names(names)
@@ -150,8 +157,9 @@ def test_invalid_names_files_are_one_line(tmp_path: Path) -> None:
 
 def test_missing_and_foreign_folders_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
-        import_yolo(tmp_path / "nowhere", ["x"], tmp_path / "out")
-    with pytest.raises(UserError, match="not a YOLO folder"):
-        import_yolo(tmp_path, ["x"], tmp_path / "out")
+        run(tmp_path / "nowhere", ["x"])
+    with pytest.raises(UserError, match=r"no photos \(\.jpg"):
+        run(tmp_path, ["x"])
+    photo(tmp_path / "set/images/train/a.jpg", "0 0.5 0.5 0.2 0.1")
     with pytest.raises(UserError, match="not a regular expression"):
-        import_yolo(tmp_path, ["x"], tmp_path / "out", group_by="(")
+        run(tmp_path / "set", ["x"], group_by="(")

@@ -1,0 +1,212 @@
+"""YOLO label files: one `class cx cy w h` per line, normalised; or polygons, oriented boxes, key points."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal, get_args
+
+from pillsnap.errors import UserError
+from pillsnap.manifest.aihub import Progress
+from pillsnap.manifest.formats.folder import Folder, stem_of
+from pillsnap.manifest.formats.names import DataYaml, find_data_yaml, is_names_file, read_data_yaml, read_names
+from pillsnap.manifest.formats.photo import Box, LabelledPhoto, ReadFolder
+from pillsnap.manifest.formats.reading import Read, read_photos
+from pillsnap.manifest.formats.splits import splits_by_folder, splits_of_data_yaml
+
+LabelStyle = Literal["boxes", "polygons", "obb", "pose"]
+LABEL_STYLES: tuple[str, ...] = get_args(LabelStyle)
+_PHOTO_FOLDERS = ("images", "jpegimages")
+NOT_LABELS = ("classes.txt", "notes.json", "obj.names", "obj.data")
+"""Files of labelling tools that are no labels."""
+
+
+def read_yolo(
+    folder: Folder,
+    names: Path | Sequence[str] | str | None,
+    labels: str | None = None,
+    progress: Progress | None = None,
+) -> ReadFolder:
+    """Labelled photos of a YOLO folder.
+
+    A label is searched in the folder `labels` in place of `images`, else beside its photo. Splits are those of the
+    data.yaml (`names`, or the folder's only one), else folder names (splits.py); where none is known, they stay empty.
+    Raises UserError for malformed rows, class indices without a name, and ambiguous rows.
+    """
+    if labels is not None and labels not in LABEL_STYLES:
+        raise UserError(f"--labels {labels!r} is none of {', '.join(LABEL_STYLES)}")
+    data, classes, notes = _classes(folder, names)
+    splits = _splits(folder, data, notes, is_given=names is None or (data is not None and str(data.file) == str(names)))
+    found = {photo: _label_of(folder, photo) for photo in splits}
+    for label in found.values():
+        folder.use(label)
+    shared = _shared_labels(found)
+    photos = [photo for photo, label in found.items() if label not in shared]
+    reads = list(read_photos(folder.root, [(photo, found[photo]) for photo in photos], progress))
+    style = labels or _style(folder, data, [found[photo] for photo in photos], reads)
+    labelled = []
+    for photo, read in zip(photos, reads, strict=True):
+        label = found[photo]
+        if read.problem or not label:
+            folder.problems.add(read.problem or "no_label_file", photo)
+            continue
+        split, source = splits[photo]
+        one = LabelledPhoto(photo, read.width, read.height, split=split, source=f"yolo/{source}" if source else "yolo")
+        for row in read.rows:
+            index, box = parse_row(row[1:], f"{folder.root / label}: line {int(row[0])}", len(classes), style)
+            one.names.append(classes[index])
+            one.boxes.append(to_pixels(box, read.width, read.height))
+        if not one.names:
+            folder.problems.add("empty_label_file", label)
+        labelled.append(one)
+    for photo, label in found.items():
+        if label in shared:
+            folder.problems.add("label_of_two_photos", photo)
+    places = {place for photo in folder.photos for place in label_folders(photo.rpartition("/")[0])}
+    for path in folder.unused():
+        if path.lower().endswith(".txt") and path.rpartition("/")[0] in places:
+            folder.problems.add("label_without_photo", path)
+            folder.use(path)
+    return ReadFolder(labelled, classes, {photo: split for photo, (split, _) in splits.items()}, notes)
+
+
+def _classes(folder: Folder, names: Path | Sequence[str] | str | None) -> tuple[DataYaml | None, list[str], list[str]]:
+    """(data.yaml that states the splits, class names, notes)."""
+    if isinstance(names, str) and is_names_file(names):
+        names = Path(names)
+    if isinstance(names, Path) and names.suffix.lower() in (".yaml", ".yml"):
+        data = read_data_yaml(names)
+        return (data if data.splits else None), data.names, []
+    own = find_data_yaml(folder.root)
+    if names is None:
+        if own is None:
+            listed = [name for name in ("classes.txt", "obj.names") if folder.has(name)]
+            hint = f"; {folder.root / listed[0]} looks like them" if listed else ""
+            raise UserError(
+                f"What are the classes called? Give --names: a data.yaml, a text file, or a list a,b,c{hint}."
+            )
+        return (own if own.splits else None), own.names, [f"class names: {own.file}"]
+    classes = read_names(names)
+    if own is None or not own.splits:
+        return None, classes, []
+    if len(own.names) != len(classes):
+        raise UserError(f"--names has {len(classes)} classes, but {own.file} has {len(own.names)}: use its names")
+    return own, classes, []
+
+
+def _splits(folder: Folder, data: DataYaml | None, notes: list[str], is_given: bool) -> dict[str, tuple[str, str]]:
+    """(split, source) by photo; photos without a split are left out and reported, or all have none."""
+    if data is not None:
+        try:
+            found, taken = splits_of_data_yaml(folder, data)
+        except UserError as error:
+            if is_given:
+                raise
+            notes.append(f"splits are those of the folder names: {error}")
+        else:
+            notes += [f"{split}: {', '.join(entries)} ({data.file})" for split, entries in data.splits.items()]
+            notes += taken
+            for photo in folder.photos:
+                if photo not in found:
+                    folder.problems.add("photo_not_listed", photo)
+            return found
+    known, unknown = splits_by_folder(folder.photos)
+    if not known:
+        return dict.fromkeys(folder.photos, ("", ""))
+    labelled = [name for name, photos in unknown.items() if any(_label_of(folder, photo) for photo in photos)]
+    if labelled:
+        raise UserError(
+            f"{folder.root}: labelled photos in folders without a split: {', '.join(labelled[:5])}; name them "
+            "train, val or test, or list them in a data.yaml (train:, val:, test:)"
+        )
+    for photos in unknown.values():
+        for photo in photos:
+            folder.problems.add("folder_without_split", photo)
+    return known
+
+
+@lru_cache(maxsize=65_536)
+def label_folders(folder: str) -> tuple[str, ...]:
+    """`images/train` -> `labels/train`, in two cases, then the folder itself: where a photo's label may be."""
+    parts = folder.split("/")
+    for position in reversed(range(len(parts))):
+        if parts[position].lower() in _PHOTO_FOLDERS:
+            ways = ("/".join([*parts[:position], name, *parts[position + 1 :]]) for name in ("labels", "Labels"))
+            return (*ways, folder)
+    return (folder,)
+
+
+def _label_of(folder: Folder, photo: str) -> str:
+    """Path of a photo's label file, or ""."""
+    where, stem = photo.rpartition("/")[0], stem_of(photo)
+    for place in label_folders(where):
+        path, respelled = folder.find(place, stem, ".txt")
+        if path and path.rpartition("/")[2].lower() not in NOT_LABELS:
+            if respelled:
+                folder.problems.add_once("label_spelled_differently", path)
+            return path
+    return ""
+
+
+def _shared_labels(found: dict[str, str]) -> set[str]:
+    """Label files that fit two photos of a folder (a.jpg and a.png)."""
+    return {label for label, count in Counter(found.values()).items() if label and count > 1}
+
+
+def _style(folder: Folder, data: DataYaml | None, labels: Sequence[str], reads: Sequence[Read]) -> str:
+    """Style of the rows, where it is certain. Key points have a constant number of fields and a `kpt_shape`."""
+    if data is not None and data.has_key_points:
+        return "pose"
+    lengths = {len(row) - 1 for read in reads for row in read.rows if len(row) - 1 != 5}
+    if not lengths:
+        return "boxes"
+    if data is not None or len(lengths) > 1:
+        return "polygons"
+    (length,) = lengths
+    if length < 7 or length % 2 == 0:
+        return "polygons"  # parse_row refuses it, with its line
+    label, row = next(
+        (label, row) for label, read in zip(labels, reads, strict=True) for row in read.rows if len(row) - 1 == length
+    )
+    raise UserError(
+        f"{folder.root / label}: line {int(row[0])}: {length} fields may be a polygon, an oriented box or key points; "
+        "say which by --labels polygons, obb or pose"
+    )
+
+
+def parse_row(values: Sequence[float], where: str, num_classes: int, style: str = "boxes") -> tuple[int, Box]:
+    """(class index, (cx, cy, w, h) normalised) of one label row; a polygon or oriented box gives its bounding box."""
+    if not all(map(math.isfinite, values)):
+        raise UserError(f"{where}: not finite: {_shown(values)}")
+    index = int(values[0])
+    if index != values[0]:
+        raise UserError(f"{where}: class index {values[0]:g} is not a whole number")
+    if not 0 <= index < num_classes:
+        raise UserError(f"{where}: class index {index}, but --names has {num_classes} classes")
+    count = len(values) - 1
+    if count == 4 or (style == "pose" and count > 4):
+        cx, cy, w, h = values[1:5]
+    elif (style == "polygons" and count >= 6 and count % 2 == 0) or (style == "obb" and count == 8):
+        left, right = min(values[1::2]), max(values[1::2])
+        top, bottom = min(values[2::2]), max(values[2::2])
+        cx, cy, w, h = (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
+    else:
+        hint = "; a sixth field may be a score: labels have none" if count == 5 else ""
+        expected = {"boxes": "", "polygons": " or a polygon", "obb": " or four corners", "pose": " and key points"}
+        raise UserError(f"{where}: expected `class cx cy w h`{expected[style]}, got {count + 1} fields{hint}")
+    if w <= 0 or h <= 0 or max(abs(cx), abs(cy), w, h) > 2:
+        raise UserError(f"{where}: box {cx:g} {cy:g} {w:g} {h:g} is empty or not normalised to 0..1")
+    return index, (cx, cy, w, h)
+
+
+def to_pixels(box: Box, width: int, height: int) -> Box:
+    """(cx, cy, w, h) normalised -> (x, y, w, h) in pixels."""
+    cx, cy, w, h = box
+    return (cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height
+
+
+def _shown(values: Iterable[float]) -> str:
+    return " ".join(f"{value:g}" for value in values)[:80]
