@@ -99,7 +99,7 @@ def export(
     file_format: Annotated[str, typer.Option("--format", help="Only onnx.")] = "onnx",
     out: Annotated[Path | None, typer.Option(help="Folder for the files.", show_default="RUN/onnx")] = None,
 ) -> None:
-    """Write both models as ONNX, checked against torch, with a pipeline.py that needs only onnxruntime and OpenCV."""
+    """Write both models as ONNX, checked against torch, with a pipeline.py that needs no PillSnap."""
     if file_format != "onnx":
         raise UserError(f"--format {file_format!r} is unknown: the only format is onnx.")
     from pillsnap.export.onnx import export_run

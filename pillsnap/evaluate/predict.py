@@ -13,10 +13,9 @@ import pyarrow.compute as pc
 from pillsnap.errors import UserError
 from pillsnap.evaluate.inference import infer
 from pillsnap.manifest.table import read_manifest
+from pillsnap.photos.decode import PHOTO_SUFFIXES
 from pillsnap.runs.directory import Run
 from pillsnap.storage import local_manifest
-
-_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def list_photos(paths: Sequence[Path]) -> list[Path]:
@@ -25,14 +24,14 @@ def list_photos(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if path.is_dir():
             photos += sorted(
-                entry for entry in path.rglob("*") if entry.suffix.lower() in _SUFFIXES and entry.is_file()
+                entry for entry in path.rglob("*") if entry.suffix.lower() in PHOTO_SUFFIXES and entry.is_file()
             )
         elif path.is_file():
             photos.append(path)
         else:
             raise UserError(f"There is no photo or folder {path}.")
     if not photos:
-        raise UserError(f"There is no PNG or JPEG in {', '.join(map(str, paths))}.")
+        raise UserError(f"There is no photo in {', '.join(map(str, paths))}.")
     return [photo.absolute() for photo in photos]
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from pillsnap.errors import UserError
 from pillsnap.files import write_json
+from pillsnap.photos import decode
 from pillsnap.runs.directory import Run
 from pillsnap.tasks.best_model import load_best
 
@@ -39,7 +40,7 @@ class _DetectorBoxes(nn.Module):
 
 
 def export_run(run: Run, folder: Path) -> dict[str, float]:
-    """Write detector.onnx, classifier.onnx, pipeline.json and pipeline.py into `folder`. Returns the largest
+    """Write detector.onnx, classifier.onnx, pipeline.json, pipeline.py and decode.py into `folder`. Returns the largest
     difference of each model from torch, relative to its largest output.
 
     Raises UserError when a package or a trained model is missing, or a difference exceeds MAX_DIFFERENCE.
@@ -63,6 +64,7 @@ def export_run(run: Run, folder: Path) -> dict[str, float]:
     }
     mean, std = (classifier.pretrained_cfg[name] for name in ("mean", "std"))
     facts = {
+        "max_pixels": run.settings.data.max_pixels,
         "detection": {
             "image_size_px": detection.image_size_px,
             "confidence": run.settings.evaluation.confidence,
@@ -83,7 +85,16 @@ def export_run(run: Run, folder: Path) -> dict[str, float]:
     }
     write_json(folder / "pipeline.json", facts)
     shutil.copyfile(Path(__file__).with_name("pipeline.py"), folder / "pipeline.py")
+    (folder / "decode.py").write_text(_standalone_decoder(), encoding="utf-8")
     return differences
+
+
+def _standalone_decoder() -> str:
+    """The source of the one decoder, without its import of this package."""
+    source = Path(decode.__file__).read_text(encoding="utf-8")
+    ours = "from pillsnap.errors import UserError\n"
+    assert source.count(ours) == 1 and source.count("pillsnap.") == 1, "decode.py must need one name of this package"
+    return source.replace(ours, "UserError = ValueError\n")
 
 
 def _export(model: nn.Module, size_px: int, path: Path, outputs: list[str], batch: int) -> float:

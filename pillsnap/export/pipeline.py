@@ -1,14 +1,16 @@
-"""Names the pills of photos with exported models. Requires only onnxruntime, numpy and OpenCV.
+"""Names the pills of photos with exported models. Requires only onnxruntime, numpy, OpenCV and Pillow.
 
     python pipeline.py photo.png [photo.png ...]
 
-`pillsnap export` copies this file beside the models; their settings and classes are in pipeline.json.
+`pillsnap export` copies this file and decode.py, which reads photos as training does, beside the models; their settings
+and classes are in pipeline.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -126,13 +128,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", nargs="+", type=Path)
     options = parser.parse_args()
-    pipeline = Pipeline(Path(__file__).resolve().parent)
+    folder = Path(__file__).resolve().parent
+    sys.path.insert(0, str(folder))
+    from decode import BadImage, decode_image
+
+    pipeline = Pipeline(folder)
     for path in options.photos:
-        photo = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
-        found = {"path": str(path), "error": None, "pills": pipeline.predict(photo)} if photo is not None else None
-        print(
-            json.dumps(found or {"path": str(path), "error": "not a readable image", "pills": []}, ensure_ascii=False)
-        )
+        found: dict[str, Any] = {"path": str(path), "error": None, "pills": []}
+        try:
+            found["pills"] = pipeline.predict(decode_image(path.read_bytes(), max_pixels=pipeline.facts["max_pixels"]))
+        except (BadImage, OSError) as error:
+            found["error"] = str(error)
+        print(json.dumps(found, ensure_ascii=False))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from multiprocessing import get_context
 
 from pillsnap.manifest.aihub import Progress
 from pillsnap.photos.archives import parse_location
-from pillsnap.photos.decode import PNG_SIGNATURE, BadImage
+from pillsnap.photos.decode import BadImage, is_photo_start
 from pillsnap.photos.files import PhotoStore, open_photo
 
 _HEAD_BYTES, _TAIL_BYTES = 4096, 1024
@@ -82,7 +82,7 @@ def _fingerprint(root: str, location: str) -> bytes:
     try:
         start, size = (0, os.fstat(descriptor).st_size) if place is None else (place.offset, place.length)
         head = os.pread(descriptor, min(size, _HEAD_BYTES), start)
-        if (place is None or not place.compression) and not head.startswith((PNG_SIGNATURE, b"\xff\xd8")):
+        if (place is None or not place.compression) and not is_photo_start(head):
             return b""
         tail = os.pread(descriptor, min(size, _TAIL_BYTES), start + max(0, size - _TAIL_BYTES))
     except OSError:

@@ -1,11 +1,19 @@
-"""The only photo decoder: bytes of a PNG or JPEG -> upright RGB uint8, with limits and typed errors."""
+"""The only photo decoder: bytes of a photo -> upright RGB uint8, with limits and typed errors.
+
+PNG and JPEG are decoded by fast decoders, WebP, BMP, TIFF, GIF (the first frame), AVIF and HEIC (with the package
+pillow-heif) by Pillow. The content decides, not the file's ending. `pillsnap export` copies this file beside models.
+"""
 
 from __future__ import annotations
 
 import io
+import re
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +29,10 @@ PHOTO_SUFFIXES = (
 _PNG_RGB = 2
 _EXIF_ORIENTATION = 0x0112
 _TRANSPOSED = (5, 6, 7, 8)
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"heif")
+_PNG_END = b"IEND\xaeB`\x82"
+_JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+"""A marker other than those within the coded pixels: stuffed zeros and restarts."""
 
 
 class BadImage(UserError):
@@ -44,17 +56,59 @@ class Header:
     height: int
     plain: bool
     """8-bit RGB PNG or upright three-component JPEG: decoded by the fast decoders, all others by Pillow."""
+    orientation: int = 1
+    """EXIF orientation of the stored pixels, 1 to 8; applied by the decoder."""
 
 
 def read_header(data: bytes) -> Header:
-    """Header of PNG or JPEG bytes, without decoding a pixel. Raises BadImage."""
+    """Header of a photo's bytes, without decoding a pixel. Raises BadImage.
+
+    The start of a PNG or JPEG is enough; `truncated` says that it needs more. Other formats need the whole file.
+    """
     if not data:
         raise BadImage("empty", "the file has no bytes")
     if data[:8] == PNG_SIGNATURE:
         return _png_header(data)
     if data[:2] == b"\xff\xd8":
         return _jpeg_header(data)
-    raise BadImage("not_an_image", f"neither PNG nor JPEG (starts with {data[:8]!r})")
+    name = other_format(data)
+    if name:
+        return _other_header(data, name)
+    raise BadImage("not_an_image", f"no known format of photos (starts with {data[:8]!r})")
+
+
+def other_format(data: bytes) -> str:
+    """Pillow's name of the format that the first 12 bytes of a file begin, other than PNG and JPEG; else ""."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data[:6] in (b"GIF87a", b"GIF89a"):
+        return "GIF"
+    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "TIFF"
+    if data[4:8] == b"ftyp":
+        return "AVIF" if data[8:12] in (b"avif", b"avis") else "HEIF" if data[8:12] in _HEIF_BRANDS else ""
+    return "BMP" if data[:2] == b"BM" else ""
+
+
+def is_photo_start(data: bytes) -> bool:
+    """Whether the first 12 bytes of a file begin a photo of a known format."""
+    return data[:8] == PNG_SIGNATURE or data[:2] == b"\xff\xd8" or bool(other_format(data))
+
+
+def is_complete(data: bytes, header: Header) -> bool:
+    """Whether a PNG or JPEG has its end mark; other bytes may follow it, such as the film of a motion photo."""
+    if header.format == "png":
+        return data.rfind(_PNG_END) >= 0
+    if header.format != "jpeg" or b"\xff\xd9" in data[-1024:]:
+        return True
+    position = 2
+    while match := _JPEG_MARKER.search(data, position):
+        marker = data[match.start() + 1]
+        if marker == 0xD9:
+            return True
+        alone = marker in (0x01, 0xD8)
+        position = match.end() + (0 if alone else int.from_bytes(data[match.end() : match.end() + 2], "big"))
+    return False
 
 
 def check_pixels(header: Header, max_pixels: int) -> None:
@@ -71,19 +125,21 @@ def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.nda
     """
     header = read_header(data)
     check_pixels(header, max_pixels)
+    if not is_complete(data, header):
+        raise BadImage("truncated", f"the {header.format.upper()} ends before its end mark")
     if not header.plain:
-        return _decode_with_pillow(data)
+        return _decode_with_pillow(data, header)
     if header.format == "png":
         return _decode_plain_png(data, header)
     return _decode_plain_jpeg(data, header)
 
 
 def _decode_plain_png(data: bytes, header: Header) -> np.ndarray:
-    from kornia_rs.io import decode_image_png_u8
+    try:
+        from kornia_rs.io import decode_image_png_u8
+    except ImportError:  # beside an exported model
+        return _decode_with_pillow(data, header)
 
-    # The decoder stops at the last row and would accept a file that is cut after it.
-    if b"IEND" not in data[-64:]:
-        raise BadImage("truncated", "the PNG ends before its IEND chunk")
     try:
         return decode_image_png_u8(data, (header.height, header.width), "rgb")
     except Exception as error:  # the binding raises bare Exception for any decoding fault
@@ -93,35 +149,96 @@ def _decode_plain_png(data: bytes, header: Header) -> np.ndarray:
 def _decode_plain_jpeg(data: bytes, header: Header) -> np.ndarray:
     import cv2
 
-    if b"\xff\xd9" not in data[-1024:]:
-        raise BadImage("truncated", "the JPEG ends before its end-of-image marker")
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None or image.shape[:2] != (header.height, header.width):
         raise BadImage("corrupt", "the JPEG cannot be decoded")
     return image
 
 
-def _decode_with_pillow(data: bytes) -> np.ndarray:
-    from PIL import Image, ImageOps, UnidentifiedImageError
+def _decode_with_pillow(data: bytes, header: Header) -> np.ndarray:
+    from PIL import Image
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the pixel limit was checked against the header
-            image: Image.Image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
-            image.load()
-            image = ImageOps.exif_transpose(image)
-    except UnidentifiedImageError as error:
-        raise BadImage("corrupt", _one_line(error)) from None
-    except (OSError, ValueError, SyntaxError, struct.error, MemoryError, Image.DecompressionBombError) as error:
-        reason = "truncated" if "truncated" in str(error).lower() else "corrupt"
-        raise BadImage(reason, _one_line(error)) from None
-    if image.mode.startswith("I"):
+    image = _opened(data, header.format)
+    with _pillow_faults():
+        image.load()
+        for step in _upright_steps(header.orientation):
+            image = image.transpose(step)
+    if image.size != (header.width, header.height):
+        raise BadImage("corrupt", f"the pixels are {image.size}, the header says {header.width} x {header.height}")
+    if image.mode.startswith("I;16") or (image.mode == "I" and header.format == "png"):
         wide = np.asarray(image).astype(np.uint32)
         return np.repeat((wide * 255 // 65535).astype(np.uint8)[..., None], 3, axis=2)
-    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+    if image.mode in ("I", "F"):
+        raise BadImage("corrupt", f"pixels of 32 bits have no known range (mode {image.mode})")
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)
     return np.array(image.convert("RGB"))
+
+
+def _opened(data: bytes, name: str) -> Any:
+    """Pillow's lazy image of these bytes; the pixels are not decoded."""
+    from PIL import Image, UnidentifiedImageError
+
+    if name == "HEIF":
+        try:
+            from pillow_heif import register_heif_opener
+        except ImportError:
+            raise BadImage("not_an_image", "HEIC needs a package: pip install pillow-heif") from None
+        register_heif_opener()
+    formats = ("PNG", "JPEG") if name in ("png", "jpeg") else (name,)
+    try:
+        with _pillow_faults():
+            return Image.open(io.BytesIO(data), formats=formats)
+    except UnidentifiedImageError as error:
+        reason = "corrupt" if name in ("png", "jpeg") else "not_an_image"
+        raise BadImage(reason, _one_line(error)) from None
+
+
+@contextmanager
+def _pillow_faults() -> Iterator[None]:
+    """What Pillow raises for bad bytes, as BadImage."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the pixel limit is checked against the header
+            yield
+    except UnidentifiedImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise BadImage("too_large", _one_line(error)) from None
+    except (OSError, ValueError, SyntaxError, struct.error, MemoryError, EOFError, RuntimeError) as error:
+        reason = "truncated" if "truncated" in str(error).lower() else "corrupt"
+        raise BadImage(reason, _one_line(error)) from None
+
+
+def _upright_steps(orientation: int) -> list[Any]:
+    from PIL.Image import Transpose
+
+    turn = {
+        2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
+    }.get(orientation)  # fmt: skip
+    return [] if turn is None else [turn]
+
+
+def _other_header(data: bytes, name: str) -> Header:
+    try:
+        image = _opened(data, name)
+    except BadImage as error:
+        # Pillow does not say whether the bytes are bad or too few.
+        if name in ("GIF", "BMP") or error.reason == "too_large" or "pip install" in error.detail:
+            raise
+        raise BadImage("truncated", f"the {name} is cut off or damaged") from None
+    # Pillow turns TIFF itself, and the HEIF plug-in its photos.
+    orientation = int(image.getexif().get(_EXIF_ORIENTATION, 1)) if name in ("WEBP", "AVIF") else 1
+    width, height = image.size
+    if not width or not height:
+        raise BadImage("not_an_image", f"the {name} header says {width} x {height}")
+    if orientation in _TRANSPOSED:
+        width, height = height, width
+    return Header(name, width, height, plain=False, orientation=orientation)
 
 
 def _png_header(data: bytes) -> Header:
@@ -130,9 +247,21 @@ def _png_header(data: bytes) -> Header:
     width, height, depth, colour = struct.unpack(">IIBB", data[16:26])
     if not width or not height:
         raise BadImage("corrupt", f"the PNG header says {width} x {height}")
-    head = data[: min(len(data), 4096)]
-    special = b"tRNS" in head or b"eXIf" in head
-    return Header("png", width, height, plain=depth == 8 and colour == _PNG_RGB and not special)
+    transparent, orientation = False, 1
+    # Chunks after the pixels do not count: viewers lay a photo out before they read them.
+    position = 33
+    while (kind := data[position + 4 : position + 8]) not in (b"IDAT", b"IEND") and (kind.isalpha() or len(kind) < 4):
+        end = position + 12 + int.from_bytes(data[position : position + 4], "big")
+        if len(data) < end:
+            raise BadImage("truncated", "the PNG ends before its pixels")
+        transparent = transparent or kind == b"tRNS"
+        if kind == b"eXIf":
+            orientation = _exif_orientation(data[position + 8 : end - 4])
+        position = end
+    if orientation in _TRANSPOSED:
+        width, height = height, width
+    plain = depth == 8 and colour == _PNG_RGB and not transparent and orientation == 1
+    return Header("png", width, height, plain=plain, orientation=orientation)
 
 
 def _jpeg_header(data: bytes) -> Header:
@@ -159,7 +288,8 @@ def _jpeg_header(data: bytes) -> Header:
                 raise BadImage("corrupt", f"the JPEG header says {width} x {height}")
             if orientation in _TRANSPOSED:
                 width, height = height, width
-            return Header("jpeg", width, height, plain=depth == 8 and components == 3 and orientation == 1)
+            plain = depth == 8 and components == 3 and orientation == 1
+            return Header("jpeg", width, height, plain=plain, orientation=orientation)
         if marker in (0xD9, 0xDA) or length < 2:
             break
         position += 2 + length
@@ -177,7 +307,8 @@ def _exif_orientation(tiff: bytes) -> int:
     for entry in range(entries):
         field = tiff[offset + 2 + 12 * entry : offset + 14 + 12 * entry]
         if len(field) == 12 and struct.unpack(order + "H", field[:2])[0] == _EXIF_ORIENTATION:
-            return int(struct.unpack(order + "H", field[8:10])[0])
+            orientation = int(struct.unpack(order + "H", field[8:10])[0])
+            return orientation if 1 <= orientation <= 8 else 1
     return 1
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pillsnap.errors import UserError
 from pillsnap.photos.archives import MAX_MEMBER_BYTES, STORED, Place, parse_location, unpack, unpack_start
-from pillsnap.photos.decode import DEFAULT_MAX_PIXELS, BadImage, check_pixels, read_header
+from pillsnap.photos.decode import DEFAULT_MAX_PIXELS, BadImage, check_pixels, other_format, read_header
 from pillsnap.storage import file_system, is_uri, one_line
 
 MAX_PHOTO_BYTES = MAX_MEMBER_BYTES
@@ -73,6 +73,8 @@ class PhotoStore:
         start = unpack_start(data, place, _HEADER_BYTES)
         if not start:  # empty or damaged: `unpack` raises
             return _METADATA_BYTES
+        if other_format(start):
+            return MAX_PHOTO_BYTES  # its header needs the whole photo
         header = read_header(start)
         check_pixels(header, self.max_pixels)
         return min(MAX_PHOTO_BYTES, header.width * header.height * _BYTES_PER_PIXEL + _METADATA_BYTES)

@@ -33,7 +33,7 @@ _MEANING = {
     "unreadable_file": "photos cannot be read",
     "too_large": "photos have too many bytes or pixels",
     "empty": "photos have no bytes",
-    "not_an_image": "files are neither PNG nor JPEG",
+    "not_an_image": "files are no photos of a known format",
     "truncated": "photos are cut off",
     "corrupt": "photos cannot be decoded",
 }

@@ -11,7 +11,7 @@ import numpy as np
 
 from pillsnap.errors import UserError
 from pillsnap.photos.archives import STORED, Place, parse_location, unpack_start
-from pillsnap.photos.decode import BadImage, check_pixels, decode_image, read_header
+from pillsnap.photos.decode import BadImage, Header, check_pixels, decode_image, is_complete, other_format, read_header
 from pillsnap.photos.files import MAX_PHOTO_BYTES, PhotoFile, PhotoStore, open_file
 from pillsnap.storage import one_line
 
@@ -67,7 +67,9 @@ def _inspect(root: str, location: str, boxes: list[list[float] | None], deep: bo
             if not deep and (place is None or place.compression == STORED):
                 return _inspect_ends(file, start, size, max_pixels)
             if not deep and place is not None and size > _DEFLATED_BYTES:
-                return _inspect_deflated_head(file, place, max_pixels)
+                packed = file.read(_DEFLATED_BYTES, start)
+                if not other_format(unpack_start(packed, place, 12)):  # other formats need the whole photo
+                    return _inspect_deflated_head(file, place, packed, max_pixels)
             return _inspect_pixels(PhotoStore(root, max_pixels).read(location), boxes, max_pixels)
         except BadImage as error:
             return Inspection(error.reason, error.detail)
@@ -85,18 +87,29 @@ def _inspect_ends(file: PhotoFile, start: int, size: int, max_pixels: int) -> In
         # In a JPEG, a long colour profile or thumbnail may precede the size.
         if error.reason != "truncated" or size <= len(head):
             raise
-        header = read_header(file.read(min(size, _JPEG_HEAD_BYTES), start))
+        header = _read_more(file, start, size)
     check_pixels(header, max_pixels)
     tail = file.read(min(size, _TAIL_BYTES), start + max(0, size - _TAIL_BYTES))
-    if (b"IEND" not in tail[-64:]) if header.format == "png" else (b"\xff\xd9" not in tail):
+    if header.format not in ("png", "jpeg"):
+        decode_image(file.read(size, start), max_pixels=max_pixels)
+    # Beyond the end mark there may be other bytes.
+    elif not is_complete(tail, header) and not is_complete(file.read(size, start), header):
         raise BadImage("truncated", "the file ends before its end mark")
     return Inspection("", "", header.width, header.height, _hash_of_ends(head, tail, size))
 
 
-def _inspect_deflated_head(file: PhotoFile, place: Place, max_pixels: int) -> Inspection:
+def _read_more(file: PhotoFile, start: int, size: int) -> Header:
+    try:
+        return read_header(file.read(min(size, _JPEG_HEAD_BYTES), start))
+    except BadImage as error:
+        if error.reason != "truncated" or size <= _JPEG_HEAD_BYTES:
+            raise
+        return read_header(file.read(size, start))
+
+
+def _inspect_deflated_head(file: PhotoFile, place: Place, packed: bytes, max_pixels: int) -> Inspection:
     """Check only the header of a compressed member; its end mark needs unpacking, which `deep` does."""
     start, size = place.offset, place.length
-    packed = file.read(_DEFLATED_BYTES, start)
     header = read_header(unpack_start(packed, place, _JPEG_HEAD_BYTES))
     check_pixels(header, max_pixels)
     tail = file.read(_TAIL_BYTES, start + size - _TAIL_BYTES)

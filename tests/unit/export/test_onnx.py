@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -11,14 +12,17 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pillsnap.config import load_settings
 from pillsnap.errors import UserError
 from pillsnap.evaluate.two_stage import TwoStage
 from pillsnap.export.onnx import MAX_DIFFERENCE, export_run
 from pillsnap.manifest.table import ClassInfo
+from pillsnap.photos.decode import BadImage, decode_image
 from pillsnap.runs.checkpoint import Position, save_checkpoint
 from pillsnap.runs.directory import Run
+from pillsnap.synthetic.faults import encode
 from pillsnap.tasks.registry import make_task
 
 CODES = [f"K-{number:06}" for number in range(6)]
@@ -56,8 +60,44 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(path, settings, None, "", classes, "", "run")  # type: ignore[arg-type]
 
 
+def assert_same_reader(folder: Path) -> None:
+    """decode.py beside the models reads and refuses what training does, in a process without PillSnap and kornia."""
+    rng = np.random.default_rng(3)
+    pixels = rng.integers(0, 256, (20, 30, 4), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    rgb = Image.fromarray(np.ascontiguousarray(pixels[..., :3]))
+    files = {
+        "alpha.png": encode(Image.fromarray(pixels)),
+        "plain.png": encode(rgb),
+        "turned.jpg": encode(rgb, "JPEG", exif=exif),
+        "webp.jpg": encode(rgb, "WEBP"),
+        "cut.jpg": encode(rgb, "JPEG")[:-200],
+        "cut.png": encode(rgb)[:-12],
+    }
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['pillsnap', 'kornia_rs'])); import decode, hashlib\n"
+        "for data in eval(sys.stdin.read()):\n"
+        "    try: print(hashlib.sha256(decode.decode_image(data).tobytes()).hexdigest())\n"
+        "    except decode.BadImage as error: print(error.reason)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, input=repr(list(files.values())), capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    expected = []
+    for data in files.values():
+        try:
+            expected.append(hashlib.sha256(decode_image(data).tobytes()).hexdigest())
+        except BadImage as error:
+            expected.append(error.reason)
+    assert done.stdout.split() == expected
+    assert expected[-2:] == ["truncated"] * 2
+
+
 def test_exported_models_and_pipeline(run: Run, tmp_path: Path) -> None:
     differences = export_run(run, tmp_path)
+    assert_same_reader(tmp_path)
     assert set(differences) == {"detector", "classifier"}
     assert max(differences.values()) < MAX_DIFFERENCE
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 import tracemalloc
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -121,3 +122,96 @@ def test_bad_image_survives_pickling() -> None:
 
     error = pickle.loads(pickle.dumps(BadImage("empty", "no bytes")))
     assert (error.reason, str(error)) == ("empty", "empty: no bytes")
+
+
+OTHERS = {
+    "WEBP": {"lossless": True, "exact": True}, "BMP": {}, "TIFF": {}, "GIF": {}, "AVIF": {"quality": 100},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_formats_are_read_by_content(picture: np.ndarray, kind: str) -> None:
+    data = encode(Image.fromarray(picture), kind, **OTHERS[kind])
+    header = read_header(data)
+    assert (header.width, header.height, header.format) == (80, 60, kind)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    np.testing.assert_array_equal(decode_image(data), expected)
+    with pytest.raises(BadImage) as caught:
+        decode_image(data, max_pixels=80 * 60 - 1)
+    assert caught.value.reason == "too_large"
+    with pytest.raises(BadImage):
+        decode_image(data[: len(data) // 2])
+
+
+def test_first_frame_of_several_is_read(picture: np.ndarray) -> None:
+    first, second = Image.fromarray(picture), Image.fromarray(255 - picture)
+    for kind, options in {"GIF": {}, "WEBP": {"lossless": True}, "TIFF": {}, "MPO": {"quality": 95}}.items():
+        data = encode(first, kind, save_all=True, append_images=[second], **options)
+        assert np.abs(decode_image(data).astype(int) - picture).mean() < 12, kind
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_header_and_decoder_agree_on_orientation(picture: np.ndarray, kind: str, orientation: int, mode: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(picture).convert(mode)
+    if kind == "PNG":  # a colour profile of 40 kB precedes the orientation
+        data = encode(image, kind, exif=exif, icc_profile=np.random.default_rng(0).bytes(40_000))
+    else:
+        data = encode(image, kind, exif=exif)
+    header, pixels = read_header(data), decode_image(data)
+    assert pixels.shape == (header.height, header.width, 3)
+    assert (header.width, header.height) == ((60, 80) if orientation >= 5 else (80, 60))
+    from PIL import ImageOps
+
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    assert np.abs(pixels.astype(int) - np.asarray(expected)).max() <= 4
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0, "quality": 40}])
+def test_photo_followed_by_a_film_is_a_whole_photo(picture: np.ndarray, options: dict) -> None:
+    film = np.random.default_rng(1).bytes(200_000).replace(b"\xff\xd9", b"")
+    jpeg = encode(Image.fromarray(picture), "JPEG", **options)
+    np.testing.assert_array_equal(decode_image(jpeg + film), decode_image(jpeg))
+    png = encode(Image.fromarray(picture))
+    np.testing.assert_array_equal(decode_image(png + film), picture)
+    for cut in (jpeg[: len(jpeg) // 2] + bytes(200_000), jpeg[:-2], png[:-12] + film):
+        with pytest.raises(BadImage, match="truncated"):
+            decode_image(cut)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
+@pytest.mark.parametrize("spoil", ["whole", "film", "half", "last"])
+def test_audit_and_training_accept_the_same_files(
+    picture: np.ndarray, kind: str, mode: str, spoil: str, tmp_path: Path
+) -> None:
+    from pillsnap.manifest.audit.files import inspect_photos
+
+    if kind == "JPEG" and mode in ("RGBA", "P"):
+        pytest.skip("JPEG has no such mode")
+    data = encode(Image.fromarray(picture).convert(mode), kind)
+    data = {"whole": data, "film": data + bytes(5000), "half": data[: len(data) // 2], "last": data[:-12]}[spoil]
+    (tmp_path / "photo.jpg").write_bytes(data)
+    seen = inspect_photos(str(tmp_path), [("photo.jpg", [])], False, 10_000_000)[0]
+    try:
+        pixels = decode_image(data)
+        assert (seen.problem, seen.width, seen.height) == ("", pixels.shape[1], pixels.shape[0])
+    except BadImage as error:
+        assert seen.problem == error.reason
+
+
+def test_pixels_of_no_known_range_are_refused() -> None:
+    for mode in ("F", "I"):
+        with pytest.raises(BadImage, match="no known range"):
+            decode_image(encode(Image.new(mode, (8, 8)), "TIFF"))
+
+
+def test_heic_names_the_package_that_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(BadImage, match="not_an_image: HEIC needs a package: pip install pillow-heif"):
+        read_header(b"\0\0\0\x18ftypheic" + bytes(100))
