@@ -19,6 +19,7 @@ from pillsnap.manifest.label_reading import LabelReader
 from pillsnap.manifest.rows import Rows, read_rows
 from pillsnap.manifest.scan import scan as scan_tree
 from pillsnap.manifest.table import class_list, with_locations, write_manifest
+from pillsnap.photos.archives import join_command
 
 REPORT_NAME = "sampling_report.json"
 _LISTED = 1000
@@ -109,6 +110,7 @@ def build_manifest(
             "photos_without_a_training_class": sample.num_unlearnable,
             "validation_photos_equal_to_training_photos": _listed([name for _, name in dropped]),
             "photos_found_twice": {"count": len(scan) - len(candidates), "listed": candidates.found_twice(_LISTED)},
+            "archives_in_pieces": scan.pieces,
             "refused": {
                 reason: {"count": count, "listed": scan.refused.examples[reason]}
                 for reason, count in sorted(scan.refused.counts.items())
@@ -168,7 +170,7 @@ def _got(table: pa.Table, num_classes: int) -> dict:
 def _labels(rows: Rows) -> dict:
     return {
         "files": rows.num_labels,
-        "boxes": rows.num_labels - sum(map(len, rows.problems.values())),
+        "boxes": sum(box is not None for boxes in rows.table["boxes"].to_pylist() for box in boxes),
         "problems": {problem: _listed(paths) for problem, paths in sorted(rows.problems.items())},
     }
 
@@ -185,6 +187,16 @@ def _notes(report: dict) -> list[str]:
             notes.append(f"combination photos: {wanted} requested, {got['num_combination']} taken")
     if got["num_boxes"] < got["num_pills"]:
         notes.append(f"{got['num_pills'] - got['num_boxes']} of {got['num_pills']} pills have no box")
+    for problem, found in report["labels"]["problems"].items():
+        notes.append(f"labels with problem {problem}: {found['count']:,}, the first {found['listed'][0]}")
+    for reason, found in report["left_out"]["refused"].items():
+        notes.append(f"files left out, {reason}: {found['count']:,}, the first {found['listed'][0]}")
+    if report["left_out"]["photos_found_twice"]["count"]:
+        twice = report["left_out"]["photos_found_twice"]
+        notes.append(f"photos found twice and taken once: {twice['count']:,}, the first {twice['listed'][0]}")
+    for archive, count in report["left_out"]["archives_in_pieces"].items():
+        command = join_command(archive.rpartition("/")[2])
+        notes.append(f"not read, still in {count} pieces: {archive}; join them, in its folder: {command}")
     if got["num_val"] == 0:
         notes.append("no validation photos: every class has only one group")
     return notes

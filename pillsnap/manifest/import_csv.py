@@ -19,11 +19,12 @@ import pyarrow as pa
 
 from pillsnap.errors import UserError
 from pillsnap.manifest.aihub import Progress, label_paths, parse_name, split_codes
+from pillsnap.manifest.formats.folder import stem_of
 from pillsnap.manifest.formats.photo import distinct_pills
 from pillsnap.manifest.formats.splits import known_split
 from pillsnap.manifest.import_report import REPORT_NAME, Found, Problems, large_losses, write_report
 from pillsnap.manifest.label_reading import read_all_labels
-from pillsnap.manifest.rows import boxes_and_sizes
+from pillsnap.manifest.rows import boxes_and_sizes, of_photo
 from pillsnap.manifest.table import (
     CAMERA_FIELDS,
     CODE_SEPARATOR,
@@ -286,6 +287,7 @@ def _add_labels(
         prefix = stem.partition("_")[0]
         jobs += zip(label_paths(folder, prefix, stem), split_codes(prefix), strict=True)
     labels = read_all_labels(data_root, jobs, num_workers, progress)
+    labels = [of_photo(label, stem_of(path)) for label, (path, _) in zip(labels, jobs, strict=True)]
     for (path, _), label in zip(jobs, labels, strict=True):
         if label.problem:
             problems.add(f"label_{label.problem}", path)

@@ -111,16 +111,16 @@ def _read_block(block: pa.Table, root: str) -> pa.Table:
 
     jobs = list(zip(block["location"].to_pylist(), block["code"].to_pylist(), strict=True))
     columns: dict[str, Any] = dict(zip(Label._fields, zip(*read_labels(root, jobs), strict=True), strict=True))
-    types = {"problem": pa.string(), "box": pa.list_(pa.float64()), "name": pa.string(),
-             "edi_codes": pa.list_(pa.string()), "width": pa.int64(), "height": pa.int64()}  # fmt: skip
-    return pa.table({name: pa.array(columns[name], types[name]) for name in Label._fields})
+    types = {"box": pa.list_(pa.float64()), "edi_codes": pa.list_(pa.string()), "width": pa.int64(),
+             "height": pa.int64()}  # fmt: skip
+    return pa.table({name: pa.array(columns[name], types.get(name, pa.string())) for name in Label._fields})
 
 
 def _from_table(block: pa.Table) -> list[Label]:
     rows = zip(*(block[name].to_pylist() for name in Label._fields), strict=True)
     return [
-        Label(problem, None if box is None else tuple(box), width, height, name, tuple(edi_codes))
-        for problem, box, width, height, name, edi_codes in rows
+        Label(problem, None if box is None else tuple(box), width, height, name, tuple(edi_codes), file_name)
+        for problem, box, width, height, name, edi_codes, file_name in rows
     ]
 
 

@@ -19,7 +19,7 @@ _SIDE_MAX = 2**31 - 1
 
 class Label(NamedTuple):
     """One pill's label. `problem` is empty or the reason for a missing box: missing, not_a_file, broken, no_box,
-    empty_box, other_code."""
+    empty_box, two_boxes, other_code, other_photo (set by rows.of_photo)."""
 
     problem: str
     box: tuple[float, float, float, float] | None = None
@@ -27,6 +27,7 @@ class Label(NamedTuple):
     height: int = 0
     name: str = ""
     edi_codes: tuple[str, ...] = ()
+    file_name: str = ""
 
 
 def read_labels(root: str, jobs: Sequence[tuple[str, str]]) -> list[Label]:
@@ -85,10 +86,12 @@ def parse_label(data: bytes, code: str) -> Label:
     if stated and stated != code:
         return Label("other_code", None, width, height)
     problem, box = _box(annotations)
-    return Label(problem, box, width, height, name, edi_codes)
+    return Label(problem, box, width, height, name, edi_codes, _clean(image.get("file_name")))
 
 
 def _box(annotations: list) -> tuple[str, tuple[float, float, float, float] | None]:
+    """(problem, the only box). Boxes that repeat count once; of different ones, none is known to be the pill's."""
+    boxes = []
     for annotation in annotations:
         values = annotation.get("bbox") if isinstance(annotation, dict) else None
         if not isinstance(values, list) or len(values) != 4:
@@ -99,8 +102,12 @@ def _box(annotations: list) -> tuple[str, tuple[float, float, float, float] | No
             return "broken", None
         if not all(map(math.isfinite, (x, y, w, h))):
             return "broken", None
-        return ("", (x, y, w, h)) if w > 0 and h > 0 else ("empty_box", None)
-    return "no_box", None
+        boxes.append((x, y, w, h))
+    if len(set(boxes)) > 1:
+        return "two_boxes", None
+    if not boxes:
+        return "no_box", None
+    return ("", boxes[0]) if boxes[0][2] > 0 and boxes[0][3] > 0 else ("empty_box", None)
 
 
 def _text(data: bytes) -> str:

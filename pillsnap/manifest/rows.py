@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pillsnap.manifest.aihub import Progress, label_folder, label_names, label_paths, split_codes
+from pillsnap.manifest.aihub import Progress, label_folder, label_names, label_paths, parse_name, split_codes
 from pillsnap.manifest.candidates import Candidates, Sample
 from pillsnap.manifest.label_reading import LabelReader, read_all_labels
 from pillsnap.manifest.labels import Label
@@ -55,6 +55,8 @@ def read_rows(
     codes = [split_codes(scan.prefixes[index]) for index in sets]
     label_paths, jobs = label_jobs(scan, positions, os.fspath(data_root))
     labels = read_all_labels(data_root, jobs, num_workers, progress, label_reader)
+    owners = [stem for stem, row in zip(stems, codes, strict=True) for _ in row]
+    labels = [of_photo(label, stem) for label, stem in zip(labels, owners, strict=True)]
 
     names: dict[str, Counter[str]] = {}
     edi_codes: dict[str, set[str]] = {}
@@ -67,6 +69,10 @@ def read_rows(
         edi_codes.setdefault(code, set()).update(label.edi_codes)
 
     boxes, sizes = boxes_and_sizes(codes, labels)
+    for stem, row in zip(stems, boxes, strict=True):
+        known = [box for box in row if box is not None]
+        if len(set(known)) < len(known):
+            problems.setdefault("same_box", []).append(stem)
     fields = scan.view_fields[scan.view_index[positions]]
     columns = {
         "sample_id": stems,
@@ -90,6 +96,14 @@ def read_rows(
         len(jobs),
         problems,
     )
+
+
+def of_photo(label: Label, stem: str) -> Label:
+    """The label, or one without a box if its `file_name` is the AI Hub name of another photo."""
+    named = label.file_name.rpartition("/")[2]
+    if label.box is None or named.partition(".")[0] == stem or parse_name(named) is None:
+        return label
+    return label._replace(problem="other_photo", box=None)
 
 
 def boxes_and_sizes(
@@ -138,7 +152,10 @@ def label_jobs(scan: Scan, positions: list[int], root: str) -> tuple[list[str], 
         prefix, stem = scan.prefixes[index], scan.stem(position)
         archive = scan.archive_of_set[index]
         codes = split_codes(prefix)
-        if archive is None:
+        if scan.is_delivered(index):
+            found = scan.delivery.label_jobs(scan.folders[index], prefix, stem)
+            jobs += zip(found, codes, strict=True)
+        elif archive is None:
             found = label_paths(scan.folders[index], prefix, stem)
             if not scan.folders[index].isascii():
                 base = label_folder(scan.folders[index])

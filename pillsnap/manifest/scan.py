@@ -7,6 +7,7 @@ set may be on other disks); below it, links and everything but regular files are
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,9 +17,11 @@ import numpy as np
 
 from pillsnap.errors import UserError
 from pillsnap.manifest.aihub import CODES, EXTENSIONS, Progress, view_fields
+from pillsnap.manifest.delivery import Delivery, find_delivery, tree_of
 from pillsnap.manifest.table import has_control_characters
-from pillsnap.photos.archives import Member, find_archives, read_directory
+from pillsnap.photos.archives import Member, archive_key, find_archives, find_pieces, join_command, read_directory
 
+_OFFICIAL_SET = re.compile(r"(data/)?(train|val)/images/")
 _EXAMPLE = "K-000114_0_2_0_0_75_260_200.png"
 
 
@@ -66,6 +69,10 @@ class Scan:
     label_archives: dict[str, str | None]
     """Label archive by image archive."""
     refused: Refused
+    delivery: Delivery
+    """Folders outside the official tree; their labels are found by it."""
+    pieces: dict[str, int] = field(default_factory=dict)
+    """Archives that are still in pieces, which are not read."""
 
     def __len__(self) -> int:
         return len(self.set_index)
@@ -90,6 +97,10 @@ class Scan:
         """`train` or `val`: the AI Hub tree of a set."""
         return "train" if _is_training(self.archive_of_set[index] or self.folders[index]) else "val"
 
+    def is_delivered(self, index: int) -> bool:
+        """Whether a set is in plain folders outside the official tree."""
+        return self.archive_of_set[index] is None and not _OFFICIAL_SET.match(self.folders[index])
+
 
 def scan(data_root: Path, *, num_threads: int = 4, progress: Progress | None = None) -> Scan:
     """List every photo of an AI Hub tree; only those of the training tree if there is one.
@@ -99,23 +110,47 @@ def scan(data_root: Path, *, num_threads: int = 4, progress: Progress | None = N
     root = Path(data_root)
     if not root.is_dir():
         raise UserError(f"{root}: the data root is not a folder; set --data-root or PILLSNAP_DATA_ROOT")
-    archives = find_archives(root)
-    parts = find_parts(root)
-    if any(_is_training(path) for path in [*parts, *archives]):
-        parts = [path for path in parts if _is_training(path)]
-        archives = {path: labels for path, labels in archives.items() if _is_training(path)}
-    if not parts and not archives:
-        raise UserError(
-            f"{root}: no AI Hub photos; expected train/images/single/TS_* (or data/train/…) or TS_*.zip under it"
-        )
     try:
-        return _scan(root, parts, archives, num_threads, progress)
+        archives, pieces = find_archives(root), find_pieces(root)
+        parts, delivery = find_parts(root), find_delivery(root)
+        folders = [*(f"{above}/{name}" for above, name in delivery.leaves), *delivery.flat]
+        if any(_is_training(path) for path in [*parts, *archives, *folders]):
+            parts = [path for path in parts if _is_training(path)]
+            archives = {path: labels for path, labels in archives.items() if _is_training(path)}
+            delivery.leaves = [leaf for leaf in delivery.leaves if _is_training("/".join(leaf))]
+            delivery.flat = [folder for folder in delivery.flat if _is_training(folder)]
+        _check_pieces(root, pieces, archives)
+        if not parts and not archives and not delivery.leaves and not delivery.flat:
+            raise UserError(
+                f"{root}: no AI Hub photos; expected train/images/single/TS_* (or data/train/…), TS_*.zip, or folders "
+                f"of photos named like {_EXAMPLE} under it"
+            )
+        result = _scan(root, parts, archives, delivery, num_threads, progress)
+        result.pieces = pieces
+        return result
     except PermissionError as error:
         raise UserError(f"{error.filename}: permission denied; give this user the right to read it") from error
 
 
+def _check_pieces(root: Path, pieces: dict[str, int], archives: dict[str, str | None]) -> None:
+    """Raise UserError where nothing but pieces is there, or the labels of an archive are in pieces."""
+    lacking = {(key[0], "L", key[2]) for path, labels in archives.items() if not labels and (key := archive_key(path))}
+    named = [path for path in pieces if archive_key(path) in lacking] or ([] if archives else list(pieces))
+    if named:
+        more = f" and {len(named) - 1} more" if len(named) > 1 else ""
+        raise UserError(
+            f"{root}: {named[0]}{more} is still in pieces ({pieces[named[0]]} files .part…); join each, in its folder: "
+            f"{join_command(named[0].rpartition('/')[2])}"
+        )
+
+
 def _scan(
-    root: Path, parts: list[str], archives: dict[str, str | None], num_threads: int, progress: Progress | None
+    root: Path,
+    parts: list[str],
+    archives: dict[str, str | None],
+    delivery: Delivery,
+    num_threads: int,
+    progress: Progress | None,
 ) -> Scan:
     builder = _ScanBuilder()
     total = len(parts) + len(archives)
@@ -127,21 +162,30 @@ def _scan(
                 builder.add_folder(f"{part}/{name}", name, files)
             if progress is not None:
                 progress("scan", done, total)
+    for above, name in delivery.leaves:
+        path = f"{above}/{name}" if above else name
+        builder.add_folder(path, name, _list_folder(f"{root}/{path}", path, builder.refused))
+    for folder in delivery.flat:
+        builder.add_folder(folder, "", _list_images(f"{root}/{folder}", folder, builder.refused))
+    for stray in delivery.strays:
+        builder.refused.add("stray_image", stray)
     for done, archive in enumerate(archives, start=len(parts) + 1):
         _add_archive(builder, root, archive)
         if progress is not None:
             progress("scan", done, total)
-    result = builder.finish(archives)
+    result = builder.finish(archives, delivery)
     if not len(result):
         raise UserError(f"{root}: {total} TS_* folders or archives, but no photo named like {_EXAMPLE}")
     return result
 
 
 def _is_training(path: str) -> bool:
-    """Whether a part (`[data/]train/images/…`) or an archive (`TS_*.zip`) belongs to the training set."""
-    if "/images/" in path and not path.lower().endswith(".zip"):
+    """Whether a part (`[data/]train/images/…`), an archive (`TS_*.zip`) or a folder belongs to the training set."""
+    if path.lower().endswith(".zip"):
+        return path.rpartition("/")[2][0].upper() == "T"
+    if _OFFICIAL_SET.match(path):
         return path.split("/images/")[0].rpartition("/")[2] == "train"
-    return path.rpartition("/")[2][0].upper() == "T"
+    return tree_of(path) == "train"
 
 
 def find_parts(root: Path) -> list[str]:
@@ -181,6 +225,16 @@ def _list_folder(path: str, relative: str, refused: Refused) -> list[str]:
                 refused.add("not_a_file", f"{relative}/{entry.name}")
     names.sort()
     return names
+
+
+def _list_images(path: str, relative: str, refused: Refused) -> list[str]:
+    """Files of a folder that may hold folders, too."""
+    with os.scandir(path) as entries:
+        listed = sorted((entry for entry in entries if not entry.is_dir()), key=lambda entry: entry.name)
+    for entry in listed:
+        if not entry.is_file(follow_symlinks=False):
+            refused.add("link" if entry.is_symlink() else "not_a_file", f"{relative}/{entry.name}")
+    return [entry.name for entry in listed if entry.is_file(follow_symlinks=False)]
 
 
 def _add_archive(builder: _ScanBuilder, root: Path, archive: str) -> None:
@@ -246,7 +300,7 @@ class _ScanBuilder:
                     chosen = [members[position] for position in positions]
                     self._members.append(np.array([member[1:4] for member in chosen], dtype=np.int64))
 
-    def finish(self, label_archives: dict[str, str | None]) -> Scan:
+    def finish(self, label_archives: dict[str, str | None], delivery: Delivery) -> Scan:
         """The scan of all added folders; unpacked ones must have been added before archives."""
         sizes = [len(indices) for indices in self._view_index]
         num_photos = sum(sizes)
@@ -265,6 +319,7 @@ class _ScanBuilder:
             members=members,
             label_archives=label_archives,
             refused=self.refused,
+            delivery=delivery,
         )
 
     def _parse(self, folder: str, name: str) -> tuple[str, int] | None:

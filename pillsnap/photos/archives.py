@@ -14,7 +14,8 @@ import struct
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,8 @@ from pillsnap.storage import one_line
 STORED, DEFLATED = 0, 8
 MAX_MEMBER_BYTES = 1 << 28
 _ARCHIVE_NAME = re.compile(r"([TV])([SL])(_\d+_.+)\.zip", re.IGNORECASE)
-_UNPACKED = re.compile(r"[TV][SL]_|K-")
+_PIECE = re.compile(r"(.+\.zip)\.part\d+", re.IGNORECASE)
+_UNPACKED = re.compile(r"K-")
 _LOCATION = re.compile(r"(.+\.zip)::(\d+):(\d+):([08])", re.IGNORECASE | re.DOTALL)
 _LOCAL = struct.Struct("<4s5H3L2H")
 _ENCRYPTED, _UTF8 = 0x1, 0x800
@@ -143,21 +145,36 @@ def find_archives(root: Path) -> dict[str, str | None]:
     """Image archives (`TS_1_단일.zip`) under `root` with their label archives (`TL_1_단일.zip`), relative, sorted.
 
     Archives of the training set, or of the validation set (`VS_`) if there are none. Links to folders are followed,
-    each real folder once; unpacked parts (TS_*, TL_*, K-*) are skipped.
+    each real folder once; unpacked folders (K-*) are skipped.
     """
     images: dict[tuple[str, str], str] = {}
     labels: dict[tuple[str, str], str] = {}
-    for path in _archive_files(root):
-        name = unicodedata.normalize("NFC", path.rpartition("/")[2])
-        match = _ARCHIVE_NAME.fullmatch(name)
-        if match:
-            kind = images if match[2].upper() == "S" else labels
-            kind.setdefault((match[1].upper(), match[3].lower()), path)
+    for path in _files(root, lambda name: name.lower().endswith(".zip")):
+        key = archive_key(path)
+        if key:
+            (images if key[1] == "S" else labels).setdefault((key[0], key[2]), path)
     tree = "T" if any(key[0] == "T" for key in images) else "V"
     return {path: labels.get(key) for key, path in sorted(images.items(), key=lambda item: item[1]) if key[0] == tree}
 
 
-def _archive_files(root: Path) -> list[str]:
+def archive_key(path: str) -> tuple[str, str, str] | None:
+    """(T or V, S or L, rest of the name) of an archive of AI Hub: `TS_1_단일.zip` -> (T, S, _1_단일)."""
+    match = _ARCHIVE_NAME.fullmatch(unicodedata.normalize("NFC", path.rpartition("/")[2]))
+    return (match[1].upper(), match[2].upper(), match[3].lower()) if match else None
+
+
+def find_pieces(root: Path) -> dict[str, int]:
+    """Archives that are still in pieces (`NAME.zip.part0`, `NAME.zip.part1073741824`): path and number of pieces."""
+    pieces = _files(root, lambda name: _PIECE.fullmatch(name) is not None)
+    return dict(sorted(Counter(piece[: piece.lower().rindex(".part")] for piece in pieces).items()))
+
+
+def join_command(archive: str) -> str:
+    """A shell command that joins the pieces of an archive, in the order of their numbers."""
+    return f"ls -v '{archive}'.part* | xargs -d '\\n' cat > '{archive}'"
+
+
+def _files(root: Path, wanted: Callable[[str], bool]) -> list[str]:
     found: list[str] = []
     seen: set[tuple[int, int]] = set()
     stack = [("", 0)]
@@ -169,7 +186,7 @@ def _archive_files(root: Path) -> list[str]:
         seen.add((info.st_dev, info.st_ino))
         with os.scandir(root / folder) as entries:
             for entry in entries:
-                if entry.name.lower().endswith(".zip") and entry.is_file(follow_symlinks=False):
+                if wanted(entry.name) and entry.is_file(follow_symlinks=False):
                     found.append(folder + entry.name)
                 elif depth < _MAX_DEPTH and not _UNPACKED.match(entry.name) and entry.is_dir():
                     stack.append((f"{folder}{entry.name}/", depth + 1))

@@ -53,10 +53,10 @@ class Tree:
         base = self.root / "train"
         photo = base / "images/combination" / f"TS_{part}_combo" / prefix / f"{stem}.png"
         self._photo(photo, pixels)
-        for code in codes:
+        for index, code in enumerate(codes):
             if code not in without:
                 folder = base / "labels/combination" / f"TL_{part}_combo" / f"{prefix}_json" / code
-                change = {"bbox": boxes[code]} if boxes else None
+                change = {"bbox": boxes[code] if boxes else [10 + index, 12, 20.5, 8]}
                 self._label(folder / f"{stem}.json", code, change)
         return photo
 

@@ -36,7 +36,7 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str
 def test_every_reader_gives_the_same_labels_in_order(jobs: list[tuple[str, str]], tmp_path: Path) -> None:
     here = read_all_labels(tmp_path, jobs, 1)
     assert [label.problem for label in here[:8]] == ["", "", "", "missing", "missing", "broken", "other_code", ""]
-    assert here[7] == Label("", (7, 1, 2, 3), 50, 60, "약 K-000007", ("642200750", "A13100741"))
+    assert here[7] == Label("", (7, 1, 2, 3), 50, 60, "약 K-000007", ("642200750", "A13100741"), "x.png")
     calls: list[tuple[str, int, int]] = []
     assert read_all_labels(tmp_path, jobs, 2, lambda *call: calls.append(call), "processes") == here
     assert read_all_labels(tmp_path, jobs, 2, lambda *call: calls.append(call), "ray") == here

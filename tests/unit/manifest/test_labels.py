@@ -24,6 +24,10 @@ def test_parse_good_label() -> None:
     assert label == Label("", (1.0, 2.0, 3.0, 4.0), 976, 1280, "약", ("1", "2"))
 
 
+def test_a_box_that_repeats_is_one_box() -> None:
+    assert parse_label(encoded(document() | {"annotations": [{"bbox": [1, 2, 3, 4]}] * 2}), CODE).box == (1, 2, 3, 4)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp949", "utf-16"])
 def test_encodings(encoding: str) -> None:
     assert parse_label(encoded(document(), encoding), CODE).name == "약"
@@ -55,6 +59,7 @@ def test_numbers_may_be_strings() -> None:
         (encoded(document(("a", 5, 10, 1))), "broken"),
         (b'{"images": [{}], "annotations": [{"bbox": [1, 2, NaN, 4]}]}', "broken"),
         (encoded(document(dl_mapping_code="K-000001")), "other_code"),
+        (encoded(document() | {"annotations": [{"bbox": [1, 2, 3, 4]}, {"bbox": [9, 2, 3, 4]}]}), "two_boxes"),
     ],
 )
 def test_problems_give_no_box(content: bytes, problem: str) -> None:

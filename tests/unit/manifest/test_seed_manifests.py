@@ -115,4 +115,4 @@ def test_command_takes_photos_and_boxes_from_the_data_root(tree: Tree, tmp_path:
     assert result.exit_code == 0, result.output
     table = read_manifest(tmp_path / "out")
     assert all((tree.root / path).is_file() for path in table["image_path"].to_pylist())
-    assert all(box == [10, 12, 20.5, 8] for boxes in table["boxes"].to_pylist() for box in boxes)
+    assert all(box == [10 + i, 12, 20.5, 8] for boxes in table["boxes"].to_pylist() for i, box in enumerate(boxes))
