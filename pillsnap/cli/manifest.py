@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from click.core import ParameterSource
 
 from pillsnap.cli.options import (
     Assignments,
@@ -18,6 +19,8 @@ from pillsnap.cli.options import (
     checked_data_root,
     chosen_settings,
     local_data_root,
+    named_run,
+    opened_run,
 )
 from pillsnap.cli.terminal import console, progress_bar, say
 from pillsnap.errors import UserError
@@ -65,12 +68,19 @@ def manifest_build(
 
 @manifest_app.command("import")
 def manifest_import(
+    context: typer.Context,
     sources: Annotated[
         list[Path],
-        typer.Argument(help="yolo: a folder with images/ and labels/. csv: CSV files, or a folder of them."),
+        typer.Argument(help="A folder of labels and photos. csv: CSV manifests, or a folder of them."),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the manifest.")],
-    source_format: Annotated[str, typer.Option("--format", help="yolo or csv.")] = "yolo",
+    source_format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="auto, yolo, coco, voc, cvat, label-studio, csv-boxes or imagefolder; csv: manifests of other tools.",
+        ),
+    ] = "auto",
     names: Annotated[
         str | None,
         typer.Option(
@@ -109,14 +119,17 @@ def manifest_import(
 ) -> None:
     """Import labelled photos of other tools into a manifest, and print what was found and what was left out.
 
-    Absolute paths in a CSV file are made relative to --data-root, where the labels are read, too; without --data-root
-    boxes and sizes stay unknown.
+    --data-root names the folder of the photos where the labels are in another one. Absolute paths in a CSV manifest are
+    made relative to it, and the labels are read under it; without --data-root boxes and sizes stay unknown.
     """
+    from pillsnap.manifest.formats.recognise import FORMATS
     from pillsnap.manifest.import_csv import import_csv
     from pillsnap.manifest.import_folder import ImportOptions, import_folder
     from pillsnap.manifest.import_report import report_lines
 
     out = out.absolute()
+    if source_format == "auto" and all(source.suffix.lower() == ".csv" for source in sources):
+        source_format = "csv"
     if source_format == "csv":
         if any(option is not None for option in (names, labels, group_by, val_fraction)):
             raise UserError(
@@ -128,14 +141,19 @@ def manifest_import(
             path = import_csv(
                 sources[0] if len(sources) == 1 else sources, out, data_root=root, strict=strict, progress=progress
             )
-    elif source_format == "yolo":
+    elif source_format in ("auto", *FORMATS):
         if len(sources) != 1:
             raise UserError(f"--format {source_format} takes one folder, not {len(sources)}.")
-        options = ImportOptions(names, labels, group_by, val_fraction, seed, strict)
+        # The environment variable names the photos of AI Hub, not those of this folder.
+        is_given = context.get_parameter_source("data_root") is ParameterSource.COMMANDLINE
+        photos = local_data_root(data_root) if is_given else None
+        options = ImportOptions(names, labels, group_by, val_fraction, seed, source_format, photos, strict)
         with progress_bar("importing") as progress:
             path = import_folder(sources[0], out, options, progress)
     else:
-        raise UserError(f"--format {source_format!r} cannot be imported; the formats are yolo and csv.")
+        raise UserError(
+            f"--format {source_format!r} cannot be imported; the formats are auto, {', '.join(FORMATS)} and csv."
+        )
     lines, warnings = report_lines(path.parent)
     for line in lines:
         say(line)
@@ -161,3 +179,48 @@ def manifest_validate(
     if json_file:
         json_file.write_text(json.dumps(report.to_dict(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     raise typer.Exit(0 if report.fit else 1)
+
+
+@manifest_app.command("export")
+def manifest_export(
+    path: Annotated[Path, typer.Argument(help="A manifest, or the folder that holds it.")],
+    out: Annotated[Path, typer.Option(help="New folder for the labels.")],
+    file_format: Annotated[str, typer.Option("--format", help="coco, yolo, voc or label-studio.")],
+    run_dir: Annotated[
+        str | None,
+        typer.Option("--run", help="coco, label-studio: run whose predictions are added.", show_default="none"),
+    ] = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Write the labels of a manifest in the format of another tool, with predictions as pre-annotations.
+
+    Paths are relative to the data root: `manifest import OUT --data-root ROOT` reads them back without a difference.
+    """
+    from pillsnap.manifest.export import FORMATS, export_manifest
+
+    if file_format not in FORMATS:
+        raise UserError(f"--format {file_format!r} is none of {', '.join(FORMATS)}.")
+    predictions = None if run_dir is None else _predictions(run_dir, path, data_root)
+    root = local_data_root(data_root) if data_root else None
+    for reason, count in export_manifest(path, file_format, out, root, predictions).items():
+        say(f"photos {reason}: {count:,}")
+    say(f"labels: {out}")
+
+
+def _predictions(
+    run_dir: str, manifest: Path, data_root: str | None
+) -> dict[str, list[tuple[str, tuple[float, float, float, float], float]]]:
+    """(code, box, score) of the pills that a run finds, by image path; photos that cannot be read are named."""
+    from pillsnap.cluster.session import ray_session
+    from pillsnap.evaluate.predict import predict_manifest_photos
+
+    run = opened_run(named_run(run_dir))
+    with ray_session():
+        results = predict_manifest_photos(run, str(manifest), data_root, None)
+    for result in results:
+        if result["error"]:
+            say(f"{result['path']}: {result['error']}")
+    return {
+        result["path"]: [(pill["code"], tuple(pill["box"]), pill["confidence"]) for pill in result["pills"]]
+        for result in results
+    }

@@ -22,6 +22,7 @@ from pillsnap.manifest.aihub import Progress, label_paths, parse_name, split_cod
 from pillsnap.manifest.formats.folder import stem_of
 from pillsnap.manifest.formats.photo import distinct_pills
 from pillsnap.manifest.formats.splits import known_split
+from pillsnap.manifest.formats.tables import box_columns
 from pillsnap.manifest.import_report import REPORT_NAME, Found, Problems, large_losses, write_report
 from pillsnap.manifest.label_reading import read_all_labels
 from pillsnap.manifest.rows import boxes_and_sizes, of_photo
@@ -136,6 +137,9 @@ def _read_file(path: Path, reroot: Callable[[str], str | None], problems: Proble
 
 
 def _check_header(header: list[str], where: str) -> None:
+    boxes = box_columns([cell.lower() for cell in header])
+    if boxes:
+        raise UserError(f"{where}: has columns of boxes ({', '.join(boxes)}): import its folder by --format csv-boxes")
     missing = {"image_path", "mapping_code"} - set(header)
     if missing:
         raise UserError(f"{where}: no column {', '.join(sorted(missing))}; found {', '.join(header)[:200]}")

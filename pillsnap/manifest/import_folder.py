@@ -12,10 +12,10 @@ import pyarrow as pa
 from pillsnap.errors import UserError
 from pillsnap.manifest.aihub import Progress
 from pillsnap.manifest.formats.folder import Folder
-from pillsnap.manifest.formats.names import codes_of
-from pillsnap.manifest.formats.photo import LabelledPhoto, distinct_pills, group_namer
+from pillsnap.manifest.formats.names import codes_of, read_names
+from pillsnap.manifest.formats.photo import LabelledPhoto, ReadFolder, distinct_pills, group_namer
+from pillsnap.manifest.formats.recognise import read_labels
 from pillsnap.manifest.formats.splits import SPLIT_FOLDERS
-from pillsnap.manifest.formats.yolo import read_yolo
 from pillsnap.manifest.import_report import Found, Problems, large_losses, write_report
 from pillsnap.manifest.sampling import name_hashes
 from pillsnap.manifest.split import split_combinations
@@ -33,12 +33,17 @@ class ImportOptions:
     val_fraction: float | None = None
     """Share of the training photos that become validation photos, by groups; for sets without validation photos."""
     seed: int = 42
+    form: str = "yolo"
+    """Format of the labels: one of recognise.FORMATS, or auto."""
+    photos: Path | None = None
+    """Data root, where the photos are not in the folder of the labels."""
     strict: bool = False
     """Refuse an import that leaves out a lot (import_report.large_losses)."""
 
 
 def import_folder(folder: Path, out_dir: Path, options: ImportOptions, progress: Progress | None = None) -> Path:
-    """Turn a folder of labelled photos into a manifest whose data root is `folder`; return the Parquet path.
+    """Turn a folder of labels and photos into a manifest; return the Parquet path. The data root is `folder`, unless
+    the photos are elsewhere (`options.photos`).
 
     Boxes are converted to pixels of the upright photo. import_report.json lists what was left out, and why. Raises
     UserError for a missing folder, malformed or ambiguous labels, unknown splits, sets without training or validation
@@ -46,11 +51,13 @@ def import_folder(folder: Path, out_dir: Path, options: ImportOptions, progress:
     """
     out_dir = Path(out_dir)
     problems = Problems()
-    source = Folder(Path(folder), problems)
-    read = read_yolo(source, options.names, options.labels, progress)
+    labels = Folder(Path(folder), problems)
+    source = labels if options.photos is None else Folder(options.photos, problems)
+    read = read_labels(source, labels, options.form, options.names, options.labels, progress)
     photos = read.photos
-    for path in source.unused():
+    for path in labels.unused():
         problems.add("other_file", path)
+    _check_names(read, options.names, labels.root)
     codes = codes_of(read.names)
     found = Found(dict.fromkeys(source.photos, "") | read.splits)
     found.classes = {codes[name] for photo in photos for name in photo.names}
@@ -58,7 +65,7 @@ def import_folder(folder: Path, out_dir: Path, options: ImportOptions, progress:
     _group(photos, options)
     if not photos:
         raise UserError(_nothing_found(source, problems))
-    _split(photos, options, source.root)
+    _split(photos, options, source.root, read.splits)
     photos = _drop_unlearnable(photos, problems)
     _check_groups(photos, source.root, problems)
     for name in sorted(set(read.names) - {name for photo in photos for name in photo.names}):
@@ -71,6 +78,13 @@ def import_folder(folder: Path, out_dir: Path, options: ImportOptions, progress:
         raise UserError(f"{folder}: {'; '.join(warnings)} (--strict). {out_dir / 'import_report.json'} lists them")
     classes = class_list(table, {code: name for name, code in codes.items()})
     return write_manifest(table, out_dir, classes)
+
+
+def _check_names(read: ReadFolder, names: Path | Sequence[str] | str | None, root: Path) -> None:
+    """Raise UserError for classes of the labels that are not in --names."""
+    unknown = sorted({name for photo in read.photos for name in photo.names} - set(read_names(names))) if names else []
+    if unknown:
+        raise UserError(f"{root}: the labels have classes that --names has not: {', '.join(unknown[:5])}")
 
 
 def _check_labels(photos: list[LabelledPhoto], problems: Problems) -> None:
@@ -106,7 +120,7 @@ def _nothing_found(source: Folder, problems: Problems) -> str:
     return f"{source.root}: none of {len(source.photos):,} photos can be imported ({reasons}); the first: {first}"
 
 
-def _split(photos: list[LabelledPhoto], options: ImportOptions, root: Path) -> None:
+def _split(photos: list[LabelledPhoto], options: ImportOptions, root: Path, of_all: dict[str, str]) -> None:
     """Choose validation photos where `val_fraction` is given. Raises UserError where a split stays unknown or empty."""
     counts = Counter(photo.split for photo in photos)
     fraction = options.val_fraction
@@ -127,6 +141,11 @@ def _split(photos: list[LabelledPhoto], options: ImportOptions, root: Path) -> N
         raise UserError(f"{root}: no pill is labelled in a training split; name the training folder `train`")
     if counts["val"]:
         return
+    lost = list(of_all.values()).count("val")
+    if lost and fraction is None:
+        raise UserError(
+            f"{root}: all {lost:,} validation photos are left out, so there is none to validate with: label them"
+        )
     if fraction is None:
         raise UserError(
             f"{root}: no validation photos, so training cannot choose its best model; add a folder `val` or {advice}"

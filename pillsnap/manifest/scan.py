@@ -137,10 +137,11 @@ def _check_pieces(root: Path, pieces: dict[str, int], archives: dict[str, str | 
     lacking = {(key[0], "L", key[2]) for path, labels in archives.items() if not labels and (key := archive_key(path))}
     named = [path for path in pieces if archive_key(path) in lacking] or ([] if archives else list(pieces))
     if named:
+        verb = "are" if len(named) > 1 else "is"
         more = f" and {len(named) - 1} more" if len(named) > 1 else ""
         raise UserError(
-            f"{root}: {named[0]}{more} is still in pieces ({pieces[named[0]]} files .part…); join each, in its folder: "
-            f"{join_command(named[0].rpartition('/')[2])}"
+            f"{root}: {named[0]}{more} {verb} still in pieces ({pieces[named[0]]} files .part…); "
+            f"join each, in its folder: {join_command(named[0].rpartition('/')[2])}"
         )
 
 

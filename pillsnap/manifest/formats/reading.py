@@ -34,7 +34,10 @@ class Read(NamedTuple):
 def read_photos(
     root: Path, jobs: Sequence[tuple[str, str]], progress: Progress | None = None, num_workers: int | None = None
 ) -> Iterator[Read]:
-    """Size and label rows per job (photo, label file or ""), in order. Raises UserError for a malformed label file."""
+    """Size and label rows per job (photo under `root`, path of its label file or ""), in order.
+
+    Raises UserError for a malformed label file.
+    """
     chunks = [list(jobs[start : start + _CHUNK]) for start in range(0, len(jobs), _CHUNK)]
     workers = num_workers or os.cpu_count() or 1
     base = os.fspath(root)
@@ -63,7 +66,7 @@ def _read(root: str, photo: str, label: str) -> Read:
         width, height = photo_size(root, photo)
     except BadImage as error:
         return Read(error.reason, 0, 0, [])
-    return Read("", width, height, _label_rows(f"{root}/{label}") if label else [])
+    return Read("", width, height, _label_rows(label) if label else [])
 
 
 def photo_size(root: str, photo: str) -> tuple[int, int]:

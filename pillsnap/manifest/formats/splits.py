@@ -43,7 +43,7 @@ def splits_by_folder(photos: Iterable[str]) -> tuple[dict[str, tuple[str, str]],
     return known, unknown
 
 
-def splits_of_data_yaml(folder: Folder, data: DataYaml) -> tuple[dict[str, tuple[str, str]], list[str]]:
+def splits_of_data_yaml(folder: Folder, labels: Folder, data: DataYaml) -> tuple[dict[str, tuple[str, str]], list[str]]:
     """((split, folder or list name) by photo, notes for people), as the data.yaml says.
 
     Entries are looked up under `path`, beside the file and under the data root; where they name folders of another
@@ -54,46 +54,49 @@ def splits_of_data_yaml(folder: Folder, data: DataYaml) -> tuple[dict[str, tuple
     notes: list[str] = []
     for split, entries in data.splits.items():
         for entry in entries:
-            path = _locate(folder, data, entry, notes)
-            if path is None:
+            list_file = _list_file(labels, data, entry)
+            path = None if list_file else _locate(folder, data, entry, notes)
+            if path is None and list_file is None:
                 if split == "test":
                     folder.problems.add("listed_split_missing", f"test: {entry}")
                     continue
                 raise UserError(f"{data.file}: `{split}: {entry}` is no folder or file under {folder.root}")
-            for photo in _photos_of(folder, data, path):
-                other = found.setdefault(photo, (split, _name_of(path, split)))
+            if list_file is not None:
+                photos, name = _listed_photos(folder, labels, list_file), split
+            else:
+                inside = f"{path}/" if path else ""
+                photos = [photo for photo in folder.photos if photo.startswith(inside)]
+                name = next((part for part in reversed(inside.split("/")) if known_split(part)), split)
+            for photo in photos:
+                other = found.setdefault(photo, (split, name))
                 if other[0] != split:
                     raise UserError(f"{data.file}: {photo} is in {other[0]} and in {split}; list it in one split")
     return found, notes
 
 
-def _name_of(path: str, split: str) -> str:
-    return next((part for part in reversed(path.split("/")) if known_split(part)), split)
+def _list_file(labels: Folder, data: DataYaml, entry: str) -> Path | None:
+    """The text file of photos that an entry names, or None."""
+    if not entry.lower().endswith(".txt"):
+        return None
+    bases = (Path(data.file.parent, data.path), data.file.parent, labels.root)
+    return next((Path(base, entry) for base in bases if Path(base, entry).is_file()), None)
 
 
-def _photos_of(folder: Folder, data: DataYaml, path: str) -> list[str]:
-    if path not in folder.files:
-        return _listed_photos(folder, data, path)
-    inside = f"{path}/" if path else ""
-    return [photo for photo in folder.photos if photo.startswith(inside)]
-
-
-def _listed_photos(folder: Folder, data: DataYaml, path: str) -> list[str]:
-    """Photos that a text file lists, one per line."""
-    folder.use(path)
+def _listed_photos(folder: Folder, labels: Folder, file: Path) -> list[str]:
+    """Photos that a text file lists, one per line, relative to it or to the data root."""
+    path = _relative(labels, file) or file.name
+    labels.use(path)
     bases = [path.rpartition("/")[0], ""]
     photos = []
     root = os.path.abspath(folder.root)
-    for line in (folder.root / path).read_text(encoding="utf-8-sig").splitlines():
-        if not line.strip():
-            continue
-        parts = [part for part in line.strip().replace("\\", "/").split("/") if part not in ("", ".")]
+    for line in filter(None, map(str.strip, file.read_text(encoding="utf-8-sig").splitlines())):
+        parts = [part for part in line.replace("\\", "/").split("/") if part not in ("", ".")]
         ways = ["/".join(filter(None, [base, *parts])) for base in bases]
-        ways += [os.path.relpath(line.strip(), root)] if line.strip().startswith(root) else []
+        ways += [os.path.relpath(line, root)] if line.startswith(root) else []
         ways += ["/".join(parts[cut:]) for cut in range(1, len(parts))]
         photo = next((way for way in ways if folder.has(way)), None)
         if photo is None:
-            folder.problems.add("listed_photo_missing", f"{path}: {line.strip()}")
+            folder.problems.add("listed_photo_missing", f"{path}: {line}")
         else:
             photos.append(photo)
     return photos

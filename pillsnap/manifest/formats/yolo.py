@@ -9,6 +9,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
+import yaml
+
 from pillsnap.errors import UserError
 from pillsnap.manifest.aihub import Progress
 from pillsnap.manifest.formats.folder import Folder, stem_of
@@ -22,12 +25,19 @@ LABEL_STYLES: tuple[str, ...] = get_args(LabelStyle)
 _PHOTO_FOLDERS = ("images", "jpegimages")
 NOT_LABELS = ("classes.txt", "notes.json", "obj.names", "obj.data")
 """Files of labelling tools that are no labels."""
+_MAX_STEPS = 9
+
+
+def has_labels(photos: Folder, labels: Folder) -> str:
+    """The first label file that fits a photo, or ""."""
+    return next(filter(None, (_label_of(photos, labels, photo) for photo in photos.photos)), "")
 
 
 def read_yolo(
-    folder: Folder,
+    photos: Folder,
+    labels: Folder,
     names: Path | Sequence[str] | str | None,
-    labels: str | None = None,
+    style: str | None = None,
     progress: Progress | None = None,
 ) -> ReadFolder:
     """Labelled photos of a YOLO folder.
@@ -36,40 +46,42 @@ def read_yolo(
     data.yaml (`names`, or the folder's only one), else folder names (splits.py); where none is known, they stay empty.
     Raises UserError for malformed rows, class indices without a name, and ambiguous rows.
     """
-    if labels is not None and labels not in LABEL_STYLES:
-        raise UserError(f"--labels {labels!r} is none of {', '.join(LABEL_STYLES)}")
-    data, classes, notes = _classes(folder, names)
-    splits = _splits(folder, data, notes, is_given=names is None or (data is not None and str(data.file) == str(names)))
-    found = {photo: _label_of(folder, photo) for photo in splits}
+    if style is not None and style not in LABEL_STYLES:
+        raise UserError(f"--labels {style!r} is none of {', '.join(LABEL_STYLES)}")
+    problems = photos.problems
+    data, classes, notes = _classes(labels, names)
+    is_given = names is None or (data is not None and str(data.file) == str(names))
+    splits = _splits(photos, labels, data, notes, is_given)
+    found = {photo: _label_of(photos, labels, photo) for photo in splits}
     for label in found.values():
-        folder.use(label)
+        labels.use(label)
     shared = _shared_labels(found)
-    photos = [photo for photo, label in found.items() if label not in shared]
-    reads = list(read_photos(folder.root, [(photo, found[photo]) for photo in photos], progress))
-    style = labels or _style(folder, data, [found[photo] for photo in photos], reads)
+    chosen = [photo for photo, label in found.items() if label not in shared]
+    files = [f"{labels.root}/{found[photo]}" if found[photo] else "" for photo in chosen]
+    reads = list(read_photos(photos.root, list(zip(chosen, files, strict=True)), progress))
+    style = style or _style(data, files, reads)
     labelled = []
-    for photo, read in zip(photos, reads, strict=True):
-        label = found[photo]
-        if read.problem or not label:
-            folder.problems.add(read.problem or "no_label_file", photo)
+    for photo, file, read in zip(chosen, files, reads, strict=True):
+        if read.problem or not file:
+            problems.add(read.problem or "no_label_file", photo)
             continue
         split, source = splits[photo]
         one = LabelledPhoto(photo, read.width, read.height, split=split, source=f"yolo/{source}" if source else "yolo")
         for row in read.rows:
-            index, box = parse_row(row[1:], f"{folder.root / label}: line {int(row[0])}", len(classes), style)
+            index, box = parse_row(row[1:], f"{file}: line {int(row[0])}", len(classes), style)
             one.names.append(classes[index])
             one.boxes.append(to_pixels(box, read.width, read.height))
         if not one.names:
-            folder.problems.add("empty_label_file", label)
+            problems.add("empty_label_file", found[photo])
         labelled.append(one)
     for photo, label in found.items():
         if label in shared:
-            folder.problems.add("label_of_two_photos", photo)
-    places = {place for photo in folder.photos for place in label_folders(photo.rpartition("/")[0])}
-    for path in folder.unused():
+            problems.add("label_of_two_photos", photo)
+    places = {place for photo in photos.photos for place in label_folders(photo.rpartition("/")[0])}
+    for path in labels.unused():
         if path.lower().endswith(".txt") and path.rpartition("/")[0] in places:
-            folder.problems.add("label_without_photo", path)
-            folder.use(path)
+            problems.add("label_without_photo", path)
+            labels.use(path)
     return ReadFolder(labelled, classes, {photo: split for photo, (split, _) in splits.items()}, notes)
 
 
@@ -97,11 +109,13 @@ def _classes(folder: Folder, names: Path | Sequence[str] | str | None) -> tuple[
     return own, classes, []
 
 
-def _splits(folder: Folder, data: DataYaml | None, notes: list[str], is_given: bool) -> dict[str, tuple[str, str]]:
+def _splits(
+    folder: Folder, labels: Folder, data: DataYaml | None, notes: list[str], is_given: bool
+) -> dict[str, tuple[str, str]]:
     """(split, source) by photo; photos without a split are left out and reported, or all have none."""
     if data is not None:
         try:
-            found, taken = splits_of_data_yaml(folder, data)
+            found, taken = splits_of_data_yaml(folder, labels, data)
         except UserError as error:
             if is_given:
                 raise
@@ -116,7 +130,7 @@ def _splits(folder: Folder, data: DataYaml | None, notes: list[str], is_given: b
     known, unknown = splits_by_folder(folder.photos)
     if not known:
         return dict.fromkeys(folder.photos, ("", ""))
-    labelled = [name for name, photos in unknown.items() if any(_label_of(folder, photo) for photo in photos)]
+    labelled = [name for name, photos in unknown.items() if any(_label_of(folder, labels, photo) for photo in photos)]
     if labelled:
         raise UserError(
             f"{folder.root}: labelled photos in folders without a split: {', '.join(labelled[:5])}; name them "
@@ -139,14 +153,14 @@ def label_folders(folder: str) -> tuple[str, ...]:
     return (folder,)
 
 
-def _label_of(folder: Folder, photo: str) -> str:
+def _label_of(photos: Folder, labels: Folder, photo: str) -> str:
     """Path of a photo's label file, or ""."""
     where, stem = photo.rpartition("/")[0], stem_of(photo)
     for place in label_folders(where):
-        path, respelled = folder.find(place, stem, ".txt")
+        path, respelled = labels.find(place, stem, ".txt")
         if path and path.rpartition("/")[2].lower() not in NOT_LABELS:
             if respelled:
-                folder.problems.add_once("label_spelled_differently", path)
+                photos.problems.add_once("label_spelled_differently", path)
             return path
     return ""
 
@@ -156,7 +170,7 @@ def _shared_labels(found: dict[str, str]) -> set[str]:
     return {label for label, count in Counter(found.values()).items() if label and count > 1}
 
 
-def _style(folder: Folder, data: DataYaml | None, labels: Sequence[str], reads: Sequence[Read]) -> str:
+def _style(data: DataYaml | None, labels: Sequence[str], reads: Sequence[Read]) -> str:
     """Style of the rows, where it is certain. Key points have a constant number of fields and a `kpt_shape`."""
     if data is not None and data.has_key_points:
         return "pose"
@@ -172,7 +186,7 @@ def _style(folder: Folder, data: DataYaml | None, labels: Sequence[str], reads: 
         (label, row) for label, read in zip(labels, reads, strict=True) for row in read.rows if len(row) - 1 == length
     )
     raise UserError(
-        f"{folder.root / label}: line {int(row[0])}: {length} fields may be a polygon, an oriented box or key points; "
+        f"{label}: line {int(row[0])}: {length} fields may be a polygon, an oriented box or key points; "
         "say which by --labels polygons, obb or pose"
     )
 
@@ -210,3 +224,43 @@ def to_pixels(box: Box, width: int, height: int) -> Box:
 
 def _shown(values: Iterable[float]) -> str:
     return " ".join(f"{value:g}" for value in values)[:80]
+
+
+def from_pixels(box: Box, width: int, height: int) -> Box:
+    """(x, y, w, h) in pixels, float32 -> (cx, cy, w, h) normalised, which `to_pixels` turns into the same float32."""
+    cx, w = _normalised(box[0], box[2], width)
+    cy, h = _normalised(box[1], box[3], height)
+    return cx, cy, w, h
+
+
+def _normalised(low: float, extent: float, size: int) -> tuple[float, float]:
+    """(centre, extent) of one axis; the centre is moved by a few units in the last place where that makes it exact."""
+    wanted, share = np.float32(low), extent / size
+    centre = (low + extent / 2) / size
+    for steps in range(_MAX_STEPS):
+        for direction in (-math.inf, math.inf):
+            moved = centre
+            for _ in range(steps):
+                moved = math.nextafter(moved, direction)
+            if np.float32((moved - share / 2) * size) == wanted:
+                return moved, share
+    return centre, share  # differs by less than 1e-12 pixels
+
+
+def write_yolo(photos: Sequence[LabelledPhoto], names: Sequence[str], out: Path) -> None:
+    """Write labels/…, data.yaml and one list of photos per split. Numbers have all digits, so pixels stay the same."""
+    index = {name: position for position, name in enumerate(names)}
+    lists: dict[str, list[str]] = {}
+    for photo in photos:
+        path = out / label_folders(photo.path.rpartition("/")[0])[0] / f"{stem_of(photo.path)}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = []
+        for name, box in zip(photo.names, photo.boxes, strict=True):
+            assert box is not None
+            rows.append(" ".join([str(index[name]), *map(repr, from_pixels(box, photo.width, photo.height))]) + "\n")
+        path.write_text("".join(rows), encoding="utf-8")
+        lists.setdefault(photo.split, []).append(photo.path)
+    for split, paths in lists.items():
+        (out / f"{split}.txt").write_text("".join(f"./{path}\n" for path in paths), encoding="utf-8")
+    document = {split: f"{split}.txt" for split in lists} | {"nc": len(names), "names": list(names)}
+    (out / "data.yaml").write_text(yaml.safe_dump(document, allow_unicode=True, sort_keys=False), encoding="utf-8")

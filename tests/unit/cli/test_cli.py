@@ -59,7 +59,7 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     )
     importing = ("manifest", "import", empty, "--out", str(tmp_path / "out"))
     assert "--names" in fails(*importing)
-    assert "yolo and csv" in fails(*importing, "--format", "coco")
+    assert "auto, yolo, coco" in fails(*importing, "--format", "pascal")
     assert "takes one folder" in fails(*importing, empty, "--names", "a")
     assert "--names and --group-by" in fails(*importing, "--format", "csv", "--names", "a")
     assert "no .csv file" in fails(*importing, "--format", "csv")
@@ -199,6 +199,7 @@ def test_import_prints_what_it_found(tmp_path: Path) -> None:
     result = runner.invoke(app, words)
     assert result.exit_code == 0, result.output
     assert result.output.splitlines() == [
+        "format: yolo (labels/train/a.txt)",
         "train: 3 photos, 3 pills (3 with a box), 2 classes",
         "val: 1 photos, 1 pills (1 with a box), 1 classes",
         f"left out or odd (listed in {tmp_path / 'out/import_report.json'}):",

@@ -114,7 +114,7 @@ def split_file(path: Path) -> None:
 @pytest.mark.parametrize(
     ("pieces", "message"),
     [
-        (["TS_1_단일", "TS_2_단일", "TS_1_조합"], r"TS_1_단일\.zip and 2 more is still in pieces \(3 files"),
+        (["TS_1_단일", "TS_2_단일", "TS_1_조합"], r"TS_1_단일\.zip and 2 more are still in pieces \(3 files"),
         (
             ["TL_2_단일"],
             r"TL_2_단일\.zip is still in pieces \(3 files .part…\); join each.*ls -v 'TL_2_단일\.zip'\.part",
