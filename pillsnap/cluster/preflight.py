@@ -13,6 +13,7 @@ from pillsnap.caches import new_compile_caches
 from pillsnap.checklist import Check
 from pillsnap.config import Settings
 from pillsnap.errors import UserError
+from pillsnap.manifest.audit.quick import reasons_not_to_train
 from pillsnap.manifest.table import read_classes, read_manifest
 from pillsnap.observe.telemetry import named_gpu, sample
 from pillsnap.photos.files import PhotoStore
@@ -177,6 +178,13 @@ def _manifest_checks(settings: Settings, manifest_path: Path, data_root: str) ->
     ]
     if not splits["train"] or not splits["val"]:
         checks[0] = Check("manifest", False, found, "both splits need photos")
+    else:
+        data = settings.data
+        reasons = reasons_not_to_train(manifest, data_root, data.max_pixels, data.quarantine_fraction)
+        advice = "run `pillsnap manifest validate`, and import or build the manifest again"
+        checks.append(
+            Check("labels", not reasons, "; ".join(reasons) or "groups and sizes fit the photos tried", advice)
+        )
     folder = manifest_path if manifest_path.is_dir() else manifest_path.parent
     checks.append(_csv_check(folder, splits))
     step = max(1, len(manifest) // _PHOTOS_TRIED)

@@ -57,9 +57,9 @@ class DataSettings(_Settings):
     max_pixels: Count = 64_000_000
     """Photos with more pixels are refused from their header and quarantined."""
     quarantine_fraction: Fraction = 0.01
-    """Share of unreadable photos above which the run stops, once `quarantine_after` photos have been read."""
+    """Share of unreadable photos above which the run stops."""
     quarantine_after: Count = 200
-    """Photos read before `quarantine_fraction` applies."""
+    """Photos read from which the share itself counts; before, it must exceed the limit with 99.5 % confidence."""
     batches_per_read: Count = 4
     """Batches per Ray Data task; those for one worker are handed over together."""
     decoding_cpus: Positive = 0.75

@@ -109,16 +109,27 @@ def write_report(
     out_dir: Path, table: pa.Table, problems: Problems, notes: Iterable[str] = (), warnings: Iterable[str] = ()
 ) -> None:
     """Write import_report.json of an imported table next to its manifest."""
-    splits = table["split"].to_pylist()
+    columns = ("split", "codes", "boxes")
+    splits, codes, boxes = (table[name].to_pylist() for name in columns)
+    found = {split: {"photos": 0, "pills": 0, "boxes": 0, "classes": 0} for split in SPLITS}
+    classes: dict[str, set[str]] = {split: set() for split in SPLITS}
+    for split, row_codes, row_boxes in zip(splits, codes, boxes, strict=True):
+        counts = found[split]
+        counts["photos"] += 1
+        counts["pills"] += len(row_codes)
+        counts["boxes"] += len(row_boxes) - row_boxes.count(None)
+        classes[split].update(row_codes)
+    for split in SPLITS:
+        found[split]["classes"] = len(classes[split])
     report = {
         "schema_version": 1,
-        "num_train": splits.count("train"),
-        "num_val": splits.count("val"),
-        "num_test": splits.count("test"),
-        "num_groups": len(set(table["group"].to_pylist())),
-        "num_boxes": sum(box is not None for boxes in table["boxes"].to_pylist() for box in boxes),
-        "background_photos": sum(not codes for codes in table["codes"].to_pylist()),
-        "found": {split: _counts(table, split) for split in SPLITS if split != "test" or "test" in splits},
+        "num_train": found["train"]["photos"],
+        "num_val": found["val"]["photos"],
+        "num_test": found["test"]["photos"],
+        "num_groups": len(table["group"].unique()),
+        "num_boxes": sum(counts["boxes"] for counts in found.values()),
+        "background_photos": codes.count([]),
+        "found": {split: counts for split, counts in found.items() if split != "test" or counts["photos"]},
         "notes": list(notes),
         "warnings": list(warnings),
         "problems": {
@@ -128,17 +139,6 @@ def write_report(
     }
     out_dir.mkdir(parents=True, exist_ok=True)
     write_json(out_dir / REPORT_NAME, report)
-
-
-def _counts(table: pa.Table, split: str) -> dict[str, int]:
-    rows = zip(table["codes"].to_pylist(), table["boxes"].to_pylist(), table["split"].to_pylist(), strict=True)
-    photos = [(codes, boxes) for codes, boxes, of_split in rows if of_split == split]
-    return {
-        "photos": len(photos),
-        "pills": sum(len(codes) for codes, _ in photos),
-        "boxes": sum(box is not None for _, boxes in photos for box in boxes),
-        "classes": len({code for codes, _ in photos for code in codes}),
-    }
 
 
 def report_lines(folder: Path) -> tuple[list[str], list[str]]:

@@ -17,6 +17,7 @@ from pillsnap.data.samples import TaskSamples
 from pillsnap.errors import UserError
 from pillsnap.evaluate.evaluator import evaluate_run
 from pillsnap.files import write_json
+from pillsnap.manifest.audit.quick import reasons_not_to_train
 from pillsnap.observe.events import EventLog, read_events
 from pillsnap.observe.node_telemetry import NodeTelemetry
 from pillsnap.observe.progress import ProgressView
@@ -99,6 +100,10 @@ def train_run(run: Run, relay: Any = None) -> None:
     """
     assert bool(relay) == bool(run.uri)
     (run.run_dir / STOP_FILE).unlink(missing_ok=True)
+    data = run.settings.data
+    reasons = reasons_not_to_train(run.manifest, run.data_root, data.max_pixels, data.quarantine_fraction)
+    if reasons:
+        raise UserError(f"The manifest is not fit to train on: {'; '.join(reasons)}. Run `pillsnap manifest validate`.")
     workers = count_workers(run.settings)
     require_alike(node_checks(run.settings, run.where, run.data_root, run.manifest))
     with EventLog(run.run_dir) as events:

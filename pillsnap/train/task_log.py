@@ -8,6 +8,7 @@ import torch
 
 from pillsnap.data.loader import DeviceBatch
 from pillsnap.errors import UserError
+from pillsnap.manifest.audit.quick import exceeds
 from pillsnap.train.collectives import WorkerGroup
 from pillsnap.train.job import Job
 
@@ -56,7 +57,8 @@ class TaskLog:
         self._pending = []
         total = min(self._num_seen_by_all, self._job.plan.num_train + self._job.plan.num_val)
         limits = self._job.data
-        if total >= limits.quarantine_after and len(self._quarantined) > limits.quarantine_fraction * total:
+        count, fraction = len(self._quarantined), limits.quarantine_fraction
+        if count > fraction * total if total >= limits.quarantine_after else exceeds(count, total, fraction):
             listed = "; ".join(f"{sample_id} ({reason})" for sample_id, reason in list(self._quarantined.items())[:20])
             raise UserError(
                 f"{len(self._quarantined)} of {total} {self._job.task.name} samples cannot be read, more than the "

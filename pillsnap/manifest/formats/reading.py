@@ -1,11 +1,9 @@
-"""Reads sizes of photos and text labels in parallel. Worker processes import it: no heavy imports."""
+"""Reads sizes of photos and text labels."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +13,6 @@ from pillsnap.photos.decode import BadImage, read_header
 from pillsnap.photos.files import open_photo
 
 _CHUNK = 1000
-_PROCESSES_FROM = 20_000
-"""Number of photos from which worker processes are faster despite their start."""
 _HEADER_BYTES = (4 << 10, 1 << 18)
 """Bytes read at first for the size, and at second where a colour profile precedes it; then the whole file."""
 
@@ -31,34 +27,17 @@ class Read(NamedTuple):
     """(line number, numbers of the line)."""
 
 
-def read_photos(
-    root: Path, jobs: Sequence[tuple[str, str]], progress: Progress | None = None, num_workers: int | None = None
-) -> Iterator[Read]:
+def read_photos(root: Path, jobs: Sequence[tuple[str, str]], progress: Progress | None = None) -> Iterator[Read]:
     """Size and label rows per job (photo under `root`, path of its label file or ""), in order.
 
-    Raises UserError for a malformed label file.
+    Raises UserError for a malformed label file. In one process: sending rows between processes takes as long as reading
+    them.
     """
-    chunks = [list(jobs[start : start + _CHUNK]) for start in range(0, len(jobs), _CHUNK)]
-    workers = num_workers or os.cpu_count() or 1
     base = os.fspath(root)
-    if workers == 1 or len(jobs) < _PROCESSES_FROM:
-        yield from _counted((_read_chunk(base, chunk) for chunk in chunks), len(jobs), progress)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
-        yield from _counted(pool.map(_read_chunk, [base] * len(chunks), chunks), len(jobs), progress)
-
-
-def _counted(parts: Iterator[list[Read]], total: int, progress: Progress | None) -> Iterator[Read]:
-    done = 0
-    for part in parts:
-        done += len(part)
-        if progress is not None:
-            progress("photos", done, total)
-        yield from part
-
-
-def _read_chunk(root: str, jobs: Sequence[tuple[str, str]]) -> list[Read]:
-    return [_read(root, photo, label) for photo, label in jobs]
+    for done, (photo, label) in enumerate(jobs, start=1):
+        if progress is not None and done % _CHUNK == 0:
+            progress("photos", done, len(jobs))
+        yield _read(base, photo, label)
 
 
 def _read(root: str, photo: str, label: str) -> Read:

@@ -68,7 +68,10 @@ def read_yolo(
         split, source = splits[photo]
         one = LabelledPhoto(photo, read.width, read.height, split=split, source=f"yolo/{source}" if source else "yolo")
         for row in read.rows:
-            index, box = parse_row(row[1:], f"{file}: line {int(row[0])}", len(classes), style)
+            try:
+                index, box = parse_row(row[1:], "", len(classes), style)
+            except UserError as error:
+                raise UserError(f"{file}: line {int(row[0])}{error}") from None
             one.names.append(classes[index])
             one.boxes.append(to_pixels(box, read.width, read.height))
         if not one.names:

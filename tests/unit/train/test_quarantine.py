@@ -76,3 +76,9 @@ def test_resumed_run_keeps_its_counts(log: TaskLog) -> None:
     see(again, 50, ["a"])  # 2 of 250
     with pytest.raises(UserError, match="3 of 260"):
         see(again, 10, ["c"])
+
+
+def test_small_sets_stop_when_the_share_is_certain(log: TaskLog) -> None:
+    see(log, 20, ["a", "b"])  # may be chance at 1 %
+    with pytest.raises(UserError, match="3 of 20"):
+        see(log, 0, ["c"])
