@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -75,3 +76,24 @@ def test_photos_without_all_boxes_and_full_folders(tmp_path: Path) -> None:
             export_manifest(manifest, form, tmp_path / "coco")
     with pytest.raises(UserError, match="label-studio or coco"):
         export_manifest(manifest, "yolo", tmp_path / "yolo", predictions={})
+
+
+def test_predictions_are_pre_annotations(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        save_photo(tmp_path / f"set/images/{split}/a.jpg")
+        save_text(tmp_path / f"set/labels/{split}/a.txt", "0 0.5 0.5 0.2 0.1")
+    manifest = import_folder(tmp_path / "set", tmp_path / "out", ImportOptions(["x", "y"]))
+    found = {"images/val/a.jpg": [("x", (10.0, 20.0, 30.0, 40.0), 0.75)]}
+    export_manifest(manifest, "label-studio", tmp_path / "tasks", predictions=found)
+    tasks = {task["data"]["image"]: task for task in json.loads((tmp_path / "tasks/tasks.json").read_text())}
+    (prediction,) = tasks["/data/local-files/?d=images/val/a.jpg"]["predictions"]
+    (result,) = prediction["result"]
+    assert (prediction["score"], result["value"]["rectanglelabels"]) == (0.75, ["x"])
+    assert [result["value"][key] for key in ("x", "y", "width", "height")] == [10.0, 10.0, 30.0, 20.0]
+    assert tasks["/data/local-files/?d=images/train/a.jpg"]["predictions"][0]["result"] == []
+    export_manifest(manifest, "coco", tmp_path / "coco", predictions=found)
+    assert json.loads((tmp_path / "coco/annotations/predictions_val.json").read_text()) == [
+        {"image_id": 1, "category_id": 1, "bbox": [10.0, 20.0, 30.0, 40.0], "score": 0.75}
+    ]
+    again = import_folder(tmp_path / "tasks", tmp_path / "again", ImportOptions(form="auto", photos=tmp_path / "set"))
+    assert [row[:1] for row in labels_of(again).values()] == [row[:1] for row in labels_of(manifest).values()]
