@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 
@@ -27,9 +26,8 @@ def all_passed(checks: Sequence[Check]) -> bool:
 
 def print_checks(checks: Sequence[Check], console: Console) -> None:
     """Print one line per check; the advice follows if it failed."""
-    table = Table(box=None, show_header=False, pad_edge=False)
-    marks = {True: Text("ok", "green"), False: Text("no", "bold red"), None: Text("--", "yellow")}
+    marks = {True: ("ok", "green"), False: ("no", "bold red"), None: ("--", "yellow")}
+    width = max((len(check.name) for check in checks), default=0)
     for check in checks:
         text = check.found if check.ok or not check.advice else f"{check.found}: {check.advice}"
-        table.add_row(marks[check.ok], Text(check.name), Text(text))
-    console.print(table)
+        console.print(Text.assemble(marks[check.ok], f" {check.name:{width}} {text}"), soft_wrap=True)

@@ -32,5 +32,5 @@ def run_demo(run_dir: Path, console: Console) -> dict[str, Any]:
     run, notes = open_run(run_dir, settings, run_dir, photos, resume=is_started)
     setup_logging(run_dir)
     for note in notes:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
+        console.out(note, highlight=False)
     return train_and_evaluate(run, console)

@@ -7,6 +7,9 @@ import os
 import uuid
 from pathlib import Path
 
+MISSING = (FileNotFoundError, NotADirectoryError)
+"""A file is not there. Every other OSError means that it is, and cannot be read."""
+
 
 def write_json(path: Path, payload: object) -> None:
     """Write JSON for people and scripts, atomically: UTF-8, two-space indent."""

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # Ray, Weights & Biases and ultralytics read these at import: set before any test module imports them.
@@ -108,3 +109,35 @@ def s3_environment(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     scheme, _, host = s3_server.partition("://")
     fs.S3FileSystem(endpoint_override=host, scheme=scheme, allow_bucket_creation=True).create_dir(bucket)
     return f"s3://{bucket}"
+
+
+class OtherUser:
+    """A folder open to all, and the rights of a user who owns nothing in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @contextmanager
+    def reads(self, *denied: Path) -> Iterator[None]:
+        """Run the body without the right to read the files or folders `denied`; root gives up its rights for it."""
+        modes = {path: path.stat().st_mode for path in denied}
+        for path in denied:
+            path.chmod(0)
+        if os.getuid() == 0:
+            os.seteuid(65534)
+        try:
+            yield
+        finally:
+            if os.getuid() == 0:
+                os.seteuid(0)
+            for path, mode in modes.items():
+                path.chmod(mode)
+
+
+@pytest.fixture
+def other_user() -> Iterator[OtherUser]:
+    """A folder of this user, and what another user can do with it."""
+    folder = Path(tempfile.mkdtemp(prefix="pillsnap-tests-"))
+    folder.chmod(0o755)
+    yield OtherUser(folder)
+    shutil.rmtree(folder)

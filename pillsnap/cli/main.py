@@ -54,7 +54,7 @@ class _Commands(TyperGroup):
 
 
 def _fail(message: str) -> NoReturn:
-    Console(stderr=True).print(f"pillsnap: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    Console(stderr=True).out(f"pillsnap: {message}", style="red", highlight=False)
     sys.exit(2)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -120,7 +119,7 @@ def checked_data_root(given: str | None) -> str:
     if is_uri(given):
         check_uri(given)
         return given.rstrip("/")
-    if not os.path.isdir(given):
+    if not Path(given).is_dir():  # raises PermissionError where the folder above must not be searched
         raise UserError(f"The data root {given} is not a folder: give --data-root, or set {DATA_ROOT_ENV}.")
     return str(Path(given).absolute())
 

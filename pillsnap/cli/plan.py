@@ -64,7 +64,7 @@ def plan(
     with ray_session():
         figures = estimate(
             settings, run, seconds=seconds, alternatives=alternatives,
-            say=lambda line: console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True),
+            say=lambda line: console.out(line, style="dim", highlight=False),
         )  # fmt: skip
     for line in report_lines(figures):
         say(line)

@@ -11,6 +11,7 @@ import typer
 from pillsnap.cli.options import DATA_ROOT_ENV, JsonFile, NamedRun, named_run, opened_run, uri_of
 from pillsnap.cli.terminal import console, say
 from pillsnap.errors import UserError
+from pillsnap.files import MISSING
 from pillsnap.storage import join
 
 
@@ -136,7 +137,7 @@ def show_result(where: str, metrics: dict[str, Any]) -> None:
 
     console.print(results_table(metrics))
     for miss in metrics["misses"]:
-        console.print(miss, style="red", markup=False, highlight=False, soft_wrap=True)
+        console.out(miss, style="red", highlight=False)
     say(f"report: {join(where, 'report.html')}")
 
 
@@ -145,5 +146,5 @@ def _read_metrics(run_dir: str) -> dict[str, Any]:
 
     try:
         return json.loads((local_run(named_run(run_dir)) / "metrics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (*MISSING, ValueError) as error:
         raise UserError(f"{run_dir} has no metrics to compare with ({error}): evaluate it first.") from None

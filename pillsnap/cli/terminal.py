@@ -13,8 +13,8 @@ console = Console()
 
 
 def say(line: str, style: str | None = None) -> None:
-    """Print one line as it is, without markup, line breaks or colours other than `style`."""
-    console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+    """Print one line as it is, without markup, emoji codes, line breaks or colours other than `style`."""
+    console.out(line, style=style, highlight=False)
 
 
 @contextmanager

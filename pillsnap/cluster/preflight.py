@@ -189,7 +189,7 @@ def _manifest_checks(settings: Settings, manifest_path: Path, data_root: str) ->
     checks.append(_csv_check(folder, splits))
     step = max(1, len(manifest) // _PHOTOS_TRIED)
     paths = manifest["location"].to_pylist()[::step][:_PHOTOS_TRIED]
-    lacking = [path for path in paths if not _readable(PhotoStore(data_root), path)]
+    lacking = [problem for path in paths if (problem := _photo_problem(PhotoStore(data_root), path))]
     first = f", the first {lacking[0]}" if lacking else ""
     advice = "look at --data-root, and run `pillsnap manifest validate`"
     checks.append(
@@ -213,11 +213,12 @@ def _csv_check(folder: Path, splits: Counter[str]) -> Check:
     )
 
 
-def _readable(store: PhotoStore, path: str) -> bool:
+def _photo_problem(store: PhotoStore, path: str) -> str:
+    """Why a photo cannot be read; empty when it can."""
     try:
-        return bool(store.read(path))
-    except (OSError, UserError):
-        return False
+        return "" if store.read(path) else f"{path} (empty)"
+    except (OSError, UserError) as error:
+        return f"{path} ({error})"
 
 
 def disk_check(run_dir: Path) -> Check:

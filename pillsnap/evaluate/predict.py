@@ -19,12 +19,17 @@ from pillsnap.storage import local_manifest
 
 
 def list_photos(paths: Sequence[Path]) -> list[Path]:
-    """Absolute paths of the given photos and of those in the given folders. Raises UserError for a missing path."""
+    """Absolute paths of the given photos and of those in the given folders. Raises UserError for a missing path, and
+    OSError for a folder that cannot be read.
+    """
     photos: list[Path] = []
     for path in paths:
         if path.is_dir():
             photos += sorted(
-                entry for entry in path.rglob("*") if entry.suffix.lower() in PHOTO_SUFFIXES and entry.is_file()
+                Path(folder, name)
+                for folder, _, names in os.walk(path, onerror=_raise)
+                for name in names
+                if name.lower().endswith(PHOTO_SUFFIXES) and os.path.isfile(os.path.join(folder, name))
             )
         elif path.is_file():
             photos.append(path)
@@ -33,6 +38,10 @@ def list_photos(paths: Sequence[Path]) -> list[Path]:
     if not photos:
         raise UserError(f"There is no photo in {', '.join(map(str, paths))}.")
     return [photo.absolute() for photo in photos]
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def predict_photos(run: Run, photos: Sequence[Path], *, single: bool = False) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 from pillsnap.checklist import Check
 from pillsnap.errors import UserError
 from pillsnap.evaluate.targets import duration
+from pillsnap.files import MISSING
 from pillsnap.manifest.table import read_manifest
 from pillsnap.observe.events import read_events
 from pillsnap.runs.directory import Run
@@ -42,8 +43,12 @@ def exported_model_problem(path: Path, task: str) -> str:
     """Why an exported best model cannot be used; empty when it can."""
     import torch
 
-    if not path.exists():
+    try:
+        path.open("rb").close()
+    except MISSING:
         return f"{path} is missing"
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror}): check its owner and permissions"
     try:
         if task == "classification":
             contents = torch.load(path, map_location="cpu", weights_only=True)
@@ -59,7 +64,8 @@ def exported_model_problem(path: Path, task: str) -> str:
 def _checkpoint_checks(run: Run, task: str) -> list[Check]:
     problem = exported_model_problem(run.export_path(task), task)
     location = join(run.where, run.export_path(task).relative_to(run.run_dir).as_posix())
-    exported = Check(f"{task}: best model", not problem, problem or location, "train the task again")
+    advice = "" if "cannot be read" in problem else "train the task again"
+    exported = Check(f"{task}: best model", not problem, problem or location, advice)
     checks = [exported]
     for pointer in ("best", "last"):
         checkpoint, damaged = find_run_checkpoint(run.where, task, pointer)
@@ -72,7 +78,7 @@ def _checkpoint_checks(run: Run, task: str) -> list[Check]:
 def _target_checks(run: Run) -> list[Check]:
     try:
         metrics: dict[str, Any] = json.loads((run.run_dir / "metrics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (*MISSING, ValueError):
         return [Check("targets", False, "not evaluated yet", f"run `pillsnap evaluate --run {run.where}`")]
     missed, total_s = metrics["misses"], metrics["total_time_s"]
     target = metrics["targets"].get("total_time_s")

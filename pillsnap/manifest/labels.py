@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -18,8 +19,8 @@ _SIDE_MAX = 2**31 - 1
 
 
 class Label(NamedTuple):
-    """One pill's label. `problem` is empty or the reason for a missing box: missing, not_a_file, broken, no_box,
-    empty_box, two_boxes, other_code, other_photo (set by rows.of_photo)."""
+    """One pill's label. `problem` is empty or the reason for a missing box: missing, not_a_file, unreadable_file,
+    broken, no_box, empty_box, two_boxes, other_code, other_photo (set by rows.of_photo)."""
 
     problem: str
     box: tuple[float, float, float, float] | None = None
@@ -43,7 +44,9 @@ def _read_label(root: str, location: str, code: str) -> Label:
         return read_label(f"{root}/{location}", code)
     try:
         return parse_label(read_place(root, place), code)
-    except (OSError, UserError):
+    except OSError:
+        return Label("unreadable_file")
+    except UserError:
         return Label("broken")
 
 
@@ -53,8 +56,8 @@ def read_label(path: str, code: str) -> Label:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return Label("missing")
-    except OSError:
-        return Label("not_a_file")
+    except OSError as error:  # ELOOP: a link. ENXIO: a socket.
+        return Label("not_a_file" if error.errno in (errno.ELOOP, errno.ENXIO) else "unreadable_file")
     try:
         info = os.fstat(descriptor)
         if not stat.S_ISREG(info.st_mode):
@@ -63,7 +66,7 @@ def read_label(path: str, code: str) -> Label:
             return Label("broken")
         data = os.read(descriptor, info.st_size + 1)
     except OSError:
-        return Label("broken")
+        return Label("unreadable_file")
     finally:
         os.close(descriptor)
     return parse_label(data, code)

@@ -72,11 +72,15 @@ def read_manifest(path: Path) -> pa.Table:
 
     Columns are in SCHEMA order; nullable columns that are missing in an older file are null. The column `location` is
     added (see `with_locations`).
-    Raises UserError when the file is missing, is no Parquet, or has other columns or types.
+    Raises UserError when the file is missing, is no Parquet, or has other columns or types; PermissionError when it
+    must not be read.
     """
     path = _parquet_path(path)
     try:
-        table = pq.read_table(path, partitioning=None)
+        with path.open("rb") as file:
+            table = pq.read_table(file)
+    except PermissionError:
+        raise
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise UserError(f"{path}: not a readable Parquet manifest ({_one_line(error)}); build it again") from error
     return with_locations(_conform(table, str(path)))
@@ -143,7 +147,7 @@ def read_classes(path: Path) -> list[ClassInfo]:
         classes = [ClassInfo(**entry) for entry in payload["classes"]]
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; `pillsnap manifest build` writes it next to the manifest") from error
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+    except (UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a class map ({_one_line(error)}); build the manifest again") from error
     classes.sort(key=lambda info: info.index)
     if [info.index for info in classes] != list(range(len(classes))):

@@ -36,14 +36,18 @@ def build_classifier(model: str, weights: str, *, num_classes: int, drop_rate: f
                 f"The classification weights {weights!r} are not there: "
                 "set classification.weights to a file, 'pretrained' or 'random'."
             )
+        Path(weights).open("rb").close()  # raises PermissionError with the path
         options["pretrained_cfg_overlay"] = {"file": weights}
     try:
         return _with_precise_logits(timm.create_model(model, pretrained=True, cache_dir=_weights_folder(), **options))
     except Exception as error:  # download layers raise anything
+        advice = (
+            "connect to the network once, set classification.weights to a local file, or to 'random' for untrained "
+            "weights" if weights == "pretrained" else "it is damaged, or of another model"
+        )  # fmt: skip
         raise UserError(
-            f"The classification weights for {model!r} cannot be loaded "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:160]}): connect to the network once, "
-            "set classification.weights to a local file, or to 'random' for untrained weights."
+            f"The classification weights {weights!r} for {model!r} cannot be loaded "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:160]}): {advice}."
         ) from error
 
 

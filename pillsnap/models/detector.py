@@ -10,6 +10,8 @@ import hashlib
 import os
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -195,11 +197,24 @@ def read_exported(path: Path) -> nn.Module:
     quiet_ultralytics()
     from ultralytics.nn.tasks import DetectionModel, torch_safe_load
 
-    contents, _ = torch_safe_load(str(path), safe_only=True)  # also where ultralytics was imported before
+    with _plainly_named(path) as name:
+        contents, _ = torch_safe_load(name, safe_only=True)  # also where ultralytics was imported before
     model = contents.get("ema") or contents.get("model")
     if not isinstance(model, DetectionModel):
         raise TypeError(f"{path} holds no detector")
     return model.float().eval()
+
+
+@contextmanager
+def _plainly_named(path: Path) -> Iterator[str]:
+    """A link to the file: ultralytics drops quotes from a path and takes a question mark for the end of a URL. Raises
+    OSError when the file cannot be read.
+    """
+    path.open("rb").close()
+    with tempfile.TemporaryDirectory(prefix="pillsnap-weights-") as folder:
+        link = Path(folder, "weights.pt")
+        link.symlink_to(path.absolute())
+        yield str(link)
 
 
 def _architecture(config: str) -> dict[str, Any]:
@@ -232,13 +247,14 @@ def _load_weights(detector: Any, source: str, fetch: bool) -> None:
         fetch = True
     try:
         trained = read_exported(_fetched(source) if fetch else Path(source))
-    except UserError:
+    except (UserError, PermissionError):
         raise
     except Exception as error:  # download layers raise anything
-        raise UserError(
-            f"The detection weights {source!r} cannot be loaded ({_reason(error)}): "
-            "connect to the network once, set detection.weights to a local file, or to 'random' for untrained weights."
-        ) from error
+        advice = (
+            "connect to the network once, set detection.weights to a local file, or to 'random' for untrained weights"
+            if fetch else "it is damaged, or no ultralytics model"
+        )  # fmt: skip
+        raise UserError(f"The detection weights {source!r} cannot be loaded ({_reason(error)}): {advice}.") from error
     detector.load(trained, verbose=False)
 
 

@@ -55,7 +55,7 @@ class ProgressView:
             state.apply(event)
             line = plain_line(event, state)
             if line:
-                self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+                self.console.out(line, highlight=False)
 
     def _draw_bars(self) -> None:
         state = RunState()
@@ -72,7 +72,7 @@ class ProgressView:
             for event in follow_events(self.run_dir, self._stop, self._offset):
                 state.apply(event)
                 if event["kind"] in ("warning", "failure"):
-                    progress.console.print(plain_line(event, state), markup=False, highlight=False)
+                    progress.console.out(plain_line(event, state), highlight=False)
                 name = event.get("task")
                 if name is None or state.tasks[name].status == "skipped":
                     continue

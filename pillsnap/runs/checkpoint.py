@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pillsnap.errors import UserError
+from pillsnap.files import MISSING
 
 if TYPE_CHECKING:  # Ray Train's dataset manager needs only positions: torch would delay each restart of the workers
     import torch
@@ -125,9 +126,10 @@ def save_checkpoint(
     partial = folder / f".{final.name}.partial"
     try:
         partial.mkdir()
-        save_file(dict(model), partial / "model.safetensors")
-        save_file(dict(ema), partial / "ema.safetensors")
         torch.save(trainer, partial / "trainer.pt")
+        for name, weights in (("model", model), ("ema", ema)):
+            save_file(dict(weights), partial / f"{name}.safetensors")
+            shutil.copymode(partial / "trainer.pt", partial / f"{name}.safetensors")  # safetensors ignores the umask
         hashes = {name: _hash(partial / name) for name in CHECKPOINT_FILES}
         for name in CHECKPOINT_FILES:
             _sync(partial / name)
@@ -168,19 +170,23 @@ def only_writer(folder: Path, patience_s: float = 60.0) -> Iterator[None]:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read and verify one checkpoint. Raises CheckpointError naming the file that is missing or damaged."""
+    """Read and verify one checkpoint. Raises CheckpointError naming the file that is missing or damaged, and OSError
+    for one that is there and cannot be read.
+    """
     try:
         meta = json.loads((path / META_FILE).read_text(encoding="utf-8"))
         files, recorded = dict(meta["files"]), meta.pop("sha256")
         Position(**meta["position"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path / META_FILE} is missing or damaged ({type(error).__name__}).") from None
+    except MISSING:
+        raise CheckpointError(f"{path / META_FILE} is missing.") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path / META_FILE} is damaged ({type(error).__name__}).") from None
     if recorded != _hash_of_meta(meta):
         raise CheckpointError(f"{path / META_FILE} is damaged: its sha256 is not the recorded one.")
     for name in CHECKPOINT_FILES:
         try:
             sound = _hash(path / name) == files.get(name)
-        except OSError:
+        except MISSING:
             raise CheckpointError(f"{path / name} is missing.") from None
         if not sound:
             raise CheckpointError(f"{path / name} is damaged: its sha256 is not the recorded one.")
@@ -190,14 +196,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def find_checkpoint(folder: Path, pointer: str = "last") -> tuple[Checkpoint | None, list[str]]:
     """The checkpoint that a pointer (`last` or `best`) names, and one message per damaged file.
 
-    When the pointer or its checkpoint is damaged, the newest sound one is used; None when there is none.
+    When the pointer or its checkpoint is damaged, the newest sound one is used; None when there is none. Raises OSError
+    for a file that is there and cannot be read: another user's run is not a damaged one.
     """
     names = sorted(_names(folder), key=age, reverse=True)
     try:
         pointed: str | None = (folder / f"{pointer}.json").read_text(encoding="utf-8")
     except FileNotFoundError:
         pointed = None
-    except (OSError, ValueError):
+    except ValueError:
         pointed = ""
     return newest_sound(names, pointed, str(folder / f"{pointer}.json"), lambda name: load_checkpoint(folder / name))
 
@@ -287,7 +294,10 @@ def _prune(folder: Path, keep: int) -> None:
 
 
 def _names(folder: Path) -> list[str]:
-    return [path.name for path in folder.glob("step-*") if path.is_dir() and is_checkpoint_name(path.name)]
+    try:
+        return [entry.name for entry in os.scandir(folder) if is_checkpoint_name(entry.name) and entry.is_dir()]
+    except MISSING:
+        return []
 
 
 def _pointed(folder: Path) -> set[str | None]:

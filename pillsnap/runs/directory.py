@@ -220,8 +220,8 @@ def _read_config(run_dir: Path, where: str) -> dict[str, Any]:
         raise UserError(
             f"{where} is not a run: it has no {CONFIG_FILE}. Train it first, or name another with --run."
         ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); name another run with --run.") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); name another run with --run.") from None
     if missing:
         raise UserError(f"{path} lacks {', '.join(sorted(missing))}; name another run with --run.")
     return config

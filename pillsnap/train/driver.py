@@ -59,7 +59,7 @@ def _train_and_evaluate(run: Run, console: Console) -> dict[str, Any]:
     wandb = run.settings.wandb
 
     def print_line(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.out(line, highlight=False)
 
     with ray_session(), start_relay(run.uri, run.run_dir) as relay, EventLog(run.run_dir) as events:
         mirror = WandbMirror(
