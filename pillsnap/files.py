@@ -12,8 +12,9 @@ MISSING = (FileNotFoundError, NotADirectoryError)
 
 
 def write_json(path: Path, payload: object) -> None:
-    """Write JSON for people and scripts, atomically: UTF-8, two-space indent."""
-    write_atomically(path, (json.dumps(payload, ensure_ascii=False, indent=2) + "\n").encode("utf-8"))
+    """Write JSON for people and scripts, atomically: UTF-8, two-space indent; names that are not UTF-8 are escaped."""
+    text = json.dumps(payload, ensure_ascii=False, indent=2) + "\n"
+    write_atomically(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:

@@ -6,13 +6,17 @@ Exit codes: 0 fine, 1 a negative answer (targets missed, not fit), 2 wrong usage
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
+import traceback
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
+from typer.exceptions import Abort, Exit, TyperException
 
 import pillsnap
 from pillsnap.cli.config import config_app
@@ -21,7 +25,7 @@ from pillsnap.cli.plan import plan
 from pillsnap.cli.prepare import prepare
 from pillsnap.cli.results import evaluate, export, predict, verify
 from pillsnap.cli.synth import synth
-from pillsnap.cli.terminal import STOPPED
+from pillsnap.cli.terminal import STOPPED, dispensable_output
 from pillsnap.cli.training import demo, preflight, train
 from pillsnap.cli.watching import logs, monitor
 from pillsnap.errors import UserError
@@ -34,7 +38,11 @@ _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 class _Commands(TyperGroup):
-    """Prints an error that a user can cause as one line; lists the commands in the order of use."""
+    """Ends every command alike: an error is one line and exit code 2. Lists the commands in the order of use."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        with dispensable_output():
+            return super().main(*args, **options)
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(_ORDER)
@@ -44,13 +52,31 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except UserError as error:
             _fail(str(error))
-        except OSError as error:
-            if error.errno not in _DENIED or error.filename is None:
-                raise
-            _fail(f"{error.filename}: {error.strerror}. Check its owner, mount and disk, or give another path.")
+        except (Abort, Exit, TyperException):
+            raise
         except KeyboardInterrupt:
-            Console(stderr=True).print("pillsnap: interrupted", style="red")
+            Console(stderr=True).out("pillsnap: interrupted", style="red")
             sys.exit(STOPPED)
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in _DENIED and error.filename is not None:
+                _fail(f"{error.filename}: {error.strerror}. Check its owner, mount and disk, or give another path.")
+            from pillsnap.train.diagnosis import diagnose
+
+            _fail(str(diagnose(error, f"pillsnap {ctx.invoked_subcommand}", _keep_trace(error))))
+
+
+def _keep_trace(error: Exception) -> Path:
+    """The file that has the trace of an error: train.log, where the command writes one."""
+    from pillsnap.observe.logs import log_file
+    from pillsnap.storage import cache_folder
+
+    path = log_file()
+    if path is not None:
+        logging.getLogger("pillsnap").error("the command ends", exc_info=error, extra={"file_only": True})
+        return path
+    path = cache_folder() / "error.log"
+    path.write_text("".join(traceback.format_exception(error)), encoding="utf-8", errors="backslashreplace")
+    return path
 
 
 def _fail(message: str) -> NoReturn:

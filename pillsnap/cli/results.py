@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pillsnap.cli.options import DATA_ROOT_ENV, JsonFile, NamedRun, named_run, opened_run, uri_of
-from pillsnap.cli.terminal import console, say
+from pillsnap.cli.terminal import console, require_output, say
 from pillsnap.errors import UserError
 from pillsnap.files import MISSING
 from pillsnap.storage import join
@@ -89,9 +89,10 @@ def predict(
             results = predict_photos(run, photos, single=single)
     text = json.dumps(results, ensure_ascii=False, indent=2)
     if json_file:
-        json_file.write_text(text + "\n", encoding="utf-8")
+        json_file.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
     else:
         typer.echo(text)
+        require_output()
     raise typer.Exit(1 if any(result["error"] for result in results) else 0)
 
 

@@ -93,7 +93,10 @@ def train(
     log_level: Annotated[str, typer.Option(help="Level of train.log.")] = "INFO",
     assignments: Assignments = None,
 ) -> None:
-    """Train the detector, then the classifier, then evaluate. The same command continues an unfinished run."""
+    """Train the detector, then the classifier, then evaluate. The same command continues an unfinished run.
+
+    Exit code 0 when all targets are met, 1 when one is missed.
+    """
     from pillsnap.config import run_location
     from pillsnap.observe.logs import setup_logging
     from pillsnap.runs.directory import open_run
@@ -123,6 +126,7 @@ def train(
             say(note)
         metrics = _unless_stopped(lambda: train_and_evaluate(run, console))
     show_result(where, metrics)
+    raise typer.Exit(0 if metrics["met"] else 1)
 
 
 def _unless_stopped(train: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -25,6 +25,11 @@ def monitor(
         str | None,
         typer.Option(envvar="PILLSNAP_MONITOR_TOKEN", help="Secret that viewers must give.", show_default="none"),
     ] = None,
+    public_url: Annotated[
+        str,
+        typer.Option(help="Address of the page at a reverse proxy, such as https://name/pillsnap/; requires --token.",
+                     show_default="none"),
+    ] = "",
     daemon: Annotated[bool, typer.Option(help="Serve the page from a background process.")] = False,
     stop: Annotated[bool, typer.Option(help="End the background process.")] = False,
 ) -> None:  # fmt: skip
@@ -38,13 +43,13 @@ def monitor(
     if stop:
         say(f"ended process {background.stop(where)}")
     elif daemon:
-        pid = background.start(where, port or DEFAULT_PORT, host, token)
-        say(f"process {pid} serves http://{host}:{port or DEFAULT_PORT}")
+        pid = background.start(where, port or DEFAULT_PORT, host, token, public_url)
+        say(f"process {pid} serves {public_url or f'http://{host}:{port or DEFAULT_PORT}'}")
     else:
         os.nice(19)  # below Ray's workers, which run at 15
         with live_copy(where) as directory:
             if port:
-                serve(directory, host, port, token)
+                serve(directory, host, port, token, public_url)
             else:
                 raise typer.Exit(watch(directory, console))
 

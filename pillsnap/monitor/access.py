@@ -24,8 +24,16 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def check_bind(host: str, token: str | None) -> None:
-    """UserError when other machines could reach the monitor without a token."""
+def check_bind(host: str, token: str | None, public_url: str = "") -> None:
+    """UserError when other machines could reach the monitor without a token, or for an invalid `public_url`."""
+    if public_url:
+        parts = urlsplit(public_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
+            raise UserError(f"--public-url {public_url!r} is not of the form https://name/path")
+        if not token:
+            raise UserError(
+                f"{public_url} would expose the monitor to the network: set a token (--token or PILLSNAP_MONITOR_TOKEN)"
+            )
     if not is_loopback(host) and not token:
         raise UserError(
             f"{host} would expose the monitor to the network: set a token (--token or PILLSNAP_MONITOR_TOKEN), "
@@ -36,10 +44,13 @@ def check_bind(host: str, token: str | None) -> None:
 class AccessRules:
     """Rejects requests from other origins, by DNS rebinding, or without the token, with status 403."""
 
-    def __init__(self, bind_host: str, token: str | None) -> None:
+    def __init__(self, bind_host: str, token: str | None, public_url: str = "") -> None:
         self.is_local = is_loopback(bind_host)
         self.token = token
-        self.names = set(_LOCAL_NAMES)
+        public = urlsplit(public_url)
+        self.public_netloc = public.netloc.lower()
+        self.public_origin = f"{public.scheme}://{self.public_netloc}"
+        self.names = {*_LOCAL_NAMES, *filter(None, [public.hostname])}
         if not self.is_local:
             self.names |= {bind_host.lower(), socket.gethostname().lower(), socket.getfqdn().lower()}
 
@@ -48,7 +59,8 @@ class AccessRules:
         if not self._is_own_host(host):
             raise web.HTTPForbidden(text="wrong Host")
         origin = request.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        own = origin is None or urlsplit(origin).netloc.lower() == host.lower() or origin.lower() == self.public_origin
+        if not own:
             raise web.HTTPForbidden(text="wrong Origin")
         if needs_token and self.token and not hmac.compare_digest(_token_of(request).encode(), self.token.encode()):
             raise web.HTTPForbidden(text="wrong token")

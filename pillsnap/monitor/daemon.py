@@ -27,12 +27,18 @@ START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 5.0
 
 
-def start(where: str | Path, port: int = DEFAULT_PORT, host: str = "127.0.0.1", token: str | None = None) -> int:
+def start(
+    where: str | Path,
+    port: int = DEFAULT_PORT,
+    host: str = "127.0.0.1",
+    token: str | None = None,
+    public_url: str = "",
+) -> int:
     """Start the web monitor of a run (a folder or a URI) in the background; returns its process id once it listens.
 
     UserError when it is running already, cannot start (the reason is in `monitor.log`), or needs a token.
     """
-    check_bind(host, token)
+    check_bind(host, token, public_url)
     run_dir = _folder(where)
     if is_uri(where):
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -50,7 +56,7 @@ def start(where: str | Path, port: int = DEFAULT_PORT, host: str = "127.0.0.1", 
         environment[TOKEN_VARIABLE] = token  # arguments are visible to every user of the machine
     with (run_dir / LOG_FILE).open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pillsnap.monitor.daemon", where, host, str(port)],
+            [sys.executable, "-P", "-m", "pillsnap.monitor.daemon", where, host, str(port), public_url],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -120,12 +126,12 @@ def _last_line(path: Path) -> str:
 
 
 def main() -> None:
-    """Entry point of the background process; arguments: run directory or URI, host, port."""
-    where, host, port = sys.argv[1:4]
+    """Entry point of the background process; arguments: run directory or URI, host, port, public URL or ""."""
+    where, host, port, public_url = sys.argv[1:5]
     lower_priority()
     try:
         with live_copy(where) as run_dir:
-            serve(run_dir, host, int(port), os.environ.pop(TOKEN_VARIABLE, None))
+            serve(run_dir, host, int(port), os.environ.pop(TOKEN_VARIABLE, None), public_url)
     except UserError as error:
         sys.exit(str(error))
 

@@ -43,13 +43,16 @@ _PLAIN_HOST = re.compile(r"[\w.:\[\]-]+", re.ASCII)
 _log = logging.getLogger(__name__)
 
 
-def serve(run_dir: Path, host: str = "127.0.0.1", port: int = DEFAULT_PORT, token: str | None = None) -> None:
-    """Serve the monitor of `run_dir` and its sibling runs until Ctrl-C or SIGTERM.
+def serve(
+    run_dir: Path, host: str = "127.0.0.1", port: int = DEFAULT_PORT, token: str | None = None, public_url: str = ""
+) -> None:
+    """Serve the monitor of `run_dir` and its sibling runs until Ctrl-C or SIGTERM. `public_url` is its address at a
+    reverse proxy.
 
     UserError when there is no such directory, the port is in use, or `host` needs a token.
     """
-    app = make_app(run_dir, host, token)
-    shown = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+    app = make_app(run_dir, host, token, public_url)
+    shown = public_url or f"http://{f'[{host}]' if ':' in host else host}:{port}/"
     print(f"monitor of {run_dir}: {shown}{'?token=…' if token else ''}  (Ctrl-C to stop)", flush=True)
     try:
         web.run_app(app, host=host, port=port, print=lambda *_: None, access_log=None, shutdown_timeout=2)
@@ -59,12 +62,12 @@ def serve(run_dir: Path, host: str = "127.0.0.1", port: int = DEFAULT_PORT, toke
         ) from error
 
 
-def make_app(run_dir: Path, host: str = "127.0.0.1", token: str | None = None) -> web.Application:
+def make_app(run_dir: Path, host: str = "127.0.0.1", token: str | None = None, public_url: str = "") -> web.Application:
     """The application, for `serve` and for tests. UserError as for `serve`."""
-    check_bind(host, token)
+    check_bind(host, token, public_url)
     if not run_dir.is_dir():
         raise UserError(f"{run_dir} is not a directory: pass a run directory with --run, such as artifacts/demo")
-    monitor = _Monitor(run_dir.resolve(), AccessRules(host, token))
+    monitor = _Monitor(run_dir.resolve(), AccessRules(host, token, public_url))
     app = web.Application(middlewares=[_secure_headers])
     app[MONITOR] = monitor
     for path in _STATIC_FILES:
@@ -206,7 +209,7 @@ async def _secure_headers(request: web.Request, handler: Any) -> web.StreamRespo
 
 
 def _headers(request: web.Request) -> dict[str, str]:
-    host = request.headers.get("Host", "")
+    host = request.app[MONITOR].rules.public_netloc or request.headers.get("Host", "")
     policy = (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
         f"connect-src 'self' ws://{host} wss://{host}; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"

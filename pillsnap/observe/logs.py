@@ -63,6 +63,12 @@ def current_level() -> str:
     return logging.getLevelName(level) if level else "INFO"
 
 
+def log_file() -> Path | None:
+    """The file that `setup_logging` writes to in this process."""
+    handlers = logging.getLogger("pillsnap").handlers
+    return next((handler.path for handler in handlers if isinstance(handler, SharedRotatingHandler)), None)
+
+
 def log_event(kind: str, fields: Mapping[str, Any]) -> None:
     """Log an event as one line: `epoch task=detection epoch=3 loss=0.41`, without settings and versions.
 

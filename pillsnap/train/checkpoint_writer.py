@@ -16,7 +16,9 @@ from pillsnap.runs.backend import RunBackend
 from pillsnap.runs.checkpoint import Position, copy_state, copy_weights, save_checkpoint
 from pillsnap.storage import StorageError
 from pillsnap.train.collectives import WorkerGroup
+from pillsnap.train.diagnosis import diagnose
 from pillsnap.train.job import Job
+from pillsnap.train.known_faults import DISK_FULL, NOT_WRITTEN
 from pillsnap.train.task_log import TaskLog
 from pillsnap.train.training_state import TrainingState
 
@@ -170,10 +172,12 @@ class _Write:
             )
         if not is_storage_error(self._error):
             raise self._error
+        found = diagnose(self._error, folder=self._folder)
+        is_full = found.message.startswith(DISK_FULL.what)
+        advice = "Free disk space and give the same command again." if is_full else found.advice
         return (
             f"The checkpoint at step {self._step} could not be written to {self._folder} "
-            f"({' '.join(str(self._error).split())}); the one before is intact. "
-            "Free disk space and give the same command again."
+            f"({' '.join(str(self._error).split())}); the one before is intact. {advice}"
         )
 
 
@@ -183,5 +187,4 @@ def is_storage_error(error: Exception) -> bool:
 
     if isinstance(error, OSError | SafetensorError):
         return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("PytorchStreamWriter" in text or "write" in text.lower())
+    return isinstance(error, RuntimeError) and NOT_WRITTEN.says(str(error))

@@ -84,13 +84,13 @@ def _train_and_evaluate(run: Run, console: Console) -> dict[str, Any]:
 
 def _explained(run: Run, error: Exception) -> UserError:
     """What happened, the likely cause and what to do; written to the event log unless a worker has reported it."""
-    diagnosis = diagnose(error)
+    diagnosis = diagnose(error, folder=run.run_dir)
     latest = next((e for e in reversed(read_events(run.run_dir)) if e["kind"] in ("failure", "run", "task")), None)
     if latest is None or latest["kind"] != "failure":
         with contextlib.suppress(OSError), EventLog(run.run_dir) as events:  # the disk may be what failed
             events.write("failure", message=diagnosis.message, cause=diagnosis.cause, advice=diagnosis.advice)
     if not isinstance(error, UserError):
-        _log.error("the run ends", exc_info=error)
+        _log.error("the run ends", exc_info=error, extra={"file_only": True})
     return UserError(str(diagnosis))
 
 

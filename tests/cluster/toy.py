@@ -32,6 +32,8 @@ SETTINGS: dict[str, Any] = {
     "train.amp": "off",
     "train.log_every_steps": 1,
     "data.decoding_cpus": 0.25,
+    "targets.top1": "null",  # exit code 0
+    "targets.map50": "null",
     "wandb.mode": "disabled",
 }
 

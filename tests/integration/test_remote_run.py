@@ -26,7 +26,12 @@ from tests.integration.test_train import TINY
 from tests.processes import descendants, titled
 
 TIMEOUT_S = 600
-SETTINGS = TINY | {"detection.epochs": 3, "train.hang_timeout_s": 300}
+SETTINGS = TINY | {
+    "detection.epochs": 3,
+    "train.hang_timeout_s": 300,
+    "targets.top1": "null",  # exit code 0
+    "targets.map50": "null",
+}
 
 
 class Host:

@@ -168,3 +168,40 @@ def test_page_loads_nothing_from_other_hosts() -> None:
             assert "unsafe" not in policy and "*" not in policy
 
     asyncio.run(scenario(static))
+
+
+PUBLIC = "https://pills.example/monitor/"
+
+
+@pytest.mark.parametrize(
+    ("headers", "query", "may"),
+    [
+        ({"Host": "pills.example", "Origin": "https://pills.example"}, "?token=right", True),  # Host passed on
+        ({"Host": "127.0.0.1:8888", "Origin": "https://pills.example"}, "?token=right", True),  # Host rewritten
+        ({"Host": "pills.example"}, "", False),
+        ({"Host": "pills.example", "Origin": "https://evil.example"}, "?token=right", False),
+        ({"Host": "127.0.0.1:8888", "Origin": "https://pills.example.evil"}, "?token=right", False),
+        ({"Host": "127.0.0.1:8888", "Origin": "http://pills.example"}, "?token=right", False),
+        ({"Host": "evil.example"}, "?token=right", False),
+    ],
+)
+def test_monitor_behind_a_reverse_proxy(tmp_path: Path, headers: dict[str, str], query: str, may: bool) -> None:
+    async def scenario() -> None:
+        app = make_app(write_run(tmp_path / "run"), token="right", public_url=PUBLIC)
+        async with TestServer(app) as server, aiohttp.ClientSession() as session:
+            found = [status for status, _ in await statuses(server, headers, query, paths=("/", "/ws"))]
+            assert found == ([200, 101] if may else [403, 403])
+            async with session.get(server.make_url("/" + query), headers=headers) as answer:
+                policy = answer.headers["Content-Security-Policy"]
+            assert "connect-src 'self' ws://pills.example wss://pills.example;" in policy
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("url", ["pills.example", "ftp://pills.example", "https://", "https://a:b@pills.example"])
+def test_public_url_is_an_address_and_needs_a_token(url: str) -> None:
+    with pytest.raises(UserError, match="--public-url"):
+        check_bind("127.0.0.1", "token", url)
+    with pytest.raises(UserError, match="token"):
+        check_bind("127.0.0.1", "", PUBLIC)
+    check_bind("127.0.0.1", "token", PUBLIC)
