@@ -68,6 +68,12 @@ def preflight(
 
     chosen = local_manifest(manifest or default_manifest(settings, run_dir, directory))
     checks = run_checks(settings, directory, chosen, root, uri_of(where))
+    if next(check.ok for check in checks if check.name == "manifest") is not False:
+        from pillsnap.manifest.table import read_classes, read_manifest
+        from pillsnap.train.readiness import readiness_checks
+
+        codes = [entry.code for entry in read_classes(chosen if chosen.is_dir() else chosen.parent)]
+        checks += readiness_checks(settings, read_manifest(chosen), codes, root)
     print_checks(checks, console)
     raise typer.Exit(0 if all_passed(checks) else 1)
 
@@ -120,8 +126,11 @@ def train(
             run, notes = open_run(directory, settings, chosen, root, like=like, **options)
             notes.append(adopt_checkpoint(run, start))
         from pillsnap.train.driver import train_and_evaluate
+        from pillsnap.train.readiness import readiness_checks, require_ready
 
         setup_logging(directory, log_level)
+        begun = frozenset(name for name in run.settings.tasks if (run.checkpoint_dir(name) / "last.json").exists())
+        notes += require_ready(readiness_checks(run.settings, run.manifest, run.codes, run.data_root, begun))
         for note in notes:
             say(note)
         metrics = _unless_stopped(lambda: train_and_evaluate(run, console))

@@ -16,11 +16,14 @@ from pillsnap.errors import UserError
 from pillsnap.models.precision import compute_in_single
 
 
-def build_classifier(model: str, weights: str, *, num_classes: int, drop_rate: float) -> nn.Module:
+def build_classifier(
+    model: str, weights: str, *, num_classes: int, drop_rate: float, notes: list[str] | None = None
+) -> nn.Module:
     """A timm model with float32 logits, under autocast as well; `weights` is `pretrained` (timm's hub), `random`, or a
     local file of weights.
 
-    Raises UserError when the model is unknown or the weights cannot be loaded.
+    A file's head for another number of classes is replaced by a new one, and `notes` gets a line about it. Raises
+    UserError when the model is unknown, or the weights cannot be loaded or do not fit otherwise.
     """
     from pillsnap.models.quiet_timm import timm
 
@@ -37,9 +40,18 @@ def build_classifier(model: str, weights: str, *, num_classes: int, drop_rate: f
                 "set classification.weights to a file, 'pretrained' or 'random'."
             )
         Path(weights).open("rb").close()  # raises PermissionError with the path
-        options["pretrained_cfg_overlay"] = {"file": weights}
     try:
-        return _with_precise_logits(timm.create_model(model, pretrained=True, cache_dir=_weights_folder(), **options))
+        if weights == "pretrained":
+            return _with_precise_logits(
+                timm.create_model(model, pretrained=True, cache_dir=_weights_folder(), **options)
+            )
+        state, note = _fitting_state(model, weights, options)
+        overlay = {"state_dict": state, "num_classes": num_classes, "label_offset": 0, "custom_load": False}
+        classifier = timm.create_model(model, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+        classifier.pretrained_cfg.pop("state_dict", None)
+        if note and notes is not None:
+            notes.append(note)
+        return _with_precise_logits(classifier)
     except Exception as error:  # download layers raise anything
         advice = (
             "connect to the network once, set classification.weights to a local file, or to 'random' for untrained "
@@ -63,6 +75,27 @@ def _with_precise_logits(model: Any) -> nn.Module:
     for layer in layers if isinstance(layers, tuple) else (layers,):
         compute_in_single(layer)
     return model
+
+
+def _fitting_state(model: str, weights: str, options: dict[str, Any]) -> tuple[dict[str, torch.Tensor], str]:
+    """The tensors of a file with a new head where its own is for another number of classes, and a line about that.
+
+    timm decides by the number of classes in its table, not in the file, and then ignores whatever else does not fit.
+    """
+    from pillsnap.models.quiet_timm import timm
+
+    state = timm.models.load_state_dict(weights)
+    with torch.random.fork_rng(devices=[]):
+        own = timm.create_model(model, **options)
+    names = own.pretrained_cfg.get("classifier") or ()
+    note = ""
+    for name in (names,) if isinstance(names, str) else names:
+        for key in (f"{name}.weight", f"{name}.bias"):
+            fresh = own.state_dict().get(key)
+            if fresh is not None and key in state and state[key].shape != fresh.shape:
+                note = f"{weights}: the head for {len(state[key])} classes is replaced by one for {len(fresh)}"
+                state[key] = fresh
+    return state, note
 
 
 def input_statistics(classifier: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -47,14 +47,21 @@ def quiet_ultralytics() -> None:
 
 
 def build_detector(
-    model: str, weights: str, *, box_gain: float, cls_gain: float, dfl_gain: float, epochs: int = 1
+    model: str,
+    weights: str,
+    *,
+    box_gain: float,
+    cls_gain: float,
+    dfl_gain: float,
+    epochs: int = 1,
+    notes: list[str] | None = None,
 ) -> nn.Module:
     """A `DetectionModel` with one class; `model` is a name such as yolo11m, or the path of a model file. `epochs`:
     over which an end-to-end head moves its loss from many boxes per pill to one.
 
     `weights`: `pretrained` fetches `<model>.pt` from ultralytics' hub, `random` gives untrained weights, anything
-    else is a local file. Raises UserError when the model is unknown or the weights cannot be loaded. Neither a model
-    file nor weights can run code.
+    else is a local file; `notes` gets a line when they fit in part. Raises UserError when the model is unknown or the
+    weights cannot be loaded or fit in less than half. Neither a model file nor weights can run code.
     """
     quiet_ultralytics()
     from ultralytics.cfg import get_cfg
@@ -82,7 +89,9 @@ def build_detector(
     )
     if weights != "random":
         fetch = weights == "pretrained"
-        _load_weights(detector, f"{model}.pt" if fetch else weights, fetch)
+        note = _load_weights(detector, f"{model}.pt" if fetch else weights, fetch)
+        if note and notes is not None:
+            notes.append(note)
     for name, parameter in detector.named_parameters():
         parameter.requires_grad = ".dfl" not in name  # fixed integration weights
     make_head_precise(detector.model[-1])
@@ -237,7 +246,7 @@ def _architecture(config: str) -> dict[str, Any]:
     return YAML.load(path) | {"scale": tasks.guess_model_scale(config), "yaml_file": config}
 
 
-def _load_weights(detector: Any, source: str, fetch: bool) -> None:
+def _load_weights(detector: Any, source: str, fetch: bool) -> str:
     if not fetch and not os.path.exists(source):
         if os.sep in source:
             raise UserError(
@@ -256,6 +265,13 @@ def _load_weights(detector: Any, source: str, fetch: bool) -> None:
         )  # fmt: skip
         raise UserError(f"The detection weights {source!r} cannot be loaded ({_reason(error)}): {advice}.") from error
     detector.load(trained, verbose=False)
+    given = {name: tensor.shape for name, tensor in trained.state_dict().items()}
+    own = detector.state_dict()
+    left = [name for name, tensor in own.items() if given.get(name) != tensor.shape]
+    found = f"{source} fits {len(own) - len(left)} of {len(own)} tensors"
+    if 2 * len(left) > len(own):
+        raise UserError(f"The detection weights {found} of the model: they are those of another model.")
+    return f"{found}; new ones are {', '.join(left[:3])}{' …' if len(left) > 3 else ''}" if left else ""
 
 
 def _fetched(name: str) -> Path:

@@ -37,8 +37,8 @@ class Task(Protocol):
         """How a sample becomes an image and its targets."""
         ...
 
-    def build(self) -> nn.Module:
-        """A new model with its initial weights."""
+    def build(self, notes: list[str] | None = None) -> nn.Module:
+        """A new model with its initial weights. `notes` gets a line about weights that fit in part."""
         ...
 
     def input_size_px(self, epoch: int) -> int:

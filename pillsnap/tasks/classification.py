@@ -47,11 +47,11 @@ class ClassificationTask:
         )
         return CropRecipe(s.image_size_px, s.crop_margin, jitter, whole_frame=s.input == "frame")
 
-    def build(self) -> nn.Module:
+    def build(self, notes: list[str] | None = None) -> nn.Module:
         from pillsnap.models.classifier import build_classifier
 
         s = self.settings
-        return build_classifier(s.model, s.weights, num_classes=len(self.codes), drop_rate=s.drop_rate)
+        return build_classifier(s.model, s.weights, num_classes=len(self.codes), drop_rate=s.drop_rate, notes=notes)
 
     def input_size_px(self, epoch: int) -> int:
         from pillsnap.models.classifier import progressive_size

@@ -51,12 +51,18 @@ class DetectionTask:
             mark_incomplete=s.incomplete_labels == "mask",
         )  # fmt: skip
 
-    def build(self) -> nn.Module:
+    def build(self, notes: list[str] | None = None) -> nn.Module:
         from pillsnap.models.detector import build_detector
 
         s = self.settings
         return build_detector(
-            s.model, s.weights, box_gain=s.box_gain, cls_gain=s.cls_gain, dfl_gain=s.dfl_gain, epochs=s.epochs
+            s.model,
+            s.weights,
+            box_gain=s.box_gain,
+            cls_gain=s.cls_gain,
+            dfl_gain=s.dfl_gain,
+            epochs=s.epochs,
+            notes=notes,
         )
 
     def input_size_px(self, epoch: int) -> int:

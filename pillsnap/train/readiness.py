@@ -1,0 +1,180 @@
+"""What can be known before the first step; `train` and `preflight` check it alike, so that a fault costs seconds."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from pillsnap.checklist import Check
+from pillsnap.config import Settings
+from pillsnap.errors import UserError
+from pillsnap.photos.files import PhotoStore
+from pillsnap.tasks.base import Task
+from pillsnap.tasks.registry import make_task
+
+_PHOTOS_TRIED = 20
+_SOCKET_BYTES = 107
+_SOCKET = "ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+_EVALUATION = ("evaluator", "inference", "two_stage", "report.page", "report.gallery")
+_NARROWEST_PX = 32
+"""Stride of the deepest features: an input of this size leaves one value per channel and sample."""
+
+
+def readiness_checks(
+    settings: Settings, manifest: pa.Table, codes: list[str], data_root: str, begun: frozenset[str] = frozenset()
+) -> list[Check]:
+    """Every check of models, weights, samples, photos, the evaluation and Ray's folders. Tasks in `begun` have a
+    checkpoint, which replaces their weights.
+    """
+    checks = [_checked("evaluation", _import_evaluation)]
+    for name in settings.tasks:
+        task = make_task(name, settings, codes)
+        checks.append(_checked(f"{name} samples", partial(_count_samples, manifest, task)))
+        checks.append(_checked(f"{name} model", partial(_try_model, settings, codes, manifest, task)))
+        if checks[-1].ok and name not in begun:
+            checks.append(_checked(f"{name} weights", partial(_load_weights, task)))
+    for split in ("train", "val"):
+        checks.append(_checked(f"{split} photos", partial(_read_photos, manifest, data_root, split)))
+    if not os.environ.get("RAY_ADDRESS"):
+        checks.append(_checked("Ray's folders", _try_ray_folders))
+    return checks
+
+
+def require_ready(checks: list[Check]) -> list[str]:
+    """What is worth a line of the checks that passed. Raises UserError with those that failed."""
+    failed = [f"{check.name}: {check.found}" for check in checks if check.ok is False]
+    if failed:
+        raise UserError(" ".join(failed))
+    return [f"{check.name}: {check.found}" for check in checks if check.ok is None]
+
+
+def _checked(name: str, work: Callable[[], Check | str]) -> Check:
+    """The result of a check that returns what it found, or raises why it failed."""
+    try:
+        found = work()
+    except (UserError, OSError) as error:
+        return Check(name, False, str(error))
+    except Exception as error:  # a library may raise anything for a model that does not fit
+        return Check(name, False, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    return found if isinstance(found, Check) else Check(name, True, found)
+
+
+def _import_evaluation() -> str:
+    for module in _EVALUATION:
+        try:
+            importlib.import_module(f"pillsnap.evaluate.{module}")
+        except Exception as error:  # a broken binary package raises whatever its loader raises
+            raise UserError(f"cannot be imported ({error}): run `make install` again.") from error
+    return "can be imported"
+
+
+def _count_samples(manifest: pa.Table, task: Task) -> str:
+    samples = task.samples(manifest, None)
+    if not len(samples.train):
+        raise UserError(
+            f"The manifest has no photo that {task.name} can be trained on; check it with `pillsnap manifest validate`."
+        )
+    return f"{len(samples.train):,} to train, {len(samples.val):,} to validate"
+
+
+def _try_model(settings: Settings, codes: list[str], manifest: pa.Table, task: Task) -> str:
+    """Build the model without memory and run it once, for the size of the input and for a batch of one."""
+    own = task.settings
+    random = own.model_copy(update={"weights": "random"})
+    untrained = make_task(task.name, settings.model_copy(update={task.name: random}), codes)
+    with _same_random_numbers(), torch.device("cpu" if task.name == "detection" else "meta"):
+        model = untrained.build().train()
+        if task.name == "classification" or own.image_size_px == _NARROWEST_PX:
+            images = torch.zeros(2, 3, own.image_size_px, own.image_size_px)
+            model(images)
+            size = _smallest_batch(settings, task, len(task.samples(manifest, None).train))
+            try:
+                model(images[:size])
+            except ValueError as error:  # "Expected more than 1 value per channel when training"
+                raise UserError(
+                    f"A step of {task.name} has one sample for a worker, of which {own.model} at {own.image_size_px} "
+                    f"px cannot take batch statistics ({error}): change {task.name}.batch_size {own.batch_size} or "
+                    "--num-workers."
+                ) from None
+    return f"{own.model}, {sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} million parameters"
+
+
+def _smallest_batch(settings: Settings, task: Task, num_train: int) -> int:
+    """1 when a worker's batch has one sample in some step, else 2. Batches of classification are padded."""
+    workers = settings.train.num_workers if isinstance(settings.train.num_workers, int) else 1
+    share = -(-task.settings.batch_size // workers)
+    rest = num_train % task.settings.batch_size
+    shares = {share} if task.name == "classification" else {share, rest % share}
+    return 1 if 1 in shares else 2
+
+
+def _load_weights(task: Task) -> Check | str:
+    notes: list[str] = []
+    with _same_random_numbers():
+        task.build(notes)
+    name = f"{task.name} weights"
+    return Check(name, None, " ".join(notes)) if notes else task.settings.weights
+
+
+@contextmanager
+def _same_random_numbers() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        yield
+
+
+def _read_photos(manifest: pa.Table, data_root: str, split: str) -> Check | str:
+    """Some photos of a split may be bad, which training masks; when none can be read, they are not there."""
+    paths = manifest.filter(pc.equal(manifest["split"], split))["location"].to_pylist()
+    tried = paths[:: max(1, len(paths) // _PHOTOS_TRIED)][:_PHOTOS_TRIED]
+    store = PhotoStore(data_root)
+    problems = []
+    for path in tried:
+        try:
+            store.read(path)
+        except (OSError, UserError) as error:
+            problems.append(f"{path} ({error})")
+    if tried and len(problems) == len(tried):
+        raise UserError(f"none of {len(tried)} tried under {data_root} can be read, the first {problems[0]}.")
+    found = f"{len(tried) - len(problems)} of {len(tried)} tried can be read"
+    return Check(f"{split} photos", None, f"{found}, not {problems[0]}") if problems else found
+
+
+def _try_ray_folders() -> str:
+    """Whether a local Ray can keep its sessions, its sockets and its token."""
+    base = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    length = len(os.fsencode(os.path.join(os.path.abspath(base), _SOCKET)))
+    if length > _SOCKET_BYTES:
+        raise UserError(
+            f"The paths of Ray's sockets under {base} would have {length} bytes, of which {_SOCKET_BYTES} are allowed: "
+            "set RAY_TMPDIR to a short folder, such as /tmp."
+        )
+    folder = next(path for path in (Path(base, "ray"), *Path(base, "ray").absolute().parents) if path.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise UserError(f"Ray cannot write its session to {folder}: set RAY_TMPDIR to a folder of yours.")
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() == "token":
+        _try_token()
+    return base
+
+
+def _try_token() -> None:
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    path = Path(named or Path.home() / ".ray/auth_token")
+    if path.exists():
+        if not path.read_text().strip():
+            raise UserError(f"Ray's token file {path} is empty: delete it, so that Ray makes another.")
+        return
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if named or not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(
+            f"Ray's token {path} is not there and cannot be made: set RAY_AUTH_TOKEN, or HOME to your folder."
+        )
