@@ -150,7 +150,7 @@ class _Process:
         ours, theirs = socket.socketpair()
         files = (theirs.fileno(), *files)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pillsnap.data.decode_workers", *map(str, files)],
+            [sys.executable, "-P", "-m", "pillsnap.data.decode_workers", *map(str, files)],
             pass_fds=files,
             stdin=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},

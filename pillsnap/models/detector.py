@@ -39,6 +39,7 @@ def quiet_ultralytics() -> None:
     Call before its first import.
     """
     os.environ["ULTRALYTICS_SAFE_LOAD"] = "1"
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's own, which its kernel alone can import, ends matplotlib's import
     os.environ.setdefault("YOLO_AUTOINSTALL", "False")
     os.environ.setdefault("YOLO_VERBOSE", "False")
     if "YOLO_CONFIG_DIR" not in os.environ:

@@ -48,7 +48,9 @@ def main() -> None:
     run_dir = Path(arguments["run_dir"])
     lock = (run_dir / "wandb" / "mirror.lock").open("w")
     fcntl.flock(lock, fcntl.LOCK_EX)  # the mirror of a killed driver may still be finishing
-    follower = Follower(run_dir, arguments["project"], arguments["group"], arguments["mode"])
+    follower = Follower(
+        run_dir, arguments["project"], arguments["group"], arguments["mode"], lambda text: say(driver, warning=text)
+    )
     # W&B removes its temporary folders in exit handlers, which os._exit skips.
     tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="pillsnap-wandb-")
     try:
@@ -79,7 +81,8 @@ def say(driver: Any, **message: Any) -> None:
 class Follower:
     """Opens a W&B run for each task of the log and one for the evaluation, and passes the events on."""
 
-    def __init__(self, run_dir: Path, project: str, group: str | None, mode: str) -> None:
+    def __init__(self, run_dir: Path, project: str, group: str | None, mode: str, tell: Callable[[str], None]) -> None:
+        self.tell = tell
         self.run_dir, self.project, self.group, self.mode = run_dir, project, group, mode
         self.upload_failed = threading.Event()
         self.ids: list[str] = []
@@ -93,12 +96,24 @@ class Follower:
         base_url = wandb.setup().settings.base_url
         for service in psutil.Process().children():
             lower_priority(service.pid)
+        if self.mode == "auto":  # `wandb disabled` and `wandb offline` write files that W&B reads here
+            self.mode = {"disabled": "disabled", "offline": "offline", "dryrun": "offline"}.get(
+                wandb.setup().settings.mode, "auto"
+            )
+        if self.mode == "disabled":
+            return
         if self.mode == "auto":
             self.mode = "online" if has_key(base_url, default_url) else "offline"
         sys.stderr = _WatchedOutput(2, self.upload_failed.set)
         # W&B deep-copies the callback: a function can be copied, a bound method of an Event cannot.
         self.target = Target(
-            wandb, self.run_dir, self.project, self.group, self.mode, on_refused=lambda: self.upload_failed.set()
+            wandb,
+            self.run_dir,
+            self.project,
+            self.group,
+            self.mode,
+            on_refused=lambda: self.upload_failed.set(),
+            on_offline=self.tell,
         )
         cursor = Cursor(self.run_dir / "wandb" / CURSOR_FILE)
         run: dict[str, Any] = {}

@@ -19,11 +19,15 @@ from pathlib import Path
 from typing import Literal
 
 import pillsnap
+from pillsnap.config.settings import WandbSettings
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 
 # Covers W&B's network timeouts (30 s to start, 120 s to finish) for a task and the evaluation.
 CLOSE_TIMEOUT_S = 320.0
+
+_OF_ONE_RUN = ("WANDB_RUN_ID", "WANDB_NAME", "WANDB_RESUME", "WANDB_SWEEP_ID", "WANDB_RUN_GROUP", "WANDB_JOB_TYPE")
+"""Variables of a tool that starts one W&B run; in a sweep, W&B gives every run the id in WANDB_RUN_ID."""
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +35,8 @@ _log = logging.getLogger(__name__)
 class WandbMirror:
     """Mirrors from `start` to `close`, which prints (`say`) and returns the `wandb sync …` line of each offline folder.
 
-    `mode` auto: WANDB_MODE if set, else online with a key (WANDB_API_KEY or netrc) and offline without one. Each task
+    `mode` auto: online with a key (WANDB_API_KEY or netrc) and offline without one. WANDB_MODE and WANDB_DISABLED that
+    turn W&B off or offline win over any `mode`. WANDB_PROJECT replaces the default project. Each task
     is one W&B run in the group `group` (None: the run id). A failure ends mirroring and is passed once to `on_warning`,
     from a thread; details are in `run_dir`/wandb/mirror.log.
     """
@@ -46,9 +51,10 @@ class WandbMirror:
         say: Callable[[str], None] = print,
     ) -> None:
         self.run_dir = run_dir.resolve()
-        self.project = project
+        default = WandbSettings().project
+        self.project = os.environ.get("WANDB_PROJECT") or project if project == default else project
         self.group = group
-        self.mode: Mode = _mode_from_environment() if mode == "auto" else mode
+        self.mode: Mode = _least(mode, _mode_from_environment())
         self._warn = on_warning or _log.warning
         self._say = say
         self._process: subprocess.Popen[str] | None = None
@@ -58,6 +64,10 @@ class WandbMirror:
     def start(self) -> WandbMirror:
         if self.mode == "disabled":
             return self
+        for name in (name for name in _OF_ONE_RUN if os.environ.get(name)):
+            self._say(f"{name} is not used: this run is several W&B runs, whose names and ids come from its run id")
+        if os.environ.get("WANDB_PROJECT", self.project) != self.project:
+            self._say(f"wandb.project={self.project} is used, not WANDB_PROJECT={os.environ['WANDB_PROJECT']}")
         arguments = {"run_dir": str(self.run_dir), "project": self.project, "group": self.group, "mode": self.mode}
         package_root = str(Path(pillsnap.__file__).resolve().parents[1])
         path = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
@@ -66,14 +76,14 @@ class WandbMirror:
             log_path.parent.mkdir(parents=True, exist_ok=True)
             with log_path.open("a") as log:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "pillsnap.tracking.follower", json.dumps(arguments)],
+                    [sys.executable, "-P", "-m", "pillsnap.tracking.follower", json.dumps(arguments)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
                     text=True,
                     env={
                         "WANDB_DATA_DIR": str(log_path.parent),  # files referenced by an offline folder
-                        **os.environ,
+                        **{name: value for name, value in os.environ.items() if name not in _OF_ONE_RUN},
                         "PYTHONPATH": path,
                         "WANDB_ERROR_REPORTING": "false",
                         "GOMAXPROCS": "1",  # avoids waking two Go threads of W&B's service at each poll
@@ -128,6 +138,19 @@ class WandbMirror:
 
 
 def _mode_from_environment() -> Mode:
-    """WANDB_MODE, or auto when it is unset or another value."""
-    modes: dict[str, Mode] = {"online": "online", "offline": "offline", "disabled": "disabled"}
-    return modes.get(os.environ.get("WANDB_MODE", ""), "auto")
+    """The mode that W&B's variables ask for; auto without them."""
+    if os.environ.get("WANDB_DISABLED", "").strip().lower() in ("1", "true", "yes", "on"):
+        return "disabled"
+    modes: dict[str, Mode] = {
+        "online": "online", "run": "online", "shared": "online", "offline": "offline", "dryrun": "offline",
+        "disabled": "disabled",
+    }  # fmt: skip
+    return modes.get(os.environ.get("WANDB_MODE", "").strip().lower(), "auto")
+
+
+def _least(chosen: Mode, asked: Mode) -> Mode:
+    """The mode that sends less; `asked` decides where `chosen` is auto."""
+    if chosen == "auto":
+        return asked
+    order = ("disabled", "offline", "auto", "online")
+    return min(chosen, chosen if asked == "auto" else asked, key=order.index)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import threading
@@ -40,9 +41,27 @@ class Target:
     group: str | None
     mode: str
     on_refused: Callable[[], None]
+    on_offline: Callable[[str], None]
 
     def open(self, run: dict[str, Any], job: str) -> Any:
-        """Start or resume the W&B run of `job` (a task or `evaluation`); `run` is the run event."""
+        """Start or resume the W&B run of `job` (a task or `evaluation`); `run` is the run event. When the server
+        refuses it, this and later runs are recorded offline, so that nothing is lost.
+        """
+        try:
+            return self._init(run, job)
+        except Exception as error:  # of a wrong key, a server that does not answer, or an unknown entity
+            if self.mode != "online":
+                raise
+            self.mode = "offline"
+            self.wandb.teardown()  # its service still holds the id of the refused run
+            found = self._init(run, job)
+            reason = " ".join(str(error).split()) or type(error).__name__
+            key = os.environ.get("WANDB_API_KEY")
+            reason = reason.replace(key, "***") if key else reason
+            self.on_offline(f"Weights & Biases refused the run ({reason[:200]}): recorded offline, training continues")
+            return found
+
+    def _init(self, run: dict[str, Any], job: str) -> Any:
         return self.wandb.init(
             project=self.project,
             dir=str(self.run_dir.resolve()),
