@@ -247,18 +247,15 @@ def _compare(name: str, before: dict[str, Any], now: dict[str, Any]) -> list[str
     old, new = _flat(before["settings"]), _flat(now["settings"])
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     fatal = [key for key in changed if key not in _MAY_CHANGE and not key.startswith(_MAY_CHANGE_GROUPS)]
-    if fatal and all(key.endswith(".epochs") for key in fatal):
-        trained = {key.removesuffix(".epochs"): old[key] for key in fatal}
-        counts = ", ".join(f"{epochs} epochs of {task}" for task, epochs in trained.items())
-        models = {task: join(name, f"checkpoints/{old['name']}_{task}_best.pt") for task in trained}
-        options = " ".join(f"--set {task}.weights={path}" for task, path in models.items())
-        raise UserError(
-            f"{name} was trained for {counts}, on which its learning rates depend: train more in another directory, "
-            f"starting from its models, with --run OTHER {options}."
-        )
     if fatal:
         listed = ", ".join(f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in fatal[:5])
-        raise UserError(f"{name} was trained with other settings ({listed}): give the same ones, or use another --run.")
+        way = "give the same ones, or use another --run"
+        if all(key.endswith(".epochs") for key in fatal):  # on which the learning rates of all steps depend
+            tasks = [key.removesuffix(".epochs") for key in fatal]
+            models = {task: join(name, f"checkpoints/{old['name']}_{task}_best.pt") for task in tasks}
+            options = " ".join(f"--set {task}.weights={path}" for task, path in models.items())
+            way = f"train more in another directory, starting from its models, with --run OTHER {options}"
+        raise UserError(f"{name} was trained with other settings ({listed}): {way}.")
     return [f"{key} is now {new.get(key)!r} (it was {old.get(key)!r})" for key in changed]
 
 
