@@ -104,8 +104,8 @@ def test_more_epochs_name_the_way(toy_manifest: Path, toy_tree: Path, tmp_path: 
     with pytest.raises(UserError) as caught:
         open_run(run, more, toy_manifest, toy_tree)
     assert str(caught.value) == (
-        f"{run} was trained with other settings (classification.epochs was 12 and is 30, detection.epochs was 14 and is "
-        "20): train more in another directory, starting from its models, with --run OTHER "
+        f"{run} was trained with other settings (classification.epochs was 12 and is 30, detection.epochs was 14 and "
+        "is 20): train more in another directory, starting from its models, with --run OTHER "
         f"--set classification.weights={run}/checkpoints/demo_classification_best.pt "
         f"--set detection.weights={run}/checkpoints/demo_detection_best.pt."
     )
