@@ -248,8 +248,10 @@ def _architecture(config: str) -> dict[str, Any]:
 
 
 def _load_weights(detector: Any, source: str, fetch: bool) -> str:
+    from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
+
     if not fetch and not os.path.exists(source):
-        if os.sep in source:
+        if source not in GITHUB_ASSETS_NAMES:
             raise UserError(
                 f"The detection weights {source!r} are not there: "
                 "set detection.weights to a file, 'pretrained' or 'random'."

@@ -52,7 +52,8 @@ def autocast(amp: str, device: torch.device) -> Callable[[], AbstractContextMana
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Disables autocast: bfloat16 would round coordinates of 64 cells or more to halves, and give scores ties."""
-    return torch.autocast(device.type, enabled=False)
+    # The meta device, on which only shapes are computed, has no autocast of its own.
+    return torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False)
 
 
 def at_least_single(values: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 import struct
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -187,9 +188,11 @@ def _opened(data: bytes, name: str) -> Any:
             raise BadImage("not_an_image", "HEIC needs a package: pip install pillow-heif") from None
         register_heif_opener()
     formats = ("PNG", "JPEG") if name in ("png", "jpeg") else (name,)
+    # ultralytics replaces Image.open by a function that installs packages when it meets an unknown file.
+    pillow_open = getattr(sys.modules.get("ultralytics.utils.patches"), "_image_open", Image.open)
     try:
         with _pillow_faults():
-            return Image.open(io.BytesIO(data), formats=formats)
+            return pillow_open(io.BytesIO(data), formats=formats)
     except UnidentifiedImageError as error:
         reason = "corrupt" if name in ("png", "jpeg") else "not_an_image"
         raise BadImage(reason, _one_line(error)) from None

@@ -55,7 +55,7 @@ def train_s3(where: Path, manifest: Path, root: Path, hosts: int) -> toy.Events:
 def finish(cluster: RayHosts) -> None:
     job = cluster.wait_for_job("train", 3600)
     assert (job.status, job.exit_code) == ("SUCCEEDED", 0), cluster.logs("train")[-4000:]
-    assert "judging: both models" in cluster.logs("train")
+    assert "evaluating: both models" in cluster.logs("train")
 
 
 @pytest.mark.parametrize("train", [train_shared, train_s3])

@@ -46,6 +46,7 @@ def no_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PILLSNAP_CACHE_DIR", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
     monkeypatch.setattr(logging.getLogger("pillsnap"), "handlers", [])
+    monkeypatch.setattr("os.nice", lambda by: 0)  # the monitor lowers its own process
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])

@@ -143,6 +143,19 @@ def test_other_formats_are_read_by_content(picture: np.ndarray, kind: str) -> No
         decode_image(data[: len(data) // 2])
 
 
+def test_cut_file_is_refused_where_ultralytics_has_replaced_the_function_of_pillow(picture: np.ndarray) -> None:
+    from pillsnap.models.detector import quiet_ultralytics
+
+    quiet_ultralytics()
+    import ultralytics.utils.patches
+
+    assert Image.open is ultralytics.utils.patches.image_open
+    data = encode(Image.fromarray(picture), "AVIF")
+    with pytest.raises(BadImage) as caught:
+        decode_image(data[: len(data) // 2])
+    assert caught.value.reason == "truncated"
+
+
 def test_first_frame_of_several_is_read(picture: np.ndarray) -> None:
     first, second = Image.fromarray(picture), Image.fromarray(255 - picture)
     for kind, options in {"GIF": {}, "WEBP": {"lossless": True}, "TIFF": {}, "MPO": {"quality": 95}}.items():

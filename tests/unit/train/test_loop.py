@@ -76,6 +76,7 @@ class LoopOfOne:
         self.settings = SETTINGS.train.model_copy(update={"checkpoint_minutes": checkpoint_minutes})
         self.reported: list[dict[str, float]] = []
         self.batches_from = batches_from
+        self.data = SETTINGS.data
 
     def last(self) -> Checkpoint:
         found, damaged = find_checkpoint(self.run_dir / "checkpoints" / "classification")
@@ -92,7 +93,7 @@ class LoopOfOne:
             events.write("task", task=self.task.name, status="started", epoch=position.epoch, step=position.global_step)
             task: Any = self.task
             job = Job(
-                task=task, plan=PLAN, train=self.settings, data=SETTINGS.data, device=CPU, backend=backend, meta={},
+                task=task, plan=PLAN, train=self.settings, data=self.data, device=CPU, backend=backend, meta={},
                 resume=resume, elapsed_before_s=0.0, events=events, preempted=lambda: False,
                 sample_ids=lambda numbers: [f"photo{number}" for number in numbers], report=self.reported.append,
             )  # fmt: skip
@@ -154,6 +155,7 @@ def test_checkpoint_keeps_photos_quarantined_since_the_last_step_event(tmp_path:
         loop = LoopOfOne(tmp_path / name)
         loop.settings = loop.settings.model_copy(update={"log_every_steps": 1000})
         loop.batches_from = with_bad_photos
+        loop.data = loop.data.model_copy(update={"quarantine_fraction": 1.0})
         for stop in stops:
             loop.train(stop_at=lambda polls, stop=stop: polls == stop)  # type: ignore[misc]
             progress = loop.last().trainer_state()["progress"]
