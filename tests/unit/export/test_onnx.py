@@ -76,7 +76,8 @@ def assert_same_reader(folder: Path) -> None:
         "cut.png": encode(rgb)[:-12],
     }
     code = (
-        "import sys; sys.modules.update(dict.fromkeys(['pillsnap', 'kornia_rs'])); import decode, hashlib\n"
+        "import sys; sys.path.insert(0, ''); sys.modules.update(dict.fromkeys(['pillsnap', 'kornia_rs']))\n"
+        "import decode, hashlib\n"
         "for data in eval(sys.stdin.read()):\n"
         "    try: print(hashlib.sha256(decode.decode_image(data).tobytes()).hexdigest())\n"
         "    except decode.BadImage as error: print(error.reason)"
