@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -18,7 +19,7 @@ from pillsnap.cli.options import (
     Stage,
     chosen_settings,
 )
-from pillsnap.cli.terminal import console, say
+from pillsnap.cli.terminal import say
 from pillsnap.errors import UserError
 from pillsnap.storage import local_manifest
 
@@ -64,7 +65,7 @@ def plan(
     with ray_session():
         figures = estimate(
             settings, run, seconds=seconds, alternatives=alternatives,
-            say=lambda line: console.out(line, style="dim", highlight=False),
+            say=partial(say, style="dim"),
         )  # fmt: skip
     for line in report_lines(figures):
         say(line)

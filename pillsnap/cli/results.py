@@ -138,7 +138,7 @@ def show_result(where: str, metrics: dict[str, Any]) -> None:
 
     console.print(results_table(metrics))
     for miss in metrics["misses"]:
-        console.out(miss, style="red", highlight=False)
+        say(miss, style="red")
     say(f"report: {join(where, 'report.html')}")
 
 

@@ -32,6 +32,7 @@ from pillsnap.tasks.registry import make_task
 from pillsnap.tracking.mirror import WandbMirror
 from pillsnap.train.diagnosis import diagnose
 from pillsnap.train.pseudo_labels import photos_without_boxes, predict_boxes
+from pillsnap.train.readiness import require_train_samples
 from pillsnap.train.trainer import fit, make_stream, make_trainer
 
 _log = logging.getLogger(__name__)
@@ -178,10 +179,7 @@ def _check_samples(name: str, samples: TaskSamples, events: EventLog) -> None:
     for reason, count in samples.left_out.items():
         if count:
             events.write("warning", message=f"{name} leaves out {count} {reason}.")
-    if not len(samples.train):
-        raise UserError(
-            f"The manifest has no photo that {name} can be trained on; check it with `pillsnap manifest validate`."
-        )
+    require_train_samples(name, samples)
     if not len(samples.val):
         events.write(
             "warning",

@@ -6,7 +6,7 @@ import importlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +15,7 @@ import torch
 
 from pillsnap.checklist import Check
 from pillsnap.config import Settings
+from pillsnap.data.samples import TaskSamples
 from pillsnap.errors import UserError
 from pillsnap.photos.files import PhotoStore
 from pillsnap.tasks.base import Task
@@ -37,8 +38,9 @@ def readiness_checks(
     checks = [_checked("evaluation", _import_evaluation)]
     for name in settings.tasks:
         task = make_task(name, settings, codes)
-        checks.append(_checked(f"{name} samples", partial(_count_samples, manifest, task)))
-        checks.append(_checked(f"{name} model", partial(_try_model, settings, codes, manifest, task)))
+        samples = cache(partial(task.samples, manifest, None))
+        checks.append(_checked(f"{name} samples", partial(_count_samples, name, samples)))
+        checks.append(_checked(f"{name} model", partial(_try_model, settings, codes, task, samples)))
         if checks[-1].ok and name not in begun:
             checks.append(_checked(f"{name} weights", partial(_load_weights, task)))
     for split in ("train", "val"):
@@ -76,16 +78,20 @@ def _import_evaluation() -> str:
     return "can be imported"
 
 
-def _count_samples(manifest: pa.Table, task: Task) -> str:
-    samples = task.samples(manifest, None)
+def _count_samples(name: str, samples: Callable[[], TaskSamples]) -> str:
+    require_train_samples(name, samples())
+    return f"{len(samples().train):,} to train, {len(samples().val):,} to validate"
+
+
+def require_train_samples(name: str, samples: TaskSamples) -> None:
+    """Raise UserError when task `name` has nothing to train on."""
     if not len(samples.train):
         raise UserError(
-            f"The manifest has no photo that {task.name} can be trained on; check it with `pillsnap manifest validate`."
+            f"The manifest has no photo that {name} can be trained on; check it with `pillsnap manifest validate`."
         )
-    return f"{len(samples.train):,} to train, {len(samples.val):,} to validate"
 
 
-def _try_model(settings: Settings, codes: list[str], manifest: pa.Table, task: Task) -> str:
+def _try_model(settings: Settings, codes: list[str], task: Task, samples: Callable[[], TaskSamples]) -> str:
     """Build the model without memory and run it once, for the size of the input and for a batch of one."""
     own = task.settings
     random = own.model_copy(update={"weights": "random"})
@@ -95,7 +101,7 @@ def _try_model(settings: Settings, codes: list[str], manifest: pa.Table, task: T
         if task.name == "classification" or own.image_size_px == _NARROWEST_PX:
             images = torch.zeros(2, 3, own.image_size_px, own.image_size_px)
             model(images)
-            size = _smallest_batch(settings, task, len(task.samples(manifest, None).train))
+            size = _smallest_batch(settings, task, len(samples().train))
             try:
                 model(images[:size])
             except ValueError as error:  # "Expected more than 1 value per channel when training"
