@@ -36,7 +36,7 @@ def main() -> None:
     elif name.startswith("store-"):
         from benchmarks.lease.runs import store
 
-        store(report, name.split("-")[1], folder, quick)
+        store(report, name.split("-")[1], name.endswith("-compiled"), folder, quick)
     else:
         from benchmarks.lease.steps import timed_step
 

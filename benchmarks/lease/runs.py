@@ -3,6 +3,7 @@
 end-to-end                   both tasks, stopped in the middle and continued by the same command, then evaluated
 photos, prepare-TASK         photos and a filled store for the parts below
 store-TASK                   training from the store: share of time waiting for data, rate against the step alone
+store-TASK-compiled          the same with a compiled model
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def end_to_end(report: Report, folder: Path, quick: bool) -> None:
     """`pillsnap train` with an interruption in detection's second epoch."""
     from pillsnap.synthetic import generate
 
-    root, run, epochs = folder / "e2e-photos", folder / "e2e-run", 2 if quick else 3
+    root, run, epochs = folder / "e2e-photos", folder / "e2e-run", 2
     shutil.rmtree(run, ignore_errors=True)
     shutil.rmtree(root, ignore_errors=True)
     singles, combinations = (48, 16) if quick else (480, 160)
@@ -136,20 +137,24 @@ def prepare(report: Report, task: str, folder: Path, quick: bool) -> None:
     classes = class_list(table)
     write_manifest(table, run, classes)
     started_s = time.perf_counter()
-    _pillsnap(["prepare", *_run_line(root, run, task, settings)])
+    _pillsnap(["prepare", *_run_line(root, run, task, settings, "off")])
     report.line(
         f"store of {len(table)} samples in {time.perf_counter() - started_s:.0f} s, {len(classes)} classes, "
         f"{(len(training) - len(dropped)) // batch_size} steps an epoch"
     )
 
 
-def store(report: Report, task: str, folder: Path, quick: bool) -> None:
+def store(report: Report, task: str, compiled: bool, folder: Path, quick: bool) -> None:
     """Training from the store until `epochs` have been trained; the first epoch, which compiles, does not count."""
-    root, run, settings = _photos(folder, quick), folder / f"store-{task}-run", settings_of(STEP_PART[task], quick)
+    root, filled, settings = _photos(folder, quick), folder / f"store-{task}-run", settings_of(STEP_PART[task], quick)
+    run = folder / f"store-{task}-{'compiled' if compiled else 'eager'}-run"
+    shutil.rmtree(run, ignore_errors=True)
+    shutil.copytree(filled, run)
     step = read_report(folder / f"{STEP_PART[task]}.json")["figures"]
-    alone = step.get("compiled_images_per_s") or float("nan")
+    alone = step.get("compiled_images_per_s" if compiled else "eager_images_per_s") or float("nan")
     wanted, shown = _store_epochs(quick), 0
-    driver = _start(["train", *_run_line(root, run, task, settings)])
+    compile_ = "off" if not compiled or settings.train.compile == "off" else "auto"
+    driver = _start(["train", *_run_line(root, run, task, settings, compile_)])
     while True:
         alive = driver.poll() is None
         events = _events(run)
@@ -184,7 +189,7 @@ def _summarise(report: Report, task: str, epochs: list[dict[str, Any]], alone: f
 
 
 def _store_epochs(quick: bool) -> int:
-    return 2 if quick else 4
+    return 2 if quick else 3
 
 
 def _size(quick: bool) -> Any:
@@ -200,10 +205,10 @@ def _photos(folder: Path, quick: bool) -> Path:
     return folder / f"photos-{_size(quick).num_photos}"
 
 
-def _run_line(root: Path, run: Path, task: str, settings: Any) -> list[str]:
+def _run_line(root: Path, run: Path, task: str, settings: Any, compile_: str) -> list[str]:
     chosen = getattr(settings, task)
     changed = {
-        "train.task": task, "train.compile": "off" if settings.train.compile == "off" else "auto",
+        "train.task": task, "train.compile": compile_,
         f"{task}.model": chosen.model, f"{task}.image_size_px": chosen.image_size_px,
         f"{task}.batch_size": chosen.batch_size, f"{task}.epochs": _store_epochs(False) + 2,
         f"{task}.weights": "random", f"{task}.warmup_epochs": 0, "data.store": "jpeg", "wandb.mode": "disabled",

@@ -1,6 +1,7 @@
 """Training steps, timed. Each part compiles while others run, waits at its gate, and is timed when nothing else runs.
 
-classification-128, classification-32, detection-yolo11m, detection-yolo11s     our step, compiled and not
+classification-128, classification-32, detection-yolo11m, detection-yolo11s     our step, compiled and not; of each how
+                                                                                long the GPU is busy, and with what
 timm-128, ultralytics-yolo11m                                                   the peers' step, compiled
 
 cuDNN's choice of convolution algorithms, which is made by timing them, is made anew behind the gate: its memory is per
@@ -93,6 +94,7 @@ def _ours(report: Report, gate: Gate, settings: Settings, kind: str, name: str, 
     prefer_speed()
     rate = _rate(compiled, task, batch, device, seconds)
     report.line(f"{chosen}: {rate:.1f} img/s compiled", compiled_images_per_s=rate)
+    _profile(report, compiled, task, batch, f"{chosen} compiled", "compiled")
     val_rate = _validation_rate(compiled, task, batch, device, seconds / 4)
     report.line(f"{chosen}: {val_rate:.0f} img/s validated (not compiled)", validation_images_per_s=val_rate)
     del compiled
@@ -100,6 +102,7 @@ def _ours(report: Report, gate: Gate, settings: Settings, kind: str, name: str, 
     eager = _new_state(task, eager_settings, device, task.settings.batch_size)
     slow = _rate(eager, task, batch, device, seconds)
     report.line(f"{chosen}: {slow:.1f} img/s eager: compiling makes {rate / slow:.3f}", eager_images_per_s=slow)
+    _profile(report, eager, task, batch, f"{chosen} eager", "eager")
 
 
 def _new_state(task: Task, train: TrainSettings, device: torch.device, batch_size: int) -> TrainingState:
@@ -174,6 +177,38 @@ def _rate(state: TrainingState, task: Task, batch: DeviceBatch, device: torch.de
     for _ in range(4):
         step()
     return size / median_step(step, device, seconds)
+
+
+def _profile(report: Report, state: TrainingState, task: Task, batch: DeviceBatch, what: str, kind: str) -> None:
+    """How long a step keeps the GPU busy: what it would take if the host launched it fast enough."""
+    from torch.profiler import ProfilerActivity, profile
+
+    if batch.images.device.type != "cuda":
+        return
+    steps = 5
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        for _ in range(steps):
+            state.step(batch, task.settings.lr, len(batch.images), 0)
+        torch.cuda.synchronize()
+    averages = profiler.key_averages()
+    kernels = sorted(
+        (one for one in averages if one.self_device_time_total), key=lambda one: -one.self_device_time_total
+    )
+    # Ranges that only group kernels would count them twice.
+    kernels = [one for one in kernels if str(one.device_type).endswith("CUDA") and not one.is_user_annotation]
+    busy_ms = sum(one.self_device_time_total for one in kernels) / steps / 1000
+    host = sorted(averages, key=lambda one: -one.self_cpu_time_total)[:8]
+    launches = sum(one.count for one in kernels) / steps
+    report.line(
+        f"{what}: the GPU is busy for {busy_ms:.1f} ms a step, {launches:.0f} kernels and copies",
+        **{f"{kind}_busy_ms": busy_ms, f"{kind}_launches": launches},
+    )
+    for one in kernels[:6]:
+        report.line(f"    {one.self_device_time_total / steps / 1000:7.2f} ms {one.count // steps:5} x {one.key[:90]}")
+    for one in host:
+        report.line(
+            f"    host {one.self_cpu_time_total / steps / 1000:7.2f} ms {one.count // steps:5} x {one.key[:80]}"
+        )
 
 
 def _validation_rate(

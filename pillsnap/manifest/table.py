@@ -108,6 +108,8 @@ def write_manifest(table: pa.Table, out_dir: Path, classes: list[ClassInfo]) -> 
     Files are replaced atomically, the Parquet file last: if it exists, the set is complete. Equal tables give equal
     bytes. Raises UserError for duplicate sample ids and for codes that a CSV cell cannot hold.
     """
+    if "location" in table.column_names:  # of `read_manifest`: what it reads can be written
+        table = table.drop_columns(["location"])
     table = _conform(table, "manifest")
     if table.num_rows == 0:
         raise UserError("manifest: no photos to write; check the data root and the sampling settings")
