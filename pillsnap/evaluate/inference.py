@@ -170,7 +170,7 @@ def infer(
         inferred = decoded.map_batches(
             _Model,
             fn_constructor_args=(run, settings, codes, classify, min_score),
-            batch_size=None,
+            batch_size=batch_size,  # Ray demands a number of actors with GPUs
             batch_format="pyarrow",
             num_gpus=1 if num_gpus else 0,
             num_cpus=settings.train.cpus_per_worker,

@@ -44,6 +44,7 @@ class Throughput:
         self._images_left = images_left
         self._epoch = _Window()
         self._recent = _Window()
+        self._rate, self._wait = 0.0, 0.0
 
     def step(self, images: int, batch: DeviceBatch) -> None:
         """Count one step: images of all workers, and the loading times of this worker's batch."""
@@ -51,11 +52,16 @@ class Throughput:
         self._epoch.add(images, batch)
         self._recent.add(images, batch)
 
-    def recent(self) -> dict[str, float]:
-        """Since the last call: `images_per_s`, `data_wait_fraction`, and `eta_s` for the training steps left."""
-        rate, wait = self._recent.rate(), self._recent.wait_fraction()
-        self._recent = _Window()
-        return {"images_per_s": rate, "data_wait_fraction": wait, "eta_s": self._images_left / max(rate, 1e-9)}
+    def recent(self) -> dict[str, float | None]:
+        """Since the last call: `images_per_s`, `data_wait_fraction`, and `eta_s` for the training steps left.
+
+        Results of several steps may be read at once: without a step since the last call its figures hold.
+        """
+        if self._recent.images:
+            self._rate, self._wait = self._recent.rate(), self._recent.wait_fraction()
+            self._recent = _Window()
+        eta_s = self._images_left / self._rate if self._rate else None
+        return {"images_per_s": self._rate, "data_wait_fraction": self._wait, "eta_s": eta_s}
 
     def epoch(self) -> dict[str, Any]:
         """Since the epoch's start: `images_per_s`, `data_wait_fraction`, `duration_s`, and `loader_ms`, the
@@ -78,12 +84,12 @@ class Throughput:
 class _Window:
     def __init__(self) -> None:
         self._start_s = time.perf_counter()
-        self._images = self._own_images = 0
+        self.images = self._own_images = 0
         self._wait_s = 0.0
         self._stage_s: Counter[str] = Counter()
 
     def add(self, images: int, batch: DeviceBatch) -> None:
-        self._images += images
+        self.images += images
         self._own_images += batch.num_valid
         self._wait_s += batch.wait_s
         self._stage_s.update(batch.stage_s)
@@ -95,7 +101,7 @@ class _Window:
         return max(time.perf_counter() - self._start_s, 1e-9)
 
     def rate(self) -> float:
-        return self._images / self.elapsed_s()
+        return self.images / self.elapsed_s()
 
     def wait_fraction(self) -> float:
         return min(1.0, self._wait_s / self.elapsed_s())

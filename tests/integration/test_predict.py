@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -105,6 +108,16 @@ def test_manifest_photos_are_predicted_as_one_by_one(run: Run, toy_manifest: Pat
         print(np.c_[coarse.probs[:, 0], names.probs[:, 0]])
         reduced_differs += int((np.abs(coarse.probs[:, 0] - names.probs[:, 0]) > 0.005).sum())
     assert reduced_differs > len(pills) / 2
+
+
+def test_a_cluster_with_gpus_is_used(run: Run, toy_manifest: Path, tmp_path: Path) -> None:
+    """Ray demands more of actors with GPUs. It is told of a GPU here; the models find none and run on the CPU."""
+    out = tmp_path / "named.json"
+    words = ["predict", toy_manifest, "--run", run.run_dir, "--split", "val", "--json", out]
+    told = os.environ | {"RAY_OVERRIDE_RESOURCES": '{"GPU": 1}'}
+    done = subprocess.run([sys.executable, "-m", "pillsnap.cli", *words], env=told, capture_output=True, text=True)
+    assert done.returncode == 1, done.stdout + done.stderr  # two photos could not be read
+    assert sum(entry["error"] is None for entry in json.loads(out.read_text(encoding="utf-8"))) >= 4
 
 
 def check_pill(pill: dict[str, Any], names: Names, number: int, run: Run) -> None:

@@ -35,6 +35,14 @@ def test_rates_data_wait_and_loader_times(clock: list[float]) -> None:
     assert epoch == pytest.approx({"images_per_s": 40.0, "data_wait_fraction": 0.2, "duration_s": 2.0})
 
 
+def test_results_read_at_once_share_a_rate(clock: list[float]) -> None:
+    meter = Throughput(images_left=100)
+    assert meter.recent()["eta_s"] is None  # nothing is known yet
+    clock[0] += 2
+    meter.step(20, batch(20, 0.5))
+    assert meter.recent() == meter.recent() == {"images_per_s": 10.0, "data_wait_fraction": 0.25, "eta_s": 8.0}
+
+
 def test_epoch_rates_exclude_earlier_epochs(clock: list[float]) -> None:
     meter = Throughput(images_left=100)
     clock[0] += 1
