@@ -56,12 +56,14 @@ def _compare(report: Report, model: str, size_px: int, batch_size: int, device: 
                 detector.float()
         detector.load_state_dict(weights)
         reference = "theirs fp64" if "theirs fp64" in found else "theirs fp32"
+        theirs_off = _differences(found["theirs fp32"], found[reference]).values()
         for kind in [kind for kind in found if kind != reference]:
             off = _differences(found[kind], found[reference])
             text = " ".join(f"{name} {value:.0e}" for name, value in off.items())
             report.line(f"{model} {when}, {kind} against {reference}: {text}", **{f"{model} {when} {kind}": off})
-            if kind == "ours fp32" and max(off.values()) > 1e-3:
-                report.problem(f"{model} {kind} is off by more than 1e-3")
+            # The gradient of random weights is off by 1e-3 in single precision, whoever computes it.
+            if kind == "ours fp32" and max(off.values()) > max(1e-3, 2 * max(theirs_off)):
+                report.problem(f"{model} {kind} is off by more than 1e-3 and twice theirs")
         _train_a_little(detector, images, boxes, num_boxes)
     _compare_boxes(report, model, detector, images)
 
