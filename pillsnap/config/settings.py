@@ -78,6 +78,15 @@ class DetectionSettings(_Settings):
     """Side of the square input, pixels."""
     epochs: Count = 18
     """Epochs to train."""
+    samples_per_epoch: Count | None = None
+    """Training photos per epoch; null: all. The next epoch goes on with the photos that have not come yet."""
+    combination_share: Fraction | None = None
+    """Share of combination photos among the training photos of each epoch; null: as in the data."""
+    validation_samples: Count | None = None
+    """Photos validated during training, the same ones in every epoch, a stratified sample; null: all. The evaluation
+    at the end takes all."""
+    validate_every: Count = 1
+    """Epochs from one validation to the next; the last epoch is always validated."""
     batch_size: Count = 16
     """Photos per optimizer step over all workers."""
     lr: Positive = 3e-4
@@ -134,6 +143,13 @@ class ClassificationSettings(_Settings):
     """Side of the square input, pixels."""
     epochs: Count = 18
     """Epochs to train."""
+    samples_per_epoch: Count | None = None
+    """Training crops per epoch; null: all. The next epoch goes on with the crops that have not come yet."""
+    validation_samples: Count | None = None
+    """Crops validated during training, the same ones in every epoch, a sample stratified by class; null: all. The
+    evaluation at the end takes all."""
+    validate_every: Count = 1
+    """Epochs from one validation to the next; the last epoch is always validated."""
     batch_size: Count = 32
     """Crops per optimizer step over all workers."""
     lr: Positive = 3e-4

@@ -244,7 +244,8 @@ def _compare(name: str, before: dict[str, Any], now: dict[str, Any]) -> list[str
             f"{name} has {len(before['classes'])} classes, which differ from the {len(now['classes'])} of "
             f"{now['manifest']} (only one of them has {', '.join(different) or 'this order'}): use another --run."
         )
-    old, new = _flat(before["settings"]), _flat(now["settings"])
+    defaults = Settings(name=now["settings"]["name"]).model_dump(mode="json")  # an older run lacks later settings
+    old, new = _flat(defaults) | _flat(before["settings"]), _flat(now["settings"])
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     fatal = [key for key in changed if key not in _MAY_CHANGE and not key.startswith(_MAY_CHANGE_GROUPS)]
     if fatal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from pillsnap.config import load_settings
 from pillsnap.errors import UserError
 from pillsnap.observe.events import EventLog
-from pillsnap.runs.directory import open_run
+from pillsnap.runs.directory import CONFIG_FILE, open_run
 
 SETTINGS = load_settings("demo")
 START = {"kind": "run", "run_id": "r", "name": "demo", "stage": None, "config": {}, "manifest_hash": "h",
@@ -68,3 +69,17 @@ def test_another_task_of_a_finished_run_is_trained(toy_manifest: Path, toy_tree:
         open_run(tmp_path, settings, toy_manifest, toy_tree)
     for _ in range(2):  # and goes on after an interrupt
         assert "continuing the run" in open_run(tmp_path, SETTINGS, toy_manifest, toy_tree)[1][0]
+
+
+def test_run_from_before_a_setting_existed_continues_with_its_default(
+    toy_manifest: Path, toy_tree: Path, tmp_path: Path
+) -> None:
+    run, _ = open_run(tmp_path, SETTINGS, toy_manifest, toy_tree)
+    path = tmp_path / CONFIG_FILE
+    config = json.loads(path.read_text(encoding="utf-8"))
+    assert config["settings"]["detection"].pop("validate_every") == 1
+    path.write_text(json.dumps(config), encoding="utf-8")
+    other = load_settings("demo", {"detection.validate_every": 2})
+    with pytest.raises(UserError, match=r"detection.validate_every was 1 and is 2"):
+        open_run(tmp_path, other, toy_manifest, toy_tree)
+    assert open_run(tmp_path, SETTINGS, toy_manifest, toy_tree)[1] == [f"continuing the run {run.run_id} in {tmp_path}"]
