@@ -3,11 +3,11 @@
 In: sample tables and a position (epoch, step). Out: DeviceBatch objects for the training loop.
 Read first: plan.py (the order), then stream.py, recipes.py and loader.py.
 
-Order: `StreamPlan.slot(number)` gives the samples of one worker in one step. The epoch's permutation is drawn from
-(seed, epoch), so it does not depend on workers, nodes or restarts.
+Order: `StreamPlan.slot(number)` gives the samples of one worker in one step. Permutation p of all samples is drawn from
+(seed, p), so it does not depend on workers, nodes or restarts; an epoch takes the next samples of these permutations.
 
-Augmentation: `augment.sample_rng(seed, epoch, sample_id)` gives each sample's random numbers. A sample that is made
-twice, in any process, is the same.
+Augmentation: `augment.sample_rng(seed, p, sample_id)` gives a sample's random numbers in permutation p. A sample that
+is made twice, in any process, is the same.
 
 Decoding: a photo is decoded in a Ray Data task (or in an actor that runs such tasks), which returns pixels; or, with
 `Stream.ship_bytes`, in a decode worker (decode_workers.py), a process of the train worker that gets encoded bytes.

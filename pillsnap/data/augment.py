@@ -57,9 +57,9 @@ class CropJitter:
     """
 
 
-def sample_rng(seed: int, epoch: int, sample_id: str) -> np.random.Generator:
-    """Random number generator of one sample in one epoch; independent of process, worker and earlier draws."""
-    digest = hashlib.blake2b(f"{seed}/{epoch}/{sample_id}".encode(), digest_size=16).digest()
+def sample_rng(seed: int, number: int, sample_id: str) -> np.random.Generator:
+    """Random number generator of a sample's pass `number`; independent of process, worker and earlier draws."""
+    digest = hashlib.blake2b(f"{seed}/{number}/{sample_id}".encode(), digest_size=16).digest()
     seed_sequence = cast("np.random.SeedSequence", _Key(np.frombuffer(digest, "<u8")))
     return np.random.Generator(np.random.Philox(seed_sequence))
 

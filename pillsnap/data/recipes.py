@@ -66,7 +66,7 @@ class CropRecipe:
         boxes = [None] * len(members) if self.whole_frame else np.array(chosen["box"].to_pylist())
         sample_ids = chosen["sample_id"].to_pylist()
         # Before decoding, which evicts the interpreter from the CPU caches.
-        rngs = [augment.sample_rng(seed, slot.epoch, sample_id) for sample_id in sample_ids]
+        rngs = [augment.sample_rng(seed, *key) for key in zip(slot.passes.tolist(), sample_ids, strict=True)]
         for row, (number, sample_id, box, rng) in enumerate(zip(members, sample_ids, boxes, rngs, strict=True)):
             window = source.window(samples, number, batch.times)
             if isinstance(window, BadImage):
@@ -137,7 +137,7 @@ class FrameRecipe:
                 batch.reject(row, number, sample_id, window)
                 continue
             if slot.training:
-                rng = augment.sample_rng(seed, slot.epoch, sample_id)
+                rng = augment.sample_rng(seed, int(slot.passes[row]), sample_id)
                 rows = self._tiles(row, pixels, slot.epoch, rng)
                 maps: list[np.ndarray] = []
                 batch.image[row], seen = augment.frame_sample(

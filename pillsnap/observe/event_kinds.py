@@ -50,7 +50,13 @@ class TaskStatus(_Event):
     num_train: int | None = None
     """Number of training samples."""
     num_val: int | None = None
-    """Number of validation samples."""
+    """Number of validation samples, the same in every epoch."""
+    samples_per_epoch: int | None = None
+    """Training samples per epoch."""
+    combinations_per_epoch: int | None = None
+    """Combination photos among them; null: as many as come."""
+    validate_every: int | None = None
+    """Epochs from one validation to the next."""
     epoch: int = 0
     """Completed epochs; 0 for a fresh start."""
     step: int = 0

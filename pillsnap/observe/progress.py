@@ -145,12 +145,18 @@ def _task_line(event: dict[str, Any], task: TaskState) -> str:
             (task.epochs, "epochs"),
             (task.steps_per_epoch, "steps per epoch"),
             (task.num_train, "training samples"),
+            (_if_not(task.samples_per_epoch, task.num_train), "of them per epoch"),
             (task.num_val, "validation samples"),
+            (_if_not(task.validate_every, 1), "epochs from one validation to the next"),
         )
         if value is not None
     ]
     verb = f"resumed after epoch {event['epoch']}, step {event['step']}" if event["step"] else "started"
     return f"{event['task']} {verb}: {', '.join(facts)}"
+
+
+def _if_not(value: int | None, usual: int | None) -> int | None:
+    return None if value == usual else value
 
 
 def format_metrics(metrics: dict[str, float | None], limit: int = 4) -> str:

@@ -15,7 +15,9 @@ MAX_MESSAGES = 20
 
 _STEP_FIELDS = ("loss", "losses", "lr", "images_per_s", "data_wait_fraction", "gpu_memory_bytes", "eta_s")
 _STEP_CURVES = ("loss", "lr", "images_per_s", "data_wait_fraction", "gpu_memory_bytes")
-_TASK_FIELDS = ("epochs", "steps_per_epoch", "batch_size", "num_train", "num_val")
+_TASK_FIELDS = (
+    "epochs", "steps_per_epoch", "batch_size", "num_train", "num_val", "samples_per_epoch", "validate_every",
+)  # fmt: skip
 
 
 class Series:
@@ -87,6 +89,8 @@ class TaskState:
     batch_size: int | None = None
     num_train: int | None = None
     num_val: int | None = None
+    samples_per_epoch: int | None = None
+    validate_every: int | None = None
     epoch: int = 0
     step: int = 0
     loss: float | None = None
@@ -230,7 +234,7 @@ class RunState:
         task = self.tasks[event["task"]]
         task.last_time = event["time"]
         for name in _TASK_FIELDS:
-            if event[name] is not None:
+            if event.get(name) is not None:  # logs of older versions lack some
                 setattr(task, name, event[name])
         if event["status"] == "started":
             task.restarts += task.started_time is not None

@@ -31,8 +31,9 @@ class ClassificationTask:
     best_metric: str = "top1"
 
     def samples(self, manifest: pa.Table, found_boxes: dict[str, list] | None = None) -> TaskSamples:
-        found = classification_samples(manifest, list(self.codes), found_boxes)
-        return replace(found, train=balance_classes(found.train, self.settings.class_balance))
+        s = self.settings
+        found = classification_samples(manifest, list(self.codes), found_boxes, num_val=s.validation_samples)
+        return replace(found, train=balance_classes(found.train, s.class_balance))
 
     def recipe(self, samples: TaskSamples) -> CropRecipe:
         s = self.settings

@@ -28,7 +28,11 @@ class DetectionTask:
     best_metric: str = "map50_95"
 
     def samples(self, manifest: pa.Table, found_boxes: dict[str, list] | None = None) -> TaskSamples:
-        return detection_samples(manifest, keep_incomplete=self.settings.incomplete_labels != "leave_out")
+        s = self.settings
+        return detection_samples(
+            manifest, keep_incomplete=s.incomplete_labels != "leave_out",
+            combinations_last=s.combination_share is not None, num_val=s.validation_samples,
+        )  # fmt: skip
 
     def recipe(self, samples: TaskSamples) -> FrameRecipe:
         s = self.settings

@@ -79,7 +79,7 @@ class CheckpointWriter:
         self, position: Position, progress: dict[str, Any], *, best: bool, metrics: dict[str, float] | None = None
     ) -> None:
         """Copy the state and start to write it, once the previous checkpoint is published. `progress` is what the loop
-        restores besides the state. `metrics` are given at the end of an epoch and reported after publishing.
+        restores besides the state. `metrics` are given at the end of a validated epoch and reported after publishing.
         """
         self.fence()
         if self._group.rank == 0:

@@ -27,10 +27,12 @@ from pillsnap.runs.elapsed import ElapsedTime
 from pillsnap.runs.relay import flush_relay, start_relay
 from pillsnap.runs.remote_checkpoints import find_run_checkpoint
 from pillsnap.storage import join
+from pillsnap.tasks.base import Task
 from pillsnap.tasks.best_model import load_best
 from pillsnap.tasks.registry import make_task
 from pillsnap.tracking.mirror import WandbMirror
 from pillsnap.train.diagnosis import diagnose
+from pillsnap.train.epochs import notes
 from pillsnap.train.pseudo_labels import photos_without_boxes, predict_boxes
 from pillsnap.train.readiness import require_train_samples
 from pillsnap.train.trainer import fit, make_stream, make_trainer
@@ -134,7 +136,7 @@ def _train_task(run: Run, name: str, workers: Workers, events: EventLog, relay: 
     if last is None or last.position.epoch < task.settings.epochs:
         found_boxes = _boxes_for_unlabelled(run, events) if name == "classification" else None
         samples = task.samples(run.manifest, found_boxes)
-        _check_samples(name, samples, events)
+        _check_samples(task, samples, events)
         stream = make_stream(run, name, samples, task.recipe(samples))
         del samples  # the stream holds them in the object store
         return_freed_memory()
@@ -175,11 +177,14 @@ def _is_finished(run: Run, name: str) -> bool:
     )
 
 
-def _check_samples(name: str, samples: TaskSamples, events: EventLog) -> None:
+def _check_samples(task: Task, samples: TaskSamples, events: EventLog) -> None:
+    name = task.name
     for reason, count in samples.left_out.items():
         if count:
             events.write("warning", message=f"{name} leaves out {count} {reason}.")
     require_train_samples(name, samples)
+    for note in notes(name, task.settings, samples):
+        events.write("warning", message=note)
     if not len(samples.val):
         events.write(
             "warning",

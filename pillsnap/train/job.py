@@ -38,4 +38,4 @@ class Job:
     preempted: Callable[[], bool]
     """Whether a node is about to be preempted; called by all workers at the same steps."""
     report: Callable[[dict[str, float]], None]
-    """Called by all workers once per epoch, after its checkpoint is published."""
+    """Called by all workers once per validated epoch, after its checkpoint is published."""

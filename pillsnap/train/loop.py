@@ -38,8 +38,8 @@ def train(job: Job, batches: Iterator[DeviceBatch]) -> Position:
     state = TrainingState(task, job.train, job.device, group, microbatches, job.resume)
     for note in state.notes:
         log.warn(note)
-    num_trained = position.epoch * plan.num_train + position.epoch_step * plan.batch_size
-    meter = Throughput(plan.epochs * plan.num_train - num_trained)
+    num_trained = position.epoch * plan.epoch_samples + position.epoch_step * plan.batch_size
+    meter = Throughput(plan.epochs * plan.epoch_samples - num_trained)
     epoch_loss = RunningMean(progress)
     monitor = StepMonitor(job, group, log, meter, epoch_loss)
     with closing(CheckpointWriter(job, group, state, log)) as checkpoints:
@@ -77,7 +77,7 @@ def train(job: Job, batches: Iterator[DeviceBatch]) -> Position:
             validation_start_s = time.monotonic()
             facts: list[Any] = []
             with torch.inference_mode(), state.autocast():
-                for step in range(plan.val_steps):
+                for step in range(plan.val_steps if plan.validates(epoch) else 0):
                     batch = _expected(microbatches.fetch(batches), epoch, training=False, step=step)
                     batch_facts = microbatches.facts(batch, partial(task.validate, state.ema.module))
                     facts += batch_facts
@@ -94,12 +94,14 @@ def train(job: Job, batches: Iterator[DeviceBatch]) -> Position:
                             checkpoints.fence()
                             return position
             log.flush_quarantine()
-            metrics = task.score(group.gather(facts))
-            best = state.is_best(metrics[task.best_metric], metrics.get("loss", 0.0))
-            log.write(
-                "validation", epoch=epoch + 1, step=position.global_step, metrics=metrics, best=best,
-                duration_s=time.monotonic() - validation_start_s,
-            )  # fmt: skip
+            metrics, best = None, False
+            if plan.validates(epoch):
+                metrics = task.score(group.gather(facts))
+                best = state.is_best(metrics[task.best_metric], metrics.get("loss", 0.0))
+                log.write(
+                    "validation", epoch=epoch + 1, step=position.global_step, metrics=metrics, best=best,
+                    duration_s=time.monotonic() - validation_start_s,
+                )  # fmt: skip
 
             # --- checkpoint -------------------------------------------------------------------------------------------
             position = Position(epoch + 1, 0, position.global_step)

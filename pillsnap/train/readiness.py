@@ -79,8 +79,10 @@ def _import_evaluation() -> str:
 
 
 def _count_samples(name: str, samples: Callable[[], TaskSamples]) -> str:
-    require_train_samples(name, samples())
-    return f"{len(samples().train):,} to train, {len(samples().val):,} to validate"
+    found = samples()
+    require_train_samples(name, found)
+    part = "" if found.num_val in (None, len(found.val)) else f" of {found.num_val:,}"
+    return f"{len(found.train):,} to train, {len(found.val):,}{part} to validate"
 
 
 def require_train_samples(name: str, samples: TaskSamples) -> None:
@@ -101,7 +103,7 @@ def _try_model(settings: Settings, codes: list[str], task: Task, samples: Callab
         if task.name == "classification" or own.image_size_px == _NARROWEST_PX:
             images = torch.zeros(2, 3, own.image_size_px, own.image_size_px)
             model(images)
-            size = _smallest_batch(settings, task, len(samples().train))
+            size = _smallest_batch(settings, task, own.samples_per_epoch or len(samples().train))
             try:
                 model(images[:size])
             except ValueError as error:  # "Expected more than 1 value per channel when training"
@@ -113,11 +115,11 @@ def _try_model(settings: Settings, codes: list[str], task: Task, samples: Callab
     return f"{own.model}, {sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} million parameters"
 
 
-def _smallest_batch(settings: Settings, task: Task, num_train: int) -> int:
+def _smallest_batch(settings: Settings, task: Task, samples_per_epoch: int) -> int:
     """1 when a worker's batch has one sample in some step, else 2. Batches of classification are padded."""
     workers = settings.train.num_workers if isinstance(settings.train.num_workers, int) else 1
     share = -(-task.settings.batch_size // workers)
-    rest = num_train % task.settings.batch_size
+    rest = samples_per_epoch % task.settings.batch_size
     shares = {share} if task.name == "classification" else {share, rest % share}
     return 1 if 1 in shares else 2
 

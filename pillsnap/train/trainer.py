@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from pillsnap.cluster.session import Workers
 from pillsnap.config import Settings
 from pillsnap.data.fill_store import split_stores, store_folder
-from pillsnap.data.plan import StreamPlan
 from pillsnap.data.recipes import Recipe
 from pillsnap.data.samples import TaskSamples
 from pillsnap.data.stream import Stream, share_samples, warm_up_reading
@@ -25,6 +24,7 @@ from pillsnap.runs.directory import STOP_FILE, Run
 from pillsnap.runs.elapsed import ElapsedTime
 from pillsnap.storage import is_uri
 from pillsnap.tracking.task_run import wandb_id
+from pillsnap.train.epochs import stream_plan
 from pillsnap.train.worker import STREAM, WorkerConfig, run_worker
 
 if TYPE_CHECKING:  # Ray reads its environment at import: session.py sets it first
@@ -94,7 +94,7 @@ def make_stream(run: Run, name: str, samples: TaskSamples, recipe: Recipe, *, re
     """The stream of task `name`, with its samples in the object store. Its plan is for one worker; StreamFromCheckpoint
     changes that at each start of the workers. `read_only`: it adds nothing to the store.
     """
-    settings, data = getattr(run.settings, name), run.settings.data
+    data = run.settings.data
     ship_bytes = _decodes_in_workers(run.settings)
     if ship_bytes:
         warm_up_reading()
@@ -103,14 +103,7 @@ def make_stream(run: Run, name: str, samples: TaskSamples, recipe: Recipe, *, re
     if data.store != "off":
         stores = split_stores(folder, name, recipe, data.store, run.manifest_hash, read_only=read_only)
     return Stream(
-        plan=StreamPlan(
-            seed=run.settings.train.seed,
-            epochs=settings.epochs,
-            num_train=len(samples.train),
-            num_val=len(samples.val),
-            batch_size=settings.batch_size,
-            num_workers=1,
-        ),
+        plan=stream_plan(getattr(run.settings, name), run.settings.train.seed, samples),
         recipe=recipe,
         reader=PhotoReader(run.data_root, data.max_pixels),
         train_samples=share_samples(samples.train),

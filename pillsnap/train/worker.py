@@ -135,6 +135,9 @@ def _write_start(events: EventSink, task: str, plan: StreamPlan, resume: Checkpo
         batch_size=plan.batch_size,
         num_train=plan.num_train,
         num_val=plan.num_val,
+        samples_per_epoch=plan.epoch_samples,
+        combinations_per_epoch=plan.combinations_per_epoch,
+        validate_every=plan.validate_every,
         epoch=resume.position.epoch if resume else 0,
         step=resume.position.global_step if resume else 0,
     )

@@ -14,7 +14,6 @@ import torch
 
 from pillsnap.config import Settings, load_settings
 from pillsnap.data.loader import DeviceBatch, Loader
-from pillsnap.data.plan import StreamPlan
 from pillsnap.data.recipes import Batch
 from pillsnap.data.sources import Source
 from pillsnap.manifest.table import read_classes, read_manifest
@@ -23,6 +22,7 @@ from pillsnap.photos.reader import PhotoReader
 from pillsnap.runs.backend import LocalBackend
 from pillsnap.runs.checkpoint import Checkpoint, Position, find_checkpoint
 from pillsnap.tasks.registry import make_task
+from pillsnap.train.epochs import stream_plan
 from pillsnap.train.job import Job
 from pillsnap.train.loop import train
 from tests.processes import titled
@@ -95,11 +95,7 @@ class LoopRun:
         self.codes = [entry.code for entry in classes]
         self.task = make_task(name, settings, self.codes)
         self.samples = self.task.samples(read_manifest(manifest), None)
-        own = getattr(settings, name)
-        self.plan = StreamPlan(
-            seed=settings.train.seed, epochs=own.epochs, num_train=len(self.samples.train),
-            num_val=len(self.samples.val), batch_size=own.batch_size, num_workers=num_workers,
-        )  # fmt: skip
+        self.plan = stream_plan(getattr(settings, name), settings.train.seed, self.samples, num_workers)
         self.source = Source(PhotoReader(str(root), settings.data.max_pixels))
         self.trained_ids: list[tuple[int, int, list[int]]] = []
 

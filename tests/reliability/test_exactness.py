@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pillsnap.runs.checkpoint import Position
 from pillsnap.train import nonfinite
 from tests.reliability.harness import LoopRun, same_state, say, tiny
 
@@ -48,6 +49,38 @@ def test_run_interrupted_anywhere_equals_the_uninterrupted_one(
             assert figures[0] == figures[1], kind
         equal += 1
     say(equal, len(points), f"{name}: interrupted and continued equals uninterrupted bit for bit")
+
+
+@pytest.mark.parametrize("name", ["detection", "classification"])
+def test_run_with_short_epochs_interrupted_anywhere_equals_the_uninterrupted_one(
+    name: str, toy_manifest: Path, toy_tree: Path, tmp_path: Path
+) -> None:
+    """Epochs of 10 samples end within permutations; epochs 2, 4 and the last, 5, are validated, on 6 samples."""
+    overrides = {"epochs": 5, "batch_size": 4, "samples_per_epoch": 10, "validation_samples": 6, "validate_every": 2}
+    if name == "detection":
+        overrides["combination_share"] = 0.5
+    settings = tiny(**{f"{name}__{key}": value for key, value in overrides.items()})
+
+    def run(where: str) -> LoopRun:
+        return LoopRun(tmp_path / where, name, settings, toy_manifest, toy_tree)
+
+    whole = run("whole")
+    whole.train()
+    end = whole.last()
+    assert end is not None and end.position == Position(5, 0, 15)
+    assert [event["epoch"] for event in whole.events("validation")] == [2, 4, 5]
+    assert [event["epoch"] for event in whole.events("epoch")] == [1, 2, 3, 4, 5]
+    assert whole.plan.num_val == 6 < (whole.samples.num_val or 0)
+    for number, stops in enumerate([[2], [3], [5], [9, 1, 3], [13, 1, 1, 4]]):
+        broken = run(f"broken-{number}")
+        for stop in stops:
+            broken.train(stop_at=lambda polls, stop=stop: polls == stop)
+        broken.train()
+        last = broken.last()
+        assert last is not None and same_state(end, last) == []
+        assert broken.trained_ids == whole.trained_ids
+        metrics = [[(e["epoch"], e["metrics"], e["best"]) for e in r.events("validation")] for r in (whole, broken)]
+        assert metrics[0] == metrics[1]
 
 
 def test_float16_run_continues_with_its_loss_scale(

@@ -10,6 +10,10 @@ from pillsnap.data.windows import EncodedWindow
 from pillsnap.photos.decode import BadImage
 
 
+def slot_of(step: int, members: list[int]) -> Slot:
+    return Slot(0, True, step, np.array(members, int), np.zeros(len(members), int))
+
+
 def test_windows_and_bad_photos_come_back_in_order() -> None:
     windows = {
         3: EncodedWindow(b"three", 1.0, 2.0, 0.5, 0.25),
@@ -19,9 +23,9 @@ def test_windows_and_bad_photos_come_back_in_order() -> None:
         11: None,  # the store has it
     }
     slots = {
-        10: Slot(0, True, 0, np.array([3, 5])),
-        12: Slot(0, True, 1, np.array([7, 11, 9, 3])),
-        14: Slot(0, True, 2, np.array([], int)),
+        10: slot_of(0, [3, 5]),
+        12: slot_of(1, [7, 11, 9, 3]),
+        14: slot_of(2, []),
     }
     packed = packing.pack(slots, lambda slot, member: windows[member])
     row = {name: np.asarray(value)[None] for name, value in packed.items()}
@@ -41,7 +45,7 @@ def test_windows_and_bad_photos_come_back_in_order() -> None:
 
 
 def test_row_of_bad_photos_only() -> None:
-    slot = Slot(0, True, 0, np.array([1, 2]))
+    slot = slot_of(0, [1, 2])
     packed = packing.pack({0: slot}, lambda slot, member: BadImage("missing", str(member)))
     row = {name: np.asarray(value)[None] for name, value in packed.items()}
     assert [str(found) for found in packing.unpack(row)] == ["missing: 1", "missing: 2"]

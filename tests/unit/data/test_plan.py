@@ -67,3 +67,81 @@ def test_step_is_shared_by_any_number_of_workers(workers: int) -> None:
     most = shared.worker_batch_size
     assert most == -(-4 // workers)
     assert max(len(shared.slot(number).members) for number in range(shared.num_slots)) == most
+
+
+def drawn(plan: StreamPlan) -> list[list[int]]:
+    """The training samples of each epoch."""
+    epochs: list[list[int]] = [[] for _ in range(plan.epochs)]
+    for epoch, training, _, members in steps_of(plan):
+        epochs[epoch] += members if training else []
+    return epochs
+
+
+def test_order_of_whole_epochs_is_that_of_the_first_versions() -> None:
+    plan = StreamPlan(42, 3, 1000, 10, 64, 1)
+    for epoch, members in enumerate(drawn(plan)):
+        assert members == np.random.Generator(np.random.Philox(key=[42, epoch])).permutation(1000).tolist()
+    assert [plan.slot(number).passes.tolist() for number in (0, 17, 18)] == [[0] * 64, [1] * 64, [1] * 64]
+    assert plan.slot(16).passes.tolist() == [0] * 10 and not plan.slot(16).training
+
+
+@given(
+    num_train=st.integers(1, 40), per_epoch=st.integers(1, 90), per_worker=st.integers(1, 5), every=st.integers(1, 5),
+    num_val=st.integers(0, 9), epochs=st.integers(1, 7), data=st.data(),
+)  # fmt: skip
+def test_epochs_of_any_size_take_one_sequence_of_permutations(
+    num_train: int, per_epoch: int, per_worker: int, every: int, num_val: int, epochs: int, data: st.DataObject
+) -> None:
+    plans = [
+        StreamPlan(5, epochs, num_train, num_val, 4 * per_worker, workers, per_epoch, every) for workers in (1, 2, 4)
+    ]
+    plan, first = plans[0], steps_of(plans[0])
+    assert steps_of(plans[1]) == steps_of(plans[2]) == first
+    assert [len(members) for members in drawn(plan)] == [per_epoch] * epochs
+    stream = [i for members in drawn(plan) for i in members]
+    for start in range(0, len(stream), num_train):  # every sample comes before any comes again
+        assert len(set(stream[start : start + num_train])) == len(stream[start : start + num_train])
+    passes = [p for number in range(plan.num_slots) if (s := plan.slot(number)).training for p in s.passes.tolist()]
+    assert passes == [place // num_train for place in range(len(stream))]
+    validated = sorted({epoch for epoch, training, _, _ in first if not training})
+    expected = sorted({*range(every - 1, epochs, every), epochs - 1})
+    assert validated == (expected if num_val else [])
+    assert [epoch for epoch in range(epochs) if plan.validates(epoch)] == expected
+    assert [i for epoch, training, _, members in first if not training for i in members] == [*range(num_val)] * len(
+        expected
+    )
+    epoch, step = data.draw(st.integers(0, epochs - 1)), data.draw(st.integers(0, plan.train_steps - 1))
+    rest = steps_of(plan, plan.first_slot(epoch, step))
+    assert rest == first[-len(rest) :] and rest[0][:3] == (epoch, True, step)
+    assert plan.first_slot(epochs) == plan.num_slots
+
+
+def test_shuffled_longer_than_the_data_has_new_permutations() -> None:
+    (stream,) = drawn(StreamPlan(3, 1, 50, 0, 8, 1, samples_per_epoch=150))
+    orders = [stream[start : start + 50] for start in (0, 50, 100)]
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 3
+
+
+@pytest.mark.parametrize(("share", "per_epoch"), [(0.5, 40), (0.25, 7), (0.9, 30), (1.0, 12), (0.0, 12)])
+def test_share_of_combinations_is_exact_in_every_epoch(share: float, per_epoch: int) -> None:
+    apart = round(share * per_epoch)
+    plans = [StreamPlan(1, 9, 60, 3, 4, workers, per_epoch, 2, 6, apart) for workers in (1, 2, 4)]
+    assert steps_of(plans[1]) == steps_of(plans[2]) == steps_of(plans[0])
+    epochs = drawn(plans[0])
+    assert [sum(i >= 54 for i in members) for members in epochs] == [apart] * 9
+    for members in epochs:  # evenly interleaved
+        for length in range(1, per_epoch + 1):
+            assert sum(i >= 54 for i in members[:length]) == length * apart // per_epoch
+    stream = [i for members in epochs for i in members]
+    for size, numbers in ((6, [i for i in stream if i >= 54]), (54, [i for i in stream if i < 54])):
+        rounds = [numbers[start : start + size] for start in range(0, len(numbers), size)]
+        assert all(len(set(members)) == len(members) for members in rounds)
+    rest = steps_of(plans[1], plans[1].first_slot(4, 1))
+    assert rest == steps_of(plans[1])[-len(rest) :]
+
+
+def test_both_sequences_have_orders_of_their_own() -> None:
+    (stream,) = drawn(StreamPlan(1, 1, 80, 0, 8, 1, 80, 1, 40, 40))
+    singles, combinations = [i for i in stream if i < 40], [i - 40 for i in stream if i >= 40]
+    assert sorted(singles) == sorted(combinations) and singles != combinations

@@ -35,7 +35,7 @@ def samples(tmp_path: Path) -> pa.Table:
 
 
 def slot(*members: int, training: bool = True, epoch: int = 0) -> Slot:
-    return Slot(epoch, training, 0, np.array(members))
+    return Slot(epoch, training, 0, np.array(members), np.full(len(members), epoch))
 
 
 def test_crops_have_labels_and_unused_rows(samples: pa.Table, tmp_path: Path) -> None:

@@ -57,6 +57,21 @@ def test_plain_lines_without_a_terminal(tmp_path: Path) -> None:
     ]
 
 
+def test_line_of_short_epochs_and_rare_validations(tmp_path: Path) -> None:
+    out = io.StringIO()
+    with EventLog(tmp_path) as log, ProgressView(tmp_path, Console(file=out, width=40)):
+        log.write(
+            "task", task="detection", status="started", epochs=9, steps_per_epoch=250, num_train=81_475, num_val=2000,
+            samples_per_epoch=4000, validate_every=3,
+        )  # fmt: skip
+        log.write("epoch", task="detection", epoch=1, step=250, loss=1.5)
+    assert out.getvalue().splitlines() == [
+        "detection started: 9 epochs, 250 steps per epoch, 81,475 training samples, 4,000 of them per epoch, "
+        "2,000 validation samples, 3 epochs from one validation to the next",
+        "detection epoch 1/9  loss 1.5000",
+    ]
+
+
 def test_bars_on_a_terminal(tmp_path: Path) -> None:
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=160, color_system=None)

@@ -123,3 +123,16 @@ def test_series_changes_rebuild_the_curve() -> None:
             assert client == series.points()
     series.take_changes()
     assert series.take_changes() is None
+
+
+def test_epochs_without_validation_and_task_events_of_older_versions() -> None:
+    state = RunState()
+    old = {"kind": "task", "task": "detection", "status": "started", "time": 1.0, "epochs": 4, "steps_per_epoch": 2,
+           "batch_size": 8, "num_train": 16, "num_val": 4, "epoch": 0, "step": 0, "duration_s": None}  # fmt: skip
+    state.apply(old)
+    assert state.tasks["detection"].samples_per_epoch is None
+    for epoch in (1, 2):
+        state.apply({"kind": "epoch", "task": "detection", "epoch": epoch, "step": 2 * epoch, "loss": 1.0, "time": 2.0})
+    task = state.tasks["detection"]
+    assert (task.epoch, task.progress, task.last_validation, task.best_validation) == (2, 0.5, None, None)
+    assert state.curves() == {"detection/epoch_loss": [(2, 1.0), (4, 1.0)]}
