@@ -221,7 +221,7 @@ def inject(faults: dict[str, Any], rank: int) -> None:
             found = {name: loss * float("nan") for name, loss in found.items()}
         return found
 
-    training_state.TrainingState.step = faulty_step  # type: ignore[method-assign]
+    training_state.TrainingState.step = faulty_step  # type: ignore[method-assign, assignment]
     training_state._Losses.forward = faulty_losses  # type: ignore[method-assign]
 
 

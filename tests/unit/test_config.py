@@ -20,6 +20,21 @@ def test_every_preset_loads_with_its_counts() -> None:
     assert load_settings("stage4").sampling.num_classes is None
 
 
+def test_short_epochs_of_the_presets_are_whole_steps_and_a_share_of_the_passes() -> None:
+    for name in ("stage2", "stage3", "stage4"):
+        settings = load_settings(name)
+        for task in (settings.detection, settings.classification):
+            assert task.samples_per_epoch is None or task.samples_per_epoch % task.batch_size == 0
+            assert task.epochs % task.validate_every == 0
+    stage3 = load_settings("stage3")
+    photos = 81_475  # whose 5 % combinations show three pills on average
+    detection, classification = (
+        task.epochs * task.samples_per_epoch for task in (stage3.detection, stage3.classification)
+    )
+    assert detection == 49_824 and detection / (18 * photos) < 0.035
+    assert classification == 537_408 and classification / (18 * photos * 1.1) == pytest.approx(1 / 3, abs=1e-3)
+
+
 def test_flags_and_assignments_override_the_preset() -> None:
     settings = load_settings(
         "stage3",
@@ -135,6 +150,12 @@ def test_file_extends_a_preset_and_every_value_has_its_source(tmp_path: Path) ->
         "train.seed": "--set",
         "detection.lr": "mine.yaml",
         "detection.epochs": "option",
+        "detection.combination_share": "stage3.yaml",
+        **{
+            f"{task}.{key}": "stage3.yaml"
+            for task in ("detection", "classification")
+            for key in ("samples_per_epoch", "validation_samples", "validate_every")
+        },
     }
 
 

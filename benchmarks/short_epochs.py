@@ -1,0 +1,112 @@
+"""Do short epochs reach the targets? 18 whole epochs beside a share of their passes, on pills told apart by imprints.
+
+    python -m benchmarks.short_epochs --out DIR --task T [--passes 1.0] [--epochs 18] [--combinations S] [--seed S]
+
+Photos as in benchmarks.imprints, split by group. One process trains with the real loop, order, augmentation and
+checkpoints; windows are decoded once and kept in memory. Prints photo passes and the metrics of all validation samples
+after the last epoch. Killed, the same command continues. Detection takes every third photo.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from benchmarks.imprints import COMBINATIONS, VIEWS_PER_CLASS, prepare
+from pillsnap.config import load_settings
+from pillsnap.data.recipes import Recipe
+from pillsnap.data.sources import FetchTimes, Source
+from pillsnap.data.windows import Window
+from pillsnap.photos.decode import BadImage
+from pillsnap.train.epochs import stream_plan
+from tests.reliability.harness import LoopRun
+
+WHOLE_EPOCHS = 18
+SETTINGS: dict[str, dict[str, Any]] = {
+    "detection": {"model": "yolo11n", "image_size_px": 96, "lr": 2e-3, "batch_size": 16},
+    "classification": {"model": "tf_efficientnet_lite0", "image_size_px": 96, "lr": 1e-3, "drop_rate": 0.2},
+}
+PHOTOS_OF_DETECTION = 3
+
+
+class KeptSource(Source):
+    """Windows at the scale at which they are used, kept in memory."""
+
+    def start(self, recipe: Recipe, train: pa.Table) -> None:
+        self.recipe, self.train, self.kept = recipe, train, dict[tuple[bool, str], Window | BadImage]()
+
+    def window(self, samples: pa.Table, number: int, times: FetchTimes) -> Window | BadImage:
+        key = samples is self.train, samples["sample_id"][number].as_py()
+        if key not in self.kept:
+            found: Any = self.reader.read(self._location(samples, number))
+            if not isinstance(found, BadImage):
+                found = self.recipe.cut(found, samples, number, key[0], "jpeg")
+                found = replace(found, pixels=found.pixels.copy())
+            self.kept[key] = found
+        return self.kept[key]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the photos and the runs")
+    parser.add_argument("--task", choices=SETTINGS, required=True)
+    parser.add_argument("--passes", type=float, default=1.0, help="share of the passes of 18 whole epochs")
+    parser.add_argument("--epochs", type=int, default=WHOLE_EPOCHS)
+    parser.add_argument("--combinations", type=float, help="detection.combination_share")
+    parser.add_argument("--weights", default="random", help="file of the classifier's initial weights")
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--classes", type=int, default=200)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    scale = options.classes / 200
+    prepare(options.out, options.classes, VIEWS_PER_CLASS, round(COMBINATIONS * scale))
+    name, passes = options.task, options.passes
+    settings = load_settings(
+        "demo",
+        {f"{name}.{key}": value for key, value in SETTINGS[name].items()}
+        | {
+            f"{name}.epochs": options.epochs, f"{name}.validate_every": options.epochs, f"{name}.warmup_epochs": 1,
+            f"{name}.weights": options.weights, "train.seed": options.seed, "train.log_every_steps": 100,
+            "wandb.mode": "disabled", "train.amp": "off",
+        }
+        | ({"detection.combination_share": options.combinations} if name == "detection" else {}),
+    )  # fmt: skip
+    folder = options.out / f"{name}-{passes:.3f}-{options.epochs}-{options.combinations}-{options.seed}"
+    folder.mkdir(exist_ok=True)
+    run = LoopRun(folder, name, settings, options.out / "run" / "manifest.parquet", options.out / "photos")
+    torch.set_num_threads(options.threads)
+    if name == "detection":
+        train, num_others = run.samples.train, len(run.samples.train) - run.samples.num_combinations
+        rows = np.arange(0, len(train), PHOTOS_OF_DETECTION)
+        run.samples = replace(run.samples, train=train.take(rows), num_combinations=int((rows >= num_others).sum()))
+        if options.combinations is None:
+            run.samples = replace(run.samples, num_combinations=0)
+    own = getattr(settings, name)
+    if passes < 1:
+        per_epoch = passes * WHOLE_EPOCHS * len(run.samples.train) / options.epochs
+        whole_steps = max(1, round(per_epoch / own.batch_size)) * own.batch_size
+        own = own.model_copy(update={"samples_per_epoch": whole_steps})
+    run.plan = stream_plan(own, options.seed, run.samples)
+    run.source = KeptSource(run.source.reader)
+    run.source.start(run.task.recipe(run.samples), run.samples.train)
+    started_s = time.monotonic()
+    run.train()
+    ended = run.events("validation")[-1]
+    print(json.dumps({
+        "task": name, "seed": options.seed, "passes": run.plan.epochs * run.plan.epoch_samples,
+        "samples": run.plan.num_train, "epochs": run.plan.epochs, "combinations_per_epoch":
+        run.plan.combinations_per_epoch, "validated": run.plan.num_val, "metrics": ended["metrics"],
+        "last_loss": run.events("epoch")[-1]["loss"], "session_s": round(time.monotonic() - started_s),
+    }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
