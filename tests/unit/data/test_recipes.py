@@ -130,3 +130,14 @@ def test_areas_of_photos_with_unlabelled_pills_are_marked(samples: pa.Table, tmp
     assert seen >= 3
     validated = marking.make(samples, slot(1, training=False), 1, 1, source)
     assert not validated["unsure"].any()
+
+
+def test_sample_that_comes_twice_is_augmented_anew(samples: pa.Table, tmp_path: Path) -> None:
+    source = Source(PhotoReader(str(tmp_path), 10**6))
+    for recipe in (CropRecipe(32, 0.1, CropJitter(rotation_deg=180)), FrameRecipe(64, FrameJitter(scale=0.5), 8, 0, 1)):
+        members = np.array([5, 0, 5, 5])
+        batch = recipe.make(samples, Slot(1, True, 0, members, np.array([1, 2, 2, 1])), 1, 4, source)
+        assert batch["index"].tolist() == [5, 0, 5, 5] and batch["valid"].all()
+        first, _, again, same = batch["image"]
+        np.testing.assert_array_equal(first, same)
+        assert np.abs(first.astype(int) - again).mean() > 5
