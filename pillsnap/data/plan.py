@@ -140,6 +140,7 @@ def _draw(seed: int, sequence: int, size: int, places: np.ndarray) -> tuple[np.n
 def permutation(seed: int, sequence: int, number: int, size: int) -> np.ndarray:
     """Permutation `number` of a sequence."""
     rng = np.random.Generator(np.random.Philox(key=[seed, number], counter=[0, 0, 0, sequence]))
-    order = rng.permutation(size).astype(np.int32)
+    order = np.arange(size, dtype=np.int32)
+    rng.shuffle(order)
     order.setflags(write=False)
     return order
