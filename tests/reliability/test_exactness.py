@@ -51,7 +51,7 @@ def test_run_interrupted_anywhere_equals_the_uninterrupted_one(
     say(equal, len(points), f"{name}: interrupted and continued equals uninterrupted bit for bit")
 
 
-@pytest.mark.parametrize("name", ["detection", "classification"])
+@pytest.mark.parametrize("name", [pytest.param("detection", marks=pytest.mark.reliability), "classification"])
 def test_run_with_short_epochs_interrupted_anywhere_equals_the_uninterrupted_one(
     name: str, toy_manifest: Path, toy_tree: Path, tmp_path: Path
 ) -> None:
@@ -71,7 +71,7 @@ def test_run_with_short_epochs_interrupted_anywhere_equals_the_uninterrupted_one
     assert [event["epoch"] for event in whole.events("validation")] == [2, 4, 5]
     assert [event["epoch"] for event in whole.events("epoch")] == [1, 2, 3, 4, 5]
     assert whole.plan.num_val == 6 < (whole.samples.num_val or 0)
-    for number, stops in enumerate([[2], [3], [5], [9, 1, 3], [13, 1, 1, 4]]):
+    for number, stops in enumerate([[2], [5], [9, 1, 3, 4]]):
         broken = run(f"broken-{number}")
         for stop in stops:
             broken.train(stop_at=lambda polls, stop=stop: polls == stop)
