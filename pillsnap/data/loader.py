@@ -35,6 +35,8 @@ class DeviceBatch:
     """(capacity,) sample numbers, -1 in rows without a sample."""
     num_valid: int
     """Number of rows with a sample, marked in `targets["valid"]`."""
+    loss_weights: torch.Tensor | None = None
+    """In a part of a batch whose loss is not a sum over samples: factors on the part's mean loss, set by its task."""
     quarantine: list[tuple[str, str]] = field(default_factory=list)
     """(sample id, reason) of photos that could not be decoded."""
     wait_s: float = 0.0

@@ -101,7 +101,7 @@ def build_detector(
 
 def detection_loss(
     detector: Any, images: torch.Tensor, boxes: torch.Tensor, num_boxes: torch.Tensor, epoch: int = 0,
-    unsure: torch.Tensor | None = None, valid: torch.Tensor | None = None,
+    unsure: torch.Tensor | None = None, valid: torch.Tensor | None = None, head_weights: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:  # fmt: skip
     """Box, class and distribution-focal loss per image, gains applied.
 
@@ -109,24 +109,50 @@ def detection_loss(
     counts from 0 and matters to end-to-end heads only. In the areas `unsure` (n, k, 4) x, y, w, h unassigned anchors
     have no class loss; a model gets `unsure` always or never. Loss and gradient are those of the images `valid` (n,)
     bool; 0 without any. The others share in batch normalisation only, and keep the shape for which the detector is
-    compiled. Computed in float32, also under autocast.
+    compiled. `head_weights` (h,): factor on the loss of each head, see `score_sums`. Computed in float32, also under
+    autocast.
     The sum of the three, times n, is the loss of ultralytics' own trainer.
     """
     predictions = detector(images)
     if getattr(detector, "criterion", None) is None:
         detector.criterion = _criterion(detector, images.device, unsure is not None)
+        for head in _heads(detector.criterion):
+            head.assigner.register_forward_hook(_keep_scores)
     if hasattr(detector.criterion, "update"):  # set, not counted, so that a resumed run continues correctly
         detector.criterion.updates = epoch - 1
         detector.criterion.update()
+        if head_weights is not None:
+            detector.criterion.o2m *= head_weights[0]
+            detector.criterion.o2o *= head_weights[1]
     if valid is not None:
         num_boxes = num_boxes * valid
-    _weigh_images(detector.criterion, valid)
+    for head in _heads(detector.criterion):
+        # ultralytics multiplies the class loss (n, anchors, classes) by these; images without boxes have no other loss.
+        head.class_weights = None if valid is None else valid[:, None, None]
     batch = _batch(detector.criterion, images.shape[-1], boxes, num_boxes)
     if unsure is not None:
         batch["unsure"] = unsure
     with without_autocast(images.device):
         total, _ = detector.criterion(predictions, batch)
+    if head_weights is not None and len(head_weights) == 1:
+        total = total * head_weights
     return dict(zip(("box", "cls", "dfl"), total / len(images), strict=True))
+
+
+def score_sums(detector: Any) -> torch.Tensor:
+    """(h,) sum of the scores that the last `detection_loss` assigned to anchors, per head: an end-to-end model has two.
+
+    ultralytics divides the loss of a head by this sum, or by 1 where it is smaller.
+    """
+    return torch.stack([head.assigner.scores.sum() for head in _heads(detector.criterion)])
+
+
+def _heads(criterion: Any) -> list[Any]:
+    return [criterion.one2many, criterion.one2one] if hasattr(criterion, "one2many") else [criterion]
+
+
+def _keep_scores(assigner: Any, _: Any, assigned: tuple[torch.Tensor, ...]) -> None:
+    assigner.scores = assigned[2]
 
 
 def _criterion(detector: Any, device: torch.device, marked: bool) -> Any:
@@ -135,12 +161,6 @@ def _criterion(detector: Any, device: torch.device, marked: bool) -> Any:
     from pillsnap.models.dense_loss import dense_criterion
 
     return dense_criterion(detector)
-
-
-def _weigh_images(criterion: Any, valid: torch.Tensor | None) -> None:
-    # ultralytics multiplies the class loss (n, anchors, classes) by these; images without boxes have no other loss.
-    for part in {getattr(criterion, name, criterion) for name in ("one2many", "one2one")}:
-        part.class_weights = None if valid is None else valid[:, None, None]
 
 
 def _batch(criterion: Any, size_px: int, boxes: torch.Tensor, num_boxes: torch.Tensor) -> dict[str, torch.Tensor]:

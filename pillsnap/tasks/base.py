@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,6 +48,14 @@ class Task(Protocol):
 
     def losses(self, model: nn.Module, batch: DeviceBatch) -> dict[str, torch.Tensor]:
         """Losses by name, each a sum over the batch's valid samples; () tensors."""
+        ...
+
+    def weigh(
+        self, model: nn.Module, parts: list[DeviceBatch], forward: Callable[[DeviceBatch], Any]
+    ) -> list[DeviceBatch]:
+        """The parts of a batch such that their `losses` add up to those of the batch. `forward` computes the losses of
+        a part, without a trace.
+        """
         ...
 
     def validate(self, model: nn.Module, batch: DeviceBatch) -> list[Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -73,6 +75,11 @@ class ClassificationTask:
         own = classification_loss(logits, labels, valid * share, s.label_smoothing)
         other = classification_loss(logits, labels.flip(0), valid * (1 - share), s.label_smoothing)
         return {"cross_entropy": own + other}
+
+    def weigh(
+        self, model: nn.Module, parts: list[DeviceBatch], forward: Callable[[DeviceBatch], Any]
+    ) -> list[DeviceBatch]:
+        return parts  # the loss is a sum over samples
 
     def validate(self, model: nn.Module, batch: DeviceBatch) -> list[tuple[int, float, np.ndarray]]:
         """Per crop: rank of the label, from 0; its negative log-likelihood; the facts that fit a temperature.

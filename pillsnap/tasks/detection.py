@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -78,9 +80,23 @@ class DetectionTask:
         given = batch.targets
         means = detection_loss(
             model, unit_range(batch.images), given["boxes"], given["num_boxes"], batch.epoch, given.get("unsure"),
-            given["valid"],
+            given["valid"], batch.loss_weights,
         )  # fmt: skip
-        return {name: mean * batch.num_valid for name, mean in means.items()}
+        return means if batch.loss_weights is not None else {n: mean * batch.num_valid for n, mean in means.items()}
+
+    def weigh(
+        self, model: nn.Module, parts: list[DeviceBatch], forward: Callable[[DeviceBatch], Any]
+    ) -> list[DeviceBatch]:
+        """The loss divides by the scores assigned in the whole batch, which a forward pass of each part finds."""
+        from pillsnap.models.detector import score_sums
+
+        sums = []
+        for part in parts:
+            forward(part)
+            sums.append(score_sums(model))
+        own = torch.stack(sums)
+        weights = own.clamp(min=1) / own.sum(0).clamp(min=1) * sum(part.num_valid for part in parts)
+        return [replace(part, loss_weights=each) for part, each in zip(parts, weights, strict=True)]
 
     def validate(self, model: nn.Module, batch: DeviceBatch) -> list[tuple[np.ndarray, np.ndarray]]:
         """Per photo: detections (k, 5) as x, y, w, h, score, and label boxes (n, 4), in letterboxed pixels."""

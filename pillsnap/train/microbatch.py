@@ -64,34 +64,46 @@ class MicrobatchRunner:
         self._trials_left = _TRIAL_STEPS
 
     def parts(self, batch: DeviceBatch) -> Iterator[DeviceBatch]:
-        """The batch in microbatches of `size` rows, in order."""
+        """The batch in microbatches of `size` rows, in order. All have one shape, for which the model is compiled: the
+        last one begins with rows of the one before, which count once.
+        """
         rows = len(batch.images)
         if rows <= self.size:
             yield batch
             return
         all_read = int((batch.index >= 0).sum()) == batch.num_valid
         for start in range(0, rows, self.size):
-            taken = slice(start, start + self.size)
+            first = min(start, rows - self.size)
+            taken, repeated = slice(first, first + self.size), start - first
             targets = {name: tensor[taken] for name, tensor in batch.targets.items()}
-            num_samples = int((batch.index[taken] >= 0).sum())
+            index = batch.index[taken]
+            if repeated:
+                index, targets["valid"] = index.copy(), targets["valid"].clone()
+                index[:repeated], targets["valid"][:repeated] = -1, False
+            num_samples = int((index >= 0).sum())
             # Which rows of unreadable photos are empty is known on the device only: this is a host sync.
             num_valid = num_samples if all_read else int(targets["valid"].sum())
-            yield replace(
-                batch, images=batch.images[taken], targets=targets, index=batch.index[taken], num_valid=num_valid
-            )
+            yield replace(batch, images=batch.images[taken], targets=targets, index=index, num_valid=num_valid)
 
     def run(
-        self, batch: DeviceBatch, compute: Callable[[DeviceBatch, bool], Losses], undo: Callable[[], None]
+        self,
+        batch: DeviceBatch,
+        compute: Callable[[DeviceBatch, bool], Losses],
+        undo: Callable[[], None],
+        weigh: Callable[[list[DeviceBatch]], list[DeviceBatch]] = lambda parts: parts,
     ) -> Losses:
         """Compute all microbatches and return the batch's losses.
 
         `compute(microbatch, last)` runs forward and backward, adds to the gradients, and returns its share of the
-        losses. `undo` reverts a failed attempt. Raises UserError, on every worker, when a single row does not fit.
+        losses. `weigh` prepares several microbatches so that their shares add up to the batch's losses. `undo` reverts
+        a failed attempt. Raises UserError, on every worker, when a single row does not fit.
         """
 
         def attempt() -> Losses:
             total: Losses = {}
             parts = list(self.parts(batch))
+            if len(parts) > 1:
+                parts = weigh(parts)
             for number, part in enumerate(parts, start=1):
                 for name, share in compute(part, number == len(parts)).items():
                     total[name] = total[name] + share if name in total else share

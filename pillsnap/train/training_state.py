@@ -128,7 +128,13 @@ class TrainingState:
             self._buffers.restore()
             _set_random_state(random_state, self._device)
 
-        shares = self._microbatches.run(batch, compute, undo)
+        def weigh(parts: list[DeviceBatch]) -> list[DeviceBatch]:
+            with nullcontext() if synced is None else synced.no_sync(), self.autocast():
+                weighed = self._task.weigh(self.model, parts, synced or self._losses)
+            undo()  # its forward passes leave no trace
+            return weighed
+
+        shares = self._microbatches.run(batch, compute, undo, weigh)
         if synced is not None and careful:
             average_gradients(self._trained, self._group.size)
         gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]

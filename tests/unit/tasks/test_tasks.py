@@ -65,8 +65,14 @@ def test_letterboxed_label_boxes_are_the_targets_of_the_detection_loss(
 
     monkeypatch.setattr(detector, "detection_loss", loss)
     assert float(run.task.losses(torch.nn.Identity(), batch)["box"]) == 2.0 * batch.num_valid  # a sum, not a mean
-    _, images, boxes, num_boxes, epoch, unsure, valid = passed
-    assert images.shape == (4, 3, 64, 64) and float(images.max()) <= 1.0 and epoch == 0 and unsure is None
+    _, images, boxes, num_boxes, epoch, unsure, valid, weights = passed
+    assert (
+        weights is None
+        and images.shape == (4, 3, 64, 64)
+        and float(images.max()) <= 1.0
+        and epoch == 0
+        and unsure is None
+    )
     assert int(valid.sum()) == batch.num_valid
     sizes = {row["sample_id"]: (row["width"], row["height"]) for row in read_manifest(toy_manifest).to_pylist()}
     for row in range(batch.num_valid):

@@ -79,6 +79,17 @@ def test_every_batch_of_a_run_has_the_shape_of_the_first(name: str, changes: dic
     assert counters["stats"]["unique_graphs"] == graphs
 
 
+@pytest.mark.parametrize("name", ["detection", "classification"])
+def test_parts_of_an_odd_batch_have_one_shape(name: str) -> None:
+    state = new_state(name)
+    state.step(mock_batch(state._task, 3, CPU, 2), 0.01, 3, 0)
+    graphs = counters["stats"]["unique_graphs"]
+    state._microbatches.size = 3
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        assert not state.step(mock_batch(state._task, 4, CPU, 2), 0.01, 4, 1).bad
+    assert counters["stats"]["unique_graphs"] == graphs
+
+
 def test_growing_crops_compile_four_times() -> None:
     state = new_state(
         "classification", classification__epochs=18, classification__progressive_from_px=32,
