@@ -29,7 +29,7 @@ def evaluate(
         str | None, typer.Option(help="Earlier run to compare with in the report.", show_default="none")
     ] = None,
 ) -> None:
-    """Evaluate a trained run on its validation photos, or on another split.
+    """Evaluate a trained run on its validation photos, or on another split, whose results are in RUN/<split>/.
 
     Exit code 0 when all targets are met, 1 when one is missed.
     """
@@ -134,12 +134,13 @@ def verify(run_dir: NamedRun) -> None:
 
 def show_result(where: str, metrics: dict[str, Any]) -> None:
     """Print the metrics of a run at `where` beside their targets, every miss, and where the report is."""
+    from pillsnap.evaluate.metrics_json import result_path
     from pillsnap.evaluate.targets import results_table
 
     console.print(results_table(metrics))
     for miss in metrics["misses"]:
         say(miss, style="red")
-    say(f"report: {join(where, 'report.html')}")
+    say(f"report: {join(where, result_path(metrics['split'], 'report.html'))}")
 
 
 def _read_metrics(run_dir: str) -> dict[str, Any]:

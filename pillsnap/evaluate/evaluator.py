@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from pillsnap.errors import UserError
 from pillsnap.evaluate.inference import Predictions, predict_manifest
-from pillsnap.evaluate.metrics_json import collect_metrics, write_metrics
+from pillsnap.evaluate.metrics_json import METRICS_NAME, collect_metrics, result_path, write_metrics
 from pillsnap.evaluate.report.page import write_report
 from pillsnap.evaluate.verify import model_problems
 from pillsnap.observe.events import EventLog, read_events
@@ -18,9 +18,10 @@ from pillsnap.runs.remote_checkpoints import find_run_checkpoint
 
 
 def evaluate_run(run: Run, *, compare: dict[str, Any] | None = None, split: str = "val") -> dict[str, Any]:
-    """Write `predictions/`, `metrics.json` and `report.html` of one split, log the `verdict` event, return the metrics.
+    """Write `predictions/`, `metrics.json` and `report.html` of one split, and return the metrics.
 
-    `compare` are the metrics of an earlier run, shown in the report. Ray must be initialised.
+    The validation split's are in the run directory, and log the `verdict` event; another split's are in a folder of its
+    name. `compare` are the metrics of an earlier run, shown in the report. Ray must be initialised.
     """
     photos = run.manifest.filter(pc.equal(run.manifest["split"], split))
     if not len(photos):
@@ -32,12 +33,13 @@ def evaluate_run(run: Run, *, compare: dict[str, Any] | None = None, split: str 
     predictions = Predictions(None, None, None, {})
     best = [found for task in run.settings.tasks if (found := find_run_checkpoint(run.where, task, "best")[0])]
     if best:
-        # The photos of another manifest had no part in choosing epochs and fitting the temperature.
-        fitted_here = best[0].meta["manifest_hash"] == run.manifest_hash
+        # Other photos had no part in choosing epochs and fitting the temperature.
+        fitted_here = split == "val" and best[0].meta["manifest_hash"] == run.manifest_hash
         predictions = predict_manifest(
             photos, run.where, run.settings, run.codes, run.data_root, fitted_here=fitted_here
         )
-    predictions.write(run.run_dir)
+    folder = (run.run_dir / result_path(split, METRICS_NAME)).parent
+    predictions.write(folder)
     if predictions.errors:
         sample_id, reason = next(iter(predictions.errors.items()))
         problems.append(
@@ -55,9 +57,9 @@ def evaluate_run(run: Run, *, compare: dict[str, Any] | None = None, split: str 
         split=split,
         problems=problems,
     )
-    metrics_path = write_metrics(run.run_dir, metrics)
+    metrics_path = write_metrics(folder, metrics)
     report_path = write_report(
-        run.run_dir,
+        folder,
         metrics,
         predictions,
         manifest=run.manifest,
@@ -68,14 +70,15 @@ def evaluate_run(run: Run, *, compare: dict[str, Any] | None = None, split: str 
         confidence=run.settings.evaluation.confidence,
         max_pixels=run.settings.data.max_pixels,
     )
-    with EventLog(run.run_dir) as log:
-        log.write(
-            "verdict",
-            met=metrics["met"],
-            targets=metrics["targets"],
-            metrics_path=str(metrics_path),
-            report_path=str(report_path),
-        )
+    if split == "val":
+        with EventLog(run.run_dir) as log:
+            log.write(
+                "verdict",
+                met=metrics["met"],
+                targets=metrics["targets"],
+                metrics_path=str(metrics_path),
+                report_path=str(report_path),
+            )
     return metrics
 
 
