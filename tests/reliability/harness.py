@@ -184,7 +184,7 @@ def inject(faults: dict[str, Any], rank: int) -> None:
 
     {"oom_above_rows": n, "oom_rank": r}, {"nan_steps": [first, last], "nan_rank": r}, {"hang_step": k, "hang_rank": r,
     "hang_once": file written before hanging}, {"record_ids": folder}, {"step_pause_s": seconds added to each step},
-    {"threads": torch threads, overriding the worker's}.
+    {"threads": torch threads, overriding the worker's}; of `train_two` also {"stop_at_poll": number of the request}.
     """
     from pillsnap.train import training_state
 
@@ -274,8 +274,9 @@ def group_of_two(
     inject(faults, rank)
     loop = LoopRun(Path(run_dir), name, settings_from_dict(settings), Path(manifest), Path(root), rank, 2)
     end: dict[str, Any] = {"error": ""}
+    stop = faults.get("stop_at_poll")
     try:
-        loop.train()
+        loop.train(stop_at=(lambda polls: polls == stop) if stop else None)
     except Exception as error:
         end["error"] = f"{type(error).__name__}: {error}"
     (Path(run_dir) / f"end-{rank}.json").write_text(json.dumps(end | {"ids": loop.trained_ids}))

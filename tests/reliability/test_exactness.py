@@ -9,7 +9,7 @@ import torch
 
 from pillsnap.runs.checkpoint import Position
 from pillsnap.train import nonfinite
-from tests.reliability.harness import LoopRun, same_state, say, tiny
+from tests.reliability.harness import LoopRun, same_state, say, tiny, train_two
 
 
 @pytest.mark.parametrize("name", [pytest.param("detection", marks=pytest.mark.reliability), "classification"])
@@ -108,3 +108,32 @@ def test_float16_run_continues_with_its_loss_scale(
     assert 1 < float(scale["factor"]) < 2.0**22 and 3 < steps < end.position.global_step
     assert all(torch.isfinite(value).all() for value in end.weights("model").values())
     say(1, 1, f"float16: {end.position.global_step - steps:.0f} overflows of {end.position.global_step} steps")
+
+
+@pytest.mark.reliability
+def test_two_compiled_workers_interrupted_equal_uninterrupted_ones(
+    toy_manifest: Path, toy_tree: Path, tmp_path: Path
+) -> None:
+    """Also when the interruption makes steps careful that overlapped with communication before."""
+    settings = tiny(
+        train__compile="on", train__amp="off", classification__epochs=2, classification__batch_size=4,
+        classification__drop_rate=0.5,
+    )  # fmt: skip
+
+    def train(where: str, **faults: int) -> LoopRun:
+        ends = train_two(tmp_path / where, "classification", settings, toy_manifest, toy_tree, faults)
+        assert [end["error"] for end in ends] == ["", ""]
+        return LoopRun(tmp_path / where, "classification", settings, toy_manifest, toy_tree, num_workers=2)
+
+    whole = train("whole")
+    for stop in (2, 5):  # during the careful steps after a start, and after them
+        stopped = train("broken", stop_at_poll=stop).last()
+        assert stopped is not None and stopped.position.epoch < 2
+    broken = train("broken")
+    end, last = whole.last(), broken.last()
+    assert end is not None and last is not None and end.position.epoch == 2
+    assert same_state(end, last) == []
+    losses = [[(e["epoch"], e["step"], e["loss"]) for e in run.events("step")] for run in (whole, broken)]
+    assert losses[0] == losses[1]
+    assert not [e for run in (whole, broken) for e in run.events("warning") if "not compiled" in e["message"]]
+    say(1, 1, f"two compiled workers: stopped twice and continued equals uninterrupted over {len(losses[0])} steps")
