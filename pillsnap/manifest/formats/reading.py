@@ -1,9 +1,10 @@
-"""Reads sizes of photos and text labels."""
+"""Reads sizes of photos and the bytes of their labels."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,25 +14,24 @@ from pillsnap.photos.decode import BadImage, read_header
 from pillsnap.photos.files import open_photo
 
 _CHUNK = 1000
+_LABEL_BYTES = 1 << 16
 _HEADER_BYTES = (4 << 10, 1 << 18)
 """Bytes read at first for the size, and at second where a colour profile precedes it; then the whole file."""
 
 
 class Read(NamedTuple):
-    """A photo's upright size in pixels, or the reason why it cannot be read, and the rows of its label file."""
+    """A photo's upright size in pixels, or the reason why it cannot be read, and the bytes of its label file."""
 
     problem: str
     width: int
     height: int
-    rows: list[tuple[float, ...]]
-    """(line number, numbers of the line)."""
+    label: bytes
 
 
 def read_photos(root: Path, jobs: Sequence[tuple[str, str]], progress: Progress | None = None) -> Iterator[Read]:
-    """Size and label rows per job (photo under `root`, path of its label file or ""), in order.
+    """Size and label per job (photo under `root`, path of its label file or ""), in order.
 
-    Raises UserError for a malformed label file. In one process: sending rows between processes takes as long as reading
-    them.
+    Raises UserError for a label that cannot be read. In one process: starting others takes as long as reading.
     """
     base = os.fspath(root)
     for done, (photo, label) in enumerate(jobs, start=1):
@@ -44,8 +44,19 @@ def _read(root: str, photo: str, label: str) -> Read:
     try:
         width, height = photo_size(root, photo)
     except BadImage as error:
-        return Read(error.reason, 0, 0, [])
-    return Read("", width, height, _label_rows(label) if label else [])
+        return Read(error.reason, 0, 0, b"")
+    return Read("", width, height, _label(label) if label else b"")
+
+
+def _label(path: str) -> bytes:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return b"".join(iter(partial(os.read, descriptor, _LABEL_BYTES), b""))
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read as text ({error.__class__.__name__})") from error
 
 
 def photo_size(root: str, photo: str) -> tuple[int, int]:
@@ -63,19 +74,3 @@ def photo_size(root: str, photo: str) -> tuple[int, int]:
         raise AssertionError("the last read has the whole file")
     finally:
         os.close(descriptor)
-
-
-def _label_rows(path: str) -> list[tuple[float, ...]]:
-    try:
-        with open(path, "rb") as file:
-            text = file.read().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as text ({error.__class__.__name__})") from error
-    rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            try:
-                rows.append((number, *map(float, line.split())))
-            except ValueError as error:
-                raise UserError(f"{path}: line {number}: not numbers: {line.strip()[:80]!r}") from error
-    return rows

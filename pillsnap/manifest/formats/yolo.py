@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, get_args
@@ -15,9 +15,10 @@ import yaml
 from pillsnap.errors import UserError
 from pillsnap.manifest.aihub import Progress
 from pillsnap.manifest.formats.folder import Folder, stem_of
+from pillsnap.manifest.formats.label_rows import read_pills
 from pillsnap.manifest.formats.names import DataYaml, find_data_yaml, is_names_file, read_data_yaml, read_names
 from pillsnap.manifest.formats.photo import Box, LabelledPhoto, ReadFolder
-from pillsnap.manifest.formats.reading import Read, read_photos
+from pillsnap.manifest.formats.reading import read_photos
 from pillsnap.manifest.formats.splits import splits_by_folder, splits_of_data_yaml
 
 LabelStyle = Literal["boxes", "polygons", "obb", "pose"]
@@ -59,22 +60,17 @@ def read_yolo(
     chosen = [photo for photo, label in found.items() if label not in shared]
     files = [f"{labels.root}/{found[photo]}" if found[photo] else "" for photo in chosen]
     reads = list(read_photos(photos.root, list(zip(chosen, files, strict=True)), progress))
-    style = style or _style(data, files, reads)
+    found_pills = read_pills(files, reads, len(classes), style, data)
     labelled = []
-    for photo, file, read in zip(chosen, files, reads, strict=True):
+    for photo, file, read, pills in zip(chosen, files, reads, found_pills, strict=True):
         if read.problem or not file:
             problems.add(read.problem or "no_label_file", photo)
             continue
         split, source = splits[photo]
         one = LabelledPhoto(photo, read.width, read.height, split=split, source=f"yolo/{source}" if source else "yolo")
-        for row in read.rows:
-            try:
-                index, box = parse_row(row[1:], "", len(classes), style)
-            except UserError as error:
-                raise UserError(f"{file}: line {int(row[0])}{error}") from None
-            one.names.append(classes[index])
-            one.boxes.append(to_pixels(box, read.width, read.height))
-        if not one.names:
+        one.names = [classes[index] for index, _ in pills]
+        one.boxes = [box for _, box in pills]
+        if not pills:
             problems.add("empty_label_file", found[photo])
         labelled.append(one)
     for photo, label in found.items():
@@ -171,62 +167,6 @@ def _label_of(photos: Folder, labels: Folder, photo: str) -> str:
 def _shared_labels(found: dict[str, str]) -> set[str]:
     """Label files that fit two photos of a folder (a.jpg and a.png)."""
     return {label for label, count in Counter(found.values()).items() if label and count > 1}
-
-
-def _style(data: DataYaml | None, labels: Sequence[str], reads: Sequence[Read]) -> str:
-    """Style of the rows, where it is certain. Key points have a constant number of fields and a `kpt_shape`."""
-    if data is not None and data.has_key_points:
-        return "pose"
-    lengths = {len(row) - 1 for read in reads for row in read.rows if len(row) - 1 != 5}
-    if not lengths:
-        return "boxes"
-    if data is not None or len(lengths) > 1:
-        return "polygons"
-    (length,) = lengths
-    if length < 7 or length % 2 == 0:
-        return "polygons"  # parse_row refuses it, with its line
-    label, row = next(
-        (label, row) for label, read in zip(labels, reads, strict=True) for row in read.rows if len(row) - 1 == length
-    )
-    raise UserError(
-        f"{label}: line {int(row[0])}: {length} fields may be a polygon, an oriented box or key points; "
-        "say which by --labels polygons, obb or pose"
-    )
-
-
-def parse_row(values: Sequence[float], where: str, num_classes: int, style: str = "boxes") -> tuple[int, Box]:
-    """(class index, (cx, cy, w, h) normalised) of one label row; a polygon or oriented box gives its bounding box."""
-    if not all(map(math.isfinite, values)):
-        raise UserError(f"{where}: not finite: {_shown(values)}")
-    index = int(values[0])
-    if index != values[0]:
-        raise UserError(f"{where}: class index {values[0]:g} is not a whole number")
-    if not 0 <= index < num_classes:
-        raise UserError(f"{where}: class index {index}, but --names has {num_classes} classes")
-    count = len(values) - 1
-    if count == 4 or (style == "pose" and count > 4):
-        cx, cy, w, h = values[1:5]
-    elif (style == "polygons" and count >= 6 and count % 2 == 0) or (style == "obb" and count == 8):
-        left, right = min(values[1::2]), max(values[1::2])
-        top, bottom = min(values[2::2]), max(values[2::2])
-        cx, cy, w, h = (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
-    else:
-        hint = "; a sixth field may be a score: labels have none" if count == 5 else ""
-        expected = {"boxes": "", "polygons": " or a polygon", "obb": " or four corners", "pose": " and key points"}
-        raise UserError(f"{where}: expected `class cx cy w h`{expected[style]}, got {count + 1} fields{hint}")
-    if w <= 0 or h <= 0 or max(abs(cx), abs(cy), w, h) > 2:
-        raise UserError(f"{where}: box {cx:g} {cy:g} {w:g} {h:g} is empty or not normalised to 0..1")
-    return index, (cx, cy, w, h)
-
-
-def to_pixels(box: Box, width: int, height: int) -> Box:
-    """(cx, cy, w, h) normalised -> (x, y, w, h) in pixels."""
-    cx, cy, w, h = box
-    return (cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height
-
-
-def _shown(values: Iterable[float]) -> str:
-    return " ".join(f"{value:g}" for value in values)[:80]
 
 
 def from_pixels(box: Box, width: int, height: int) -> Box:

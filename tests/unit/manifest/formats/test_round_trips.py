@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from pillsnap.errors import UserError
 from pillsnap.manifest.export import export_manifest
-from pillsnap.manifest.formats.yolo import from_pixels, to_pixels
+from pillsnap.manifest.formats.label_rows import to_pixels
+from pillsnap.manifest.formats.yolo import from_pixels
 from pillsnap.manifest.import_folder import ImportOptions, import_folder
 from pillsnap.manifest.table import read_manifest
 from tests.unit.manifest.formats.conftest import save_photo, save_text

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pillsnap.errors import UserError
-from pillsnap.manifest.formats.yolo import parse_row
+from pillsnap.manifest.formats.label_rows import parse_row
 from tests.unit.manifest.formats.conftest import ROW, Load, save_photo, save_text
 
 BOX = "0.5 0.5 0.2 0.1"
