@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,75 +16,19 @@ import pytest
 from PIL import Image
 
 from pillsnap.observe.events import EventLog
-from pillsnap.tracking.follower import has_key
 from pillsnap.tracking.mirror import WandbMirror
 from tests.processes import titled
-
-STEPS = 5
-History = Callable[[Path], list[dict[str, Any]]]
-
-
-@pytest.fixture(autouse=True)
-def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    home = tmp_path_factory.mktemp("home")
-    for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
-        monkeypatch.setenv(name, str(home))
-    monkeypatch.setenv("NETRC", str(home / "netrc"))
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    monkeypatch.setenv("WANDB__FILE_STREAM_TRANSMIT_INTERVAL", "0.2")  # else 15 s
-    yield
-
-
-def run_fields() -> dict[str, Any]:
-    config = {"seed": 42, "detection": {"lr": 1e-3}}
-    facts = {"run_id": "run 1/a", "name": "demo", "stage": 1, "manifest_hash": "h", "num_workers": 1, "versions": {}}
-    return facts | {"config": config}
-
-
-def write_run(log: EventLog) -> None:
-    log.write("run", **run_fields())
-
-
-def write_epochs(log: EventLog, task: str, first: int, last: int) -> None:
-    for epoch in range(first, last + 1):
-        for step in range((epoch - 1) * STEPS + 1, epoch * STEPS + 1):
-            log.write(
-                "step",
-                task=task,
-                epoch=epoch,
-                step=step,
-                loss=1.0 / step,
-                losses={"box": 0.5, "cls": float("nan")},
-                lr=1e-3,
-                images_per_s=30.0,
-                data_wait_fraction=0.02,
-                gpu_memory_bytes=1 << 30,
-            )
-        at = {"task": task, "epoch": epoch, "step": epoch * STEPS}
-        log.write("epoch", **at, loss=1.0 / epoch, images_per_s=30.0, duration_s=2.0)
-        log.write("validation", **at, metrics={"map50": epoch / 10}, best=epoch != 3)
-
-
-def expected_rows(num_epochs: int) -> list[tuple[int, float, float | None, float | None]]:
-    return [
-        (
-            step,
-            1.0 / step,
-            STEPS / step if step % STEPS == 0 else None,
-            step // STEPS / 10 if step % STEPS == 0 else None,
-        )
-        for step in range(1, num_epochs * STEPS + 1)
-    ]
-
-
-def rows_of(history: list[dict[str, Any]]) -> list[tuple[int, float, float | None, float | None]]:
-    return [(r["global_step"], r["train/loss"], r.get("epoch/loss"), r.get("val/map50")) for r in history]
-
-
-def offline_folders(run_dir: Path, task: str) -> list[Path]:
-    return sorted((run_dir / "wandb").glob(f"offline-run-*-run_1_a-{task}"))
+from tests.unit.tracking.recorded_events import (
+    STEPS,
+    History,
+    expected_rows,
+    offline_folders,
+    rows_of,
+    run_fields,
+    wait_until,
+    write_epochs,
+    write_run,
+)  # fmt: skip
 
 
 def test_both_tasks_are_written_to_offline_folders(
@@ -193,7 +135,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from pillsnap.observe.events import EventLog
 from pillsnap.tracking.mirror import WandbMirror
-from test_mirror import write_epochs, write_run
+from recorded_events import write_epochs, write_run
 run_dir = Path(sys.argv[1])
 mirror = WandbMirror(run_dir, "pillsnap", mode="offline").start()
 log = EventLog(run_dir)
@@ -342,102 +284,3 @@ def test_its_processes_have_the_lowest_priority_and_end_with_it(tmp_path: Path) 
     follower.kill()
     mirror.close()
     service.wait(10)
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 120) -> None:
-    end_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end_s, "timed out"
-        time.sleep(0.05)
-
-
-def test_disabled_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with EventLog(tmp_path) as log:
-        write_run(log)
-        write_epochs(log, "detection", 1, 1)
-    assert WandbMirror(tmp_path, "pillsnap", mode="disabled").start().close() == []
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert WandbMirror(tmp_path, "pillsnap").start().close() == []
-    assert [path.name for path in tmp_path.iterdir()] == ["events.jsonl"]
-
-
-def test_key_in_the_environment_or_netrc(monkeypatch: pytest.MonkeyPatch) -> None:
-    public, other = "https://api.example.org", "https://wandb.example.org"
-    assert not has_key(public, public)
-    Path(os.environ["NETRC"]).write_text("machine api.wandb.ai login user password abc\n")
-    assert has_key(public, public) and not has_key(other, public)
-    Path(os.environ["NETRC"]).write_text("machine wandb.example.org login user password abc\n")
-    assert has_key(other, public) and not has_key(public, public)
-    Path(os.environ["NETRC"]).unlink()
-    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
-    assert has_key(public, public)
-
-
-@pytest.mark.parametrize(
-    "name, value, chosen, mode",
-    [
-        ("WANDB_MODE", "dryrun", "auto", "offline"),
-        ("WANDB_MODE", "Disabled", "auto", "disabled"),
-        ("WANDB_MODE", "disabled", "online", "disabled"),
-        ("WANDB_MODE", "offline", "online", "offline"),
-        ("WANDB_MODE", "online", "offline", "offline"),
-        ("WANDB_DISABLED", "true", "online", "disabled"),
-        ("WANDB_DISABLED", "false", "online", "online"),
-    ],
-)
-def test_switches_of_wandb_are_obeyed(
-    name: str, value: str, chosen: Any, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(name, value)
-    assert WandbMirror(tmp_path, "pillsnap", mode=chosen).mode == mode
-
-
-def test_wandb_turned_off_by_its_settings_file_makes_no_request(
-    tmp_path: Path, wandb_server: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WANDB_BASE_URL", wandb_server.url)
-    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
-    (tmp_path / "wandb").mkdir()
-    (tmp_path / "wandb/settings").write_text("[default]\nmode = disabled\n")
-    monkeypatch.chdir(tmp_path)
-    with EventLog(tmp_path / "run") as log:
-        write_run(log)
-        write_epochs(log, "detection", 1, 1)
-    warnings: list[str] = []
-    assert WandbMirror(tmp_path / "run", "pillsnap", on_warning=warnings.append).start().close() == []
-    assert (warnings, wandb_server.upserts, wandb_server.rows) == ([], [], {})
-
-
-def test_sweep_variables_and_modules_in_the_working_directory_do_not_leak_in(
-    tmp_path: Path, offline_history: History, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in {"WANDB_RUN_ID": "same", "WANDB_SWEEP_ID": "s", "WANDB_PROJECT": "theirs"}.items():
-        monkeypatch.setenv(name, value)
-    for module in ("random", "queue", "wandb"):
-        (tmp_path / f"{module}.py").write_text("raise SystemExit('shadowed')")
-    monkeypatch.chdir(tmp_path)
-    run_dir, said, warnings = tmp_path / "run", [], []
-    with EventLog(run_dir) as log, WandbMirror(run_dir, "pillsnap", on_warning=warnings.append, say=said.append):
-        write_run(log)
-        for task in ("detection", "classification"):
-            write_epochs(log, task, 1, 1)
-    assert warnings == []
-    assert all(len(offline_folders(run_dir, task)) == 1 for task in ("detection", "classification"))
-    assert [line.split()[0] for line in said[:2]] == ["WANDB_RUN_ID", "WANDB_SWEEP_ID"]
-    assert WandbMirror(run_dir, "pillsnap").project == "theirs" and WandbMirror(run_dir, "own").project == "own"
-
-
-def test_invalid_key_records_offline(
-    tmp_path: Path, wandb_server: Any, offline_history: History, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WANDB_BASE_URL", wandb_server.url)
-    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
-    wandb_server.refuse_all = True
-    warnings: list[str] = []
-    with EventLog(tmp_path) as log, WandbMirror(tmp_path, "pillsnap", mode="online", on_warning=warnings.append):
-        write_run(log)
-        write_epochs(log, "detection", 1, 2)
-    (warning,) = warnings
-    assert "recorded offline, training continues" in warning and "k" * 40 not in warning
-    (folder,) = offline_folders(tmp_path, "detection")
-    assert rows_of(offline_history(folder)) == expected_rows(2)
