@@ -11,6 +11,7 @@ from click.core import ParameterSource
 
 from pillsnap.cli.options import (
     Assignments,
+    AttributeFile,
     Config,
     DataRoot,
     JsonFile,
@@ -44,12 +45,15 @@ def manifest_build(
         typer.Option(help="Earlier manifest; its validation photos are not taken.", show_default="none"),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sample and the split.")] = 42,
+    attributes: AttributeFile = None,
     assignments: Assignments = None,
 ) -> None:
     """Sample an AI Hub tree, unpacked or in its ZIP archives, into a manifest."""
     from pillsnap.config import run_directory
+    from pillsnap.manifest.attribute_table import add_to_manifest, read_attribute_table
     from pillsnap.manifest.build import build_manifest
 
+    attribute_table = read_attribute_table(attributes) if attributes else None
     overrides = {"sampling.num_photos": samples, "sampling.num_classes": classes}
     settings = chosen_settings(stage, preset, config, overrides, assignments)
     with progress_bar("building the manifest") as progress:
@@ -61,7 +65,10 @@ def manifest_build(
             progress=progress,
             **settings.sampling.model_dump(),
         )
-    for note in result.report["notes"]:
+    notes = result.report["notes"]
+    if attribute_table:
+        notes += add_to_manifest(result.path.parent, attribute_table)
+    for note in notes:
         say(note)
     say(f"manifest: {result.path}")
 
@@ -115,6 +122,7 @@ def manifest_import(
     strict: Annotated[
         bool, typer.Option(help="Exit with 2 when over 1 % of the photos, or all of a class or split, are left out.")
     ] = False,
+    attributes: AttributeFile = None,
     data_root: DataRoot = None,
 ) -> None:
     """Import labelled photos of other tools into a manifest, and print what was found and what was left out.
@@ -122,12 +130,14 @@ def manifest_import(
     --data-root names the folder of the photos where the labels are in another one. Absolute paths in a CSV manifest are
     made relative to it, and the labels are read under it; without --data-root boxes and sizes stay unknown.
     """
+    from pillsnap.manifest.attribute_table import add_to_manifest, read_attribute_table
     from pillsnap.manifest.formats.recognise import FORMATS
     from pillsnap.manifest.import_csv import import_csv
     from pillsnap.manifest.import_folder import ImportOptions, import_folder
     from pillsnap.manifest.import_report import report_lines
 
     out = out.absolute()
+    attribute_table = read_attribute_table(attributes) if attributes else None
     if source_format == "auto" and all(source.suffix.lower() == ".csv" for source in sources):
         source_format = "csv"
     if source_format == "csv":
@@ -155,6 +165,8 @@ def manifest_import(
             f"--format {source_format!r} cannot be imported; the formats are auto, {', '.join(FORMATS)} and csv."
         )
     lines, warnings = report_lines(path.parent)
+    if attribute_table:
+        lines += add_to_manifest(path.parent, attribute_table)
     for line in lines:
         say(line)
     for warning in warnings:

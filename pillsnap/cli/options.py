@@ -55,6 +55,11 @@ Manifest = Annotated[
     str | None, typer.Option(help="Manifest, a path or a URI.", show_default="the one in the run directory")
 ]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="File for the results as JSON.", show_default="none")]
+AttributeFile = Annotated[
+    Path | None,
+    typer.Option("--attributes", help="CSV table of shapes, colours and imprints by code, for what the labels lack.",
+                 show_default="none"),
+]  # fmt: skip
 Storage = Annotated[
     str | None,
     typer.Option(help="Folder or URI for run directories, such as s3://bucket/runs.", show_default="train.storage"),

@@ -83,7 +83,7 @@ def build_manifest(
     duplicates = _val_duplicates(rows.table, Path(data_root), num_workers, progress) if check_copies else []
     dropped = duplicates if len(duplicates) <= _MAX_DUPLICATES * len(rows.table) else []
     table = _without(rows.table, dropped)
-    classes = class_list(table, rows.names, rows.edi_codes)
+    classes = class_list(table, rows.facts.names, rows.facts.edi_codes, rows.facts.attributes)
     report: dict[str, Any] = {
         "schema_version": 1,
         "asked": {
@@ -172,6 +172,7 @@ def _labels(rows: Rows) -> dict:
         "files": rows.num_labels,
         "boxes": sum(box is not None for boxes in rows.table["boxes"].to_pylist() for box in boxes),
         "problems": {problem: _listed(paths) for problem, paths in sorted(rows.problems.items())},
+        "conflicting_attributes": _listed(rows.facts.conflicts),
     }
 
 
@@ -189,6 +190,9 @@ def _notes(report: dict) -> list[str]:
         notes.append(f"{got['num_pills'] - got['num_boxes']} of {got['num_pills']} pills have no box")
     for problem, found in report["labels"]["problems"].items():
         notes.append(f"labels with problem {problem}: {found['count']:,}, the first {found['listed'][0]}")
+    conflicts = report["labels"]["conflicting_attributes"]
+    if conflicts["count"]:
+        notes.append(f"attributes on which labels disagree: {conflicts['count']:,}, the first {conflicts['listed'][0]}")
     for reason, found in report["left_out"]["refused"].items():
         notes.append(f"files left out, {reason}: {found['count']:,}, the first {found['listed'][0]}")
     if report["left_out"]["photos_found_twice"]["count"]:

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from pillsnap.errors import UserError
 from pillsnap.manifest.aihub import Progress, label_paths, parse_name, split_codes
+from pillsnap.manifest.class_facts import ClassFacts, class_facts
 from pillsnap.manifest.formats.folder import stem_of
 from pillsnap.manifest.formats.photo import distinct_pills
 from pillsnap.manifest.formats.splits import known_split
@@ -70,7 +71,7 @@ def import_csv(
         raise UserError(f"{source}: the CSV files have no rows")
     _check_spelling(rows)
     _name_samples(rows)
-    _add_labels(rows, data_root, num_workers, progress, problems)
+    facts = _add_labels(rows, data_root, num_workers, progress, problems)
     rows.sort(key=lambda row: row["sample_id"])
     for row in rows:
         del row["where"]
@@ -83,7 +84,7 @@ def import_csv(
     write_report(Path(out_dir), table, problems, warnings=warnings)
     if warnings and strict:
         raise UserError(f"{source}: {'; '.join(warnings)} (--strict). {REPORT_NAME} lists them")
-    return write_manifest(table, Path(out_dir), class_list(table))
+    return write_manifest(table, Path(out_dir), class_list(table, facts.names, facts.edi_codes, facts.attributes))
 
 
 def decode_text(data: bytes, where: str) -> str:
@@ -278,9 +279,9 @@ def _add_labels(
     num_workers: int | None,
     progress: Progress | None,
     problems: Problems,
-) -> None:
+) -> ClassFacts:
     if data_root is None:
-        return
+        return ClassFacts()
     for row in rows:
         row["image_path"] = _as_on_disk(Path(data_root), row["image_path"], problems)
     labelled = [row for row in rows if _LAYOUT.match(row["image_path"].removeprefix("data/")) and "state" in row]
@@ -298,6 +299,10 @@ def _add_labels(
     boxes, sizes = boxes_and_sizes([row["codes"] for row in labelled], labels)
     for row, row_boxes, (width, height) in zip(labelled, boxes, sizes, strict=True):
         row |= {"boxes": row_boxes, "width": width, "height": height}
+    facts = class_facts([code for _, code in jobs], labels)
+    for conflict in facts.conflicts:
+        problems.add("conflicting_attributes", conflict)
+    return facts
 
 
 def _as_on_disk(data_root: Path, path: str, problems: Problems) -> str:

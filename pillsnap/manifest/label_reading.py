@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pillsnap.manifest.aihub import Progress
+from pillsnap.manifest.attributes import Texts
 from pillsnap.manifest.labels import Label, read_labels
 from pillsnap.ray_compat.minimal_cluster import local_cluster
 from pillsnap.ray_compat.row_blocks import in_order
@@ -112,16 +113,20 @@ def _read_block(block: pa.Table, root: str) -> pa.Table:
     jobs = list(zip(block["location"].to_pylist(), block["code"].to_pylist(), strict=True))
     columns: dict[str, Any] = dict(zip(Label._fields, zip(*read_labels(root, jobs), strict=True), strict=True))
     types = {"box": pa.list_(pa.float64()), "edi_codes": pa.list_(pa.string()), "width": pa.int64(),
-             "height": pa.int64()}  # fmt: skip
+             "height": pa.int64(), "direction": pa.int64(),
+             "attributes": pa.list_(pa.list_(pa.string()))}  # fmt: skip
     return pa.table({name: pa.array(columns[name], types.get(name, pa.string())) for name in Label._fields})
 
 
 def _from_table(block: pa.Table) -> list[Label]:
     rows = zip(*(block[name].to_pylist() for name in Label._fields), strict=True)
+    known: dict[Texts, Texts] = {}
     return [
-        Label(problem, None if box is None else tuple(box), width, height, name, tuple(edi_codes), file_name)
-        for problem, box, width, height, name, edi_codes, file_name in rows
-    ]
+        Label(problem, None if box is None else tuple(box), width, height, name, tuple(edi_codes), file_name, direction,
+              known.setdefault(texts, texts))
+        for problem, box, width, height, name, edi_codes, file_name, direction, pairs in rows
+        for texts in [tuple(map(tuple, pairs))]
+    ]  # fmt: skip
 
 
 @contextmanager

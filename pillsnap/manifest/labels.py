@@ -1,4 +1,4 @@
-"""Parses AI Hub label JSON: box, photo size, drug name, EDI codes. Worker processes import it: no heavy imports."""
+"""Parses AI Hub label JSON: box, photo size, names, EDI codes, attributes. Workers import it: no heavy imports."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import json
 import math
 import os
 import stat
-import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from pillsnap.errors import UserError
+from pillsnap.manifest.attributes import Texts, clean, label_attributes
 from pillsnap.photos.archives import parse_location, read_place
 
 _MAX_BYTES = 4 << 20
 _SIDE_MAX = 2**31 - 1
+_DIRECTIONS = {"앞면": 0, "뒷면": 1}
 
 
 class Label(NamedTuple):
@@ -29,11 +30,17 @@ class Label(NamedTuple):
     name: str = ""
     edi_codes: tuple[str, ...] = ()
     file_name: str = ""
+    direction: int | None = None
+    """Side that is seen, as in file names: 0 front, 1 back."""
+    attributes: Texts = ()
 
 
 def read_labels(root: str, jobs: Sequence[tuple[str, str]]) -> list[Label]:
     """Labels of (location under `root`, expected K-code) jobs, in order; "" is missing. Bad files do not raise."""
-    return [_read_label(root, location, code) for location, code in jobs]
+    labels = [_read_label(root, location, code) for location, code in jobs]
+    # The labels of a class state the same: kept, and sent to another process, once.
+    known: dict[Texts, Texts] = {}
+    return [label._replace(attributes=known.setdefault(label.attributes, label.attributes)) for label in labels]
 
 
 def _read_label(root: str, location: str, code: str) -> Label:
@@ -83,13 +90,14 @@ def parse_label(data: bytes, code: str) -> Label:
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         return Label("broken")
     width, height = _side(image.get("width")), _side(image.get("height"))
-    name = _clean(image.get("dl_name"))
-    edi_codes = tuple(sorted({part for part in map(str.strip, _clean(image.get("di_edi_code")).split(",")) if part}))
-    stated = _clean(image.get("dl_mapping_code")) or _clean(image.get("drug_N"))
+    name = clean(image.get("dl_name"))
+    edi_codes = tuple(sorted({part for part in map(str.strip, clean(image.get("di_edi_code")).split(",")) if part}))
+    stated = clean(image.get("dl_mapping_code")) or clean(image.get("drug_N"))
     if stated and stated != code:
         return Label("other_code", None, width, height)
     problem, box = _box(annotations)
-    return Label(problem, box, width, height, name, edi_codes, _clean(image.get("file_name")))
+    file_name, direction = clean(image.get("file_name")), _DIRECTIONS.get(clean(image.get("drug_dir")))
+    return Label(problem, box, width, height, name, edi_codes, file_name, direction, label_attributes(image))
 
 
 def _box(annotations: list) -> tuple[str, tuple[float, float, float, float] | None]:
@@ -128,7 +136,3 @@ def _side(value: object) -> int:
     except (TypeError, ValueError, OverflowError):
         return 0
     return side if 0 < side <= _SIDE_MAX else 0
-
-
-def _clean(value: object) -> str:
-    return unicodedata.normalize("NFC", str(value)).strip() if isinstance(value, str | int) else ""

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from pillsnap.manifest.aihub import Progress, label_folder, label_names, label_paths, parse_name, split_codes
 from pillsnap.manifest.candidates import Candidates, Sample
+from pillsnap.manifest.class_facts import ClassFacts, class_facts
 from pillsnap.manifest.label_reading import LabelReader, read_all_labels
 from pillsnap.manifest.labels import Label
 from pillsnap.manifest.scan import Scan
@@ -23,11 +24,10 @@ from pillsnap.photos.archives import Member, locate, read_directory, to_location
 
 @dataclass(frozen=True)
 class Rows:
-    """The manifest table, drug names and EDI codes by K-code, and label paths by problem."""
+    """The manifest table, facts about its classes, and label paths by problem."""
 
     table: pa.Table
-    names: dict[str, str]
-    edi_codes: dict[str, list[str]]
+    facts: ClassFacts
     num_labels: int
     problems: dict[str, list[str]]
 
@@ -42,7 +42,8 @@ def read_rows(
 ) -> Rows:
     """Rows sorted by sample id, so that the order does not depend on folders and archives.
 
-    A pill whose label is missing, broken or of another code has a null box, and its label path is listed.
+    A pill whose label is missing, broken or of another code has a null box, and its label path is listed; so is that of
+    a label that states another side than the file name, whose side counts.
     """
     scan = candidates.scan
     positions = candidates.positions[sample.photos].tolist()
@@ -58,22 +59,21 @@ def read_rows(
     owners = [stem for stem, row in zip(stems, codes, strict=True) for _ in row]
     labels = [of_photo(label, stem) for label, stem in zip(labels, owners, strict=True)]
 
-    names: dict[str, Counter[str]] = {}
-    edi_codes: dict[str, set[str]] = {}
+    fields = scan.view_fields[scan.view_index[positions]]
+    directions = fields[:, CAMERA_FIELDS.index("direction")].tolist()
+    named = [direction for direction, row in zip(directions, codes, strict=True) for _ in row]
     problems: dict[str, list[str]] = {}
-    for path, (_, code), label in zip(label_paths, jobs, labels, strict=True):
+    for path, direction, label in zip(label_paths, named, labels, strict=True):
         if label.problem:
             problems.setdefault(label.problem, []).append(path)
-        if label.name:
-            names.setdefault(code, Counter())[label.name] += 1
-        edi_codes.setdefault(code, set()).update(label.edi_codes)
+        if label.direction not in (None, direction):
+            problems.setdefault("other_side", []).append(path)
 
     boxes, sizes = boxes_and_sizes(codes, labels)
     for stem, row in zip(stems, boxes, strict=True):
         known = [box for box in row if box is not None]
         if len(set(known)) < len(known):
             problems.setdefault("same_box", []).append(stem)
-    fields = scan.view_fields[scan.view_index[positions]]
     columns = {
         "sample_id": stems,
         "image_path": [scan.path(position) for position in positions],
@@ -89,13 +89,7 @@ def read_rows(
         **archive_columns(scan, positions, os.fspath(data_root)),
     }
     table = pa.table({name: pa.array(values, type=SCHEMA.field(name).type) for name, values in columns.items()})
-    return Rows(
-        table,
-        {code: min(seen, key=lambda name: (-seen[name], name)) for code, seen in names.items()},
-        {code: sorted(values) for code, values in edi_codes.items()},
-        len(jobs),
-        problems,
-    )
+    return Rows(table, class_facts([code for _, code in jobs], labels), len(jobs), problems)
 
 
 def of_photo(label: Label, stem: str) -> Label:

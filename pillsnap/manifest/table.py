@@ -11,12 +11,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pillsnap.errors import UserError
 from pillsnap.files import write_atomically, write_json
+from pillsnap.manifest.attributes import Attributes
 from pillsnap.photos.archives import Place, to_location
 
 PARQUET_NAME = "manifest.parquet"
@@ -57,7 +59,7 @@ _FORMULA = re.compile(r"^'*[=+\-@\t\r\uff0b\uff0d\uff1d\uff20]")
 
 @dataclass(frozen=True)
 class ClassInfo:
-    """One class of the classifier: its K-code (or class name), index, Korean EDI codes and photo counts."""
+    """One class of the classifier: its K-code (or class name), index, Korean EDI codes, photo counts and attributes."""
 
     code: str
     index: int
@@ -65,6 +67,14 @@ class ClassInfo:
     edi_codes: list[str] = field(default_factory=list)
     num_train: int = 0
     num_val: int = 0
+    attributes: Attributes = field(default_factory=Attributes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its entry in classes.json; without known attributes that of earlier versions."""
+        entry = asdict(self)
+        if not self.attributes:
+            del entry["attributes"]
+        return entry
 
 
 def read_manifest(path: Path) -> pa.Table:
@@ -122,8 +132,7 @@ def write_manifest(table: pa.Table, out_dir: Path, classes: list[ClassInfo]) -> 
             (out_dir / name).unlink(missing_ok=True)  # of an earlier manifest
         else:
             write_atomically(out_dir / name, _csv_text(table, split).encode("utf-8"))
-    payload = {"schema_version": 1, "classes": [asdict(info) for info in classes]}
-    write_json(out_dir / CLASSES_NAME, payload)
+    write_json(out_dir / CLASSES_NAME, classes_payload(classes))
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", row_group_size=50_000)
     write_atomically(out_dir / PARQUET_NAME, buffer.getbuffer())
@@ -137,6 +146,11 @@ def manifest_hash(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def classes_payload(classes: Iterable[ClassInfo]) -> dict[str, Any]:
+    """Content of classes.json."""
+    return {"schema_version": 1, "classes": [info.to_dict() for info in classes]}
 
 
 def read_classes(path: Path) -> list[ClassInfo]:
@@ -158,7 +172,10 @@ def read_classes(path: Path) -> list[ClassInfo]:
 
 
 def class_list(
-    table: pa.Table, names: Mapping[str, str] | None = None, edi_codes: Mapping[str, Iterable[str]] | None = None
+    table: pa.Table,
+    names: Mapping[str, str] | None = None,
+    edi_codes: Mapping[str, Iterable[str]] | None = None,
+    attributes: Mapping[str, Attributes] | None = None,
 ) -> list[ClassInfo]:
     """Classes of a table: index = position among the sorted codes that occur in training photos."""
     counts: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
@@ -173,6 +190,7 @@ def class_list(
             edi_codes=list((edi_codes or {}).get(code, ())),
             num_train=counts["train"][code],
             num_val=counts["val"].get(code, 0),
+            attributes=(attributes or {}).get(code, Attributes()),
         )
         for index, code in enumerate(sorted(counts["train"]))
     ]

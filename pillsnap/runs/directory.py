@@ -9,7 +9,7 @@ import re
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +124,7 @@ def open_run(
         "data_root": str(data_root),
         "manifest": join(uri, PARQUET_NAME) if uri else named,
         "manifest_hash": manifest_hash(manifest_path),
-        "classes": [asdict(entry) for entry in classes],
+        "classes": [entry.to_dict() for entry in classes],
         "settings": settings.model_dump(mode="json"),
     }
     with only_driver(run_dir):

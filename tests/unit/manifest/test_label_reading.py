@@ -25,7 +25,8 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str
     jobs = []
     for number in range(40):
         code, name = f"K-{number:06d}", f"{number}.json"
-        text = json.dumps(label_document(code, bbox=[number, 1, 2, 3]), ensure_ascii=False)
+        look = {"drug_dir": "뒷면", "drug_shape": "원형", "color_class1": "하양"} if number % 8 == 1 else {}
+        text = json.dumps(label_document(code, bbox=[number, 1, 2, 3], **look), ensure_ascii=False)
         if number % 8 != 3:
             (tmp_path / name).write_text("{" if number % 8 == 5 else text, encoding="utf-8")
         jobs.append(("" if number == 4 else name, code if number % 8 != 6 else "K-999999"))
@@ -37,6 +38,7 @@ def test_every_reader_gives_the_same_labels_in_order(jobs: list[tuple[str, str]]
     here = read_all_labels(tmp_path, jobs, 1)
     assert [label.problem for label in here[:8]] == ["", "", "", "missing", "missing", "broken", "other_code", ""]
     assert here[7] == Label("", (7, 1, 2, 3), 50, 60, "약 K-000007", ("642200750", "A13100741"), "x.png")
+    assert (here[9].direction, here[9].attributes) == (1, (("shape", "원형"), ("colours", "하양")))
     calls: list[tuple[str, int, int]] = []
     assert read_all_labels(tmp_path, jobs, 2, lambda *call: calls.append(call), "processes") == here
     assert read_all_labels(tmp_path, jobs, 2, lambda *call: calls.append(call), "ray") == here
