@@ -55,6 +55,11 @@ Manifest = Annotated[
     str | None, typer.Option(help="Manifest, a path or a URI.", show_default="the one in the run directory")
 ]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="File for the results as JSON.", show_default="none")]
+Allow = Annotated[
+    Path | None,
+    typer.Option(help="Text file of the codes that are possible, one per line; # starts a comment.",
+                 show_default="all"),
+]  # fmt: skip
 AttributeFile = Annotated[
     Path | None,
     typer.Option("--attributes", help="CSV table of shapes, colours and imprints by code, for what the labels lack.",

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pillsnap.cli.options import DATA_ROOT_ENV, JsonFile, NamedRun, named_run, opened_run, uri_of
+from pillsnap.cli.options import DATA_ROOT_ENV, Allow, AttributeFile, JsonFile, NamedRun, named_run, opened_run, uri_of
 from pillsnap.cli.terminal import console, require_output, say
 from pillsnap.errors import UserError
 from pillsnap.files import MISSING
@@ -28,13 +28,16 @@ def evaluate(
     compare: Annotated[
         str | None, typer.Option(help="Earlier run to compare with in the report.", show_default="none")
     ] = None,
+    allow: Allow = None,
 ) -> None:
     """Evaluate a trained run on its validation photos, or on another split, whose results are in RUN/<split>/.
 
-    Exit code 0 when all targets are met, 1 when one is missed.
+    Exit code 0 when all targets are met, 1 when one is missed. With --allow, metrics.json also has the metrics of
+    answers restricted to the listed codes.
     """
     from pillsnap.cluster.session import ray_session
     from pillsnap.evaluate.evaluator import evaluate_run
+    from pillsnap.metrics.evidence import read_allowed
     from pillsnap.observe.logs import setup_logging
     from pillsnap.runs.directory import load_run, only_driver
     from pillsnap.runs.driver_lock import driving
@@ -43,10 +46,11 @@ def evaluate(
     earlier = _read_metrics(compare) if compare else None
     with driving(where, say) as directory:
         run = load_run(directory, manifest_path=manifest, data_root=data_root, uri=uri_of(where))
+        allowed = read_allowed(allow, run.codes) if allow else None
         with only_driver(directory):
             setup_logging(run.run_dir)
             with ray_session(), console.status("evaluating both models"):
-                metrics = evaluate_run(run, compare=earlier, split=split)
+                metrics = evaluate_run(run, compare=earlier, split=split, allowed=allowed)
     if json_file:
         json_file.write_text(json.dumps(metrics, ensure_ascii=False, indent=2), encoding="utf-8")
     show_result(where, metrics)
@@ -65,28 +69,41 @@ def predict(
     data_root: Annotated[
         str | None, typer.Option(help="Folder that a manifest's paths are relative to.", show_default="the run's")
     ] = None,
+    allow: Allow = None,
+    hint: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="shape=round, colour=white or imprint=YH, in Korean, too; repeatable. A wrong one lowers an "
+            "answer and never hides it.",
+            show_default="none",
+        ),
+    ] = None,
+    attributes: AttributeFile = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="File for the result.", show_default="the terminal")
     ] = None,
 ) -> None:
     """Find and name the pills in photos: JSON with box, code, EDI codes, name, confidence and the five best codes.
 
+    With --allow or --hint each pill also says what the photo alone names, and how much the list or the hints changed.
     Exit code 1 when a photo could not be read.
     """
     from pillsnap.cluster.session import ray_session
-    from pillsnap.evaluate.predict import list_photos, predict_manifest_photos, predict_photos
+    from pillsnap.evaluate.predict import evidence_for, list_photos, predict_manifest_photos, predict_photos
+    from pillsnap.manifest.attribute_table import read_attribute_table
 
     if mode not in ("auto", "single", "combination"):
         raise UserError(f"--mode {mode!r} is none of auto, single, combination.")
     single = mode == "single"
     is_manifest = len(paths) == 1 and paths[0].endswith(".parquet")
     photos = [] if is_manifest else list_photos([Path(path) for path in paths])
-    run = opened_run(named_run(run_dir))
+    table = read_attribute_table(attributes) if attributes else None
+    run, evidence = evidence_for(opened_run(named_run(run_dir)), allow, hint or (), table)
     with ray_session():
         if is_manifest:
-            results = predict_manifest_photos(run, paths[0], data_root, split, single=single)
+            results = predict_manifest_photos(run, paths[0], data_root, split, single=single, evidence=evidence)
         else:
-            results = predict_photos(run, photos, single=single)
+            results = predict_photos(run, photos, single=single, evidence=evidence)
     text = json.dumps(results, ensure_ascii=False, indent=2)
     if json_file:
         json_file.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
@@ -135,9 +152,15 @@ def verify(run_dir: NamedRun) -> None:
 def show_result(where: str, metrics: dict[str, Any]) -> None:
     """Print the metrics of a run at `where` beside their targets, every miss, and where the report is."""
     from pillsnap.evaluate.metrics_json import result_path
-    from pillsnap.evaluate.targets import results_table
+    from pillsnap.evaluate.targets import percent, results_table
 
     console.print(results_table(metrics))
+    if found := metrics.get("restricted", {}).get("classification", {}).get("restricted"):
+        before = metrics["restricted"]["classification"]["unrestricted"]
+        say(
+            f"pills of the {metrics['restricted']['num_codes']:,} possible codes: {found['num_samples']:,}, top-1 "
+            f"{percent(found['top1'])} restricted to these codes, {percent(before['top1'])} without"
+        )
     for miss in metrics["misses"]:
         say(miss, style="red")
     say(f"report: {join(where, result_path(metrics['split'], 'report.html'))}")

@@ -11,17 +11,21 @@ from pillsnap.errors import UserError
 from pillsnap.evaluate.inference import Predictions, predict_manifest
 from pillsnap.evaluate.metrics_json import METRICS_NAME, collect_metrics, result_path, write_metrics
 from pillsnap.evaluate.report.page import write_report
+from pillsnap.evaluate.restricted import restricted_metrics
 from pillsnap.evaluate.verify import model_problems
 from pillsnap.observe.events import EventLog, read_events
 from pillsnap.runs.directory import Run
 from pillsnap.runs.remote_checkpoints import find_run_checkpoint
 
 
-def evaluate_run(run: Run, *, compare: dict[str, Any] | None = None, split: str = "val") -> dict[str, Any]:
+def evaluate_run(
+    run: Run, *, compare: dict[str, Any] | None = None, split: str = "val", allowed: list[str] | None = None
+) -> dict[str, Any]:
     """Write `predictions/`, `metrics.json` and `report.html` of one split, and return the metrics.
 
     The validation split's are in the run directory, and log the `verdict` event; another split's are in a folder of its
-    name. `compare` are the metrics of an earlier run, shown in the report. Ray must be initialised.
+    name. `compare` are the metrics of an earlier run, shown in the report. With `allowed` codes, `restricted` in the
+    metrics has those of answers restricted to them. Ray must be initialised.
     """
     photos = run.manifest.filter(pc.equal(run.manifest["split"], split))
     if not len(photos):
@@ -57,6 +61,8 @@ def evaluate_run(run: Run, *, compare: dict[str, Any] | None = None, split: str 
         split=split,
         problems=problems,
     )
+    if allowed is not None:
+        metrics["restricted"] = restricted_metrics(run, photos, allowed, predictions, split)
     metrics_path = write_metrics(folder, metrics)
     report_path = write_report(
         folder,

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from pillsnap.config import Settings
 from pillsnap.metrics.boxes import MIN_SCORE
 from pillsnap.metrics.calibration import cross_fitted_confidence, temperature_facts
+from pillsnap.metrics.evidence import Evidence
 from pillsnap.photos.decode import BadImage
 from pillsnap.photos.reader import PhotoReader, ReadAhead
 
@@ -33,6 +34,9 @@ _RESULT = pa.schema(
         "named_top": pa.list_(_INTS),
         "named_probs": pa.list_(_FLOATS),
         "named_raw": _FLOATS,
+        "named_unaided": _INTS,
+        "named_unaided_probs": _FLOATS,
+        "named_forbidden": _FLOATS,
         "box_index": _INTS,
         "label": _INTS,
         "top_indices": pa.list_(_INTS),
@@ -73,14 +77,21 @@ class Predictions:
 
 
 def predict_manifest(
-    manifest: pa.Table, run: str | Path, settings: Settings, codes: list[str], data_root: str, *, fitted_here: bool
+    manifest: pa.Table,
+    run: str | Path,
+    settings: Settings,
+    codes: list[str],
+    data_root: str,
+    *,
+    fitted_here: bool,
+    evidence: Evidence | None = None,
 ) -> Predictions:
     """Run both models of `run` (a folder or URI) over the photos of `manifest`. Ray must be initialised.
 
     `fitted_here`: these photos chose the epochs and fitted the temperature, so that the confidences to be checked
     (`held_out_confidence`) are cross-fitted by the photos' groups.
     """
-    rows = infer(manifest, run, settings, codes, data_root)
+    rows = infer(manifest, run, settings, codes, data_root, evidence=evidence)
     errors = {row["sample_id"]: row["error"] for row in rows if row["error"]}
     rows = [row for row in rows if not row["error"]]
     has_detector = any(row["boxes"] is not None for row in rows)
@@ -143,6 +154,7 @@ def infer(
     *,
     classify: bool = True,
     min_score: float = MIN_SCORE,
+    evidence: Evidence | None = None,
 ) -> list[dict[str, Any]]:
     """One row per photo with the output of both models; `photos` has manifest columns. Ray must be initialised.
 
@@ -169,7 +181,7 @@ def infer(
         warnings.simplefilter("ignore", DeprecationWarning)
         inferred = decoded.map_batches(
             _Model,
-            fn_constructor_args=(run, settings, codes, classify, min_score),
+            fn_constructor_args=(run, settings, codes, classify, min_score, evidence),
             batch_size=batch_size,  # Ray demands a number of actors with GPUs
             batch_format="pyarrow",
             num_gpus=1 if num_gpus else 0,
@@ -208,7 +220,15 @@ def _decode(batch: pa.Table, *, reader: PhotoReader) -> pa.Table:
 class _Model:
     """Actor with both models."""
 
-    def __init__(self, run: str | Path, settings: Settings, codes: list[str], classify: bool, min_score: float) -> None:
+    def __init__(
+        self,
+        run: str | Path,
+        settings: Settings,
+        codes: list[str],
+        classify: bool,
+        min_score: float,
+        evidence: Evidence | None = None,
+    ) -> None:
         import os
 
         import torch
@@ -221,7 +241,7 @@ class _Model:
         self._settings = settings
         self._min_score = min_score
         self._labels = {code: index for index, code in enumerate(codes)}
-        self._models = TwoStage(run, settings, codes, classify=classify)
+        self._models = TwoStage(run, settings, codes, classify=classify, evidence=evidence)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         rows = batch.drop_columns("pixels").to_pylist()
@@ -262,6 +282,8 @@ class _Model:
             result["calibration_facts"] = _calibration_facts(given, result["label"])
             if self._models.detector is not None:
                 result["named_top"], result["named_probs"], result["named_raw"] = _lists(named)
+                for name in ("unaided", "unaided_probs", "forbidden"):
+                    result[f"named_{name}"] = getattr(named, name).tolist()
 
     def _confident_boxes(self, result: dict[str, Any]) -> list[list[float]]:
         """The boxes to classify: those at or above the confidence threshold, a prefix of all found boxes."""

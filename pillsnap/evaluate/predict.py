@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,15 @@ import pyarrow.compute as pc
 
 from pillsnap.errors import UserError
 from pillsnap.evaluate.inference import infer
+from pillsnap.manifest.aihub import parse_name
+from pillsnap.manifest.attribute_table import AttributeTable, add_attributes
 from pillsnap.manifest.table import read_manifest
+from pillsnap.metrics.evidence import Evidence, gather, read_allowed
 from pillsnap.photos.decode import PHOTO_SUFFIXES
 from pillsnap.runs.directory import Run
 from pillsnap.storage import local_manifest
+
+_UNAIDED = ("named_unaided", "named_unaided_probs", "named_forbidden")
 
 
 def list_photos(paths: Sequence[Path]) -> list[Path]:
@@ -44,20 +50,31 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def predict_photos(run: Run, photos: Sequence[Path], *, single: bool = False) -> list[dict[str, Any]]:
-    """One entry per photo, in order: `path`, `error` (None when it could be read) and `pills`, best first. Ray must be
-    initialised.
+def predict_photos(
+    run: Run, photos: Sequence[Path], *, single: bool = False, evidence: Evidence | None = None
+) -> list[dict[str, Any]]:
+    """One entry per photo, in order: `path`, `error` (None when it could be read), `side` (front or back, if an AI Hub
+    file name states it) and `pills`, best first. Ray must be initialised.
 
-    A pill has `box` (x, y, w, h in pixels), `score` of the detector, `code`, `name`, `edi_codes`, `confidence`
-    (calibrated on the validation split) and `top5`. With `single` only the pill of the highest score is returned.
+    A pill has `box` (x, y, w, h in pixels), `score` of the detector, `code`, `name`, `edi_codes`, `attributes`,
+    `confidence` (calibrated on the validation split) and `top5`; with `evidence` also what it says (Evidence.facts).
+    With `single` only the pill of the highest score is returned.
     """
     root = os.path.commonpath([photo.parent for photo in photos])
     paths = [os.path.relpath(photo, root) for photo in photos]
-    return _predict(run, [str(photo) for photo in photos], paths, root, single)
+    names = [parse_name(photo.name) for photo in photos]
+    sides = [None if name is None else name.direction for name in names]
+    return _predict(run, [str(photo) for photo in photos], paths, root, sides, single, evidence)
 
 
 def predict_manifest_photos(
-    run: Run, manifest_path: str | Path, data_root: str | None, split: str | None, *, single: bool = False
+    run: Run,
+    manifest_path: str | Path,
+    data_root: str | None,
+    split: str | None,
+    *,
+    single: bool = False,
+    evidence: Evidence | None = None,
 ) -> list[dict[str, Any]]:
     """Like `predict_photos`, for the photos of a manifest (of one `split`, unless None) under `data_root` (default: the
     run's). Raises UserError when there is none.
@@ -67,11 +84,31 @@ def predict_manifest_photos(
         manifest = manifest.filter(pc.equal(manifest["split"], split))
     if not len(manifest):
         raise UserError(f"{manifest_path} has no photo" + (f" of the split {split!r}." if split else "."))
-    names, locations = (manifest[name].to_pylist() for name in ("image_path", "location"))
-    return _predict(run, names, locations, data_root or run.data_root, single)
+    names, locations, sides = (manifest[name].to_pylist() for name in ("image_path", "location", "direction"))
+    return _predict(run, names, locations, data_root or run.data_root, sides, single, evidence)
 
 
-def _predict(run: Run, names: list[str], locations: list[str], root: str, single: bool) -> list[dict[str, Any]]:
+def evidence_for(
+    run: Run, allow: Path | None = None, hints: Sequence[str] = (), table: AttributeTable | None = None
+) -> tuple[Run, Evidence | None]:
+    """The run, with the attributes of `table` added, and the evidence of a list of codes and of hints, if any."""
+    if table is not None:
+        run = replace(run, classes=add_attributes(run.classes, table)[0])
+    if allow is None and not hints:
+        return run, None
+    classes = [{"code": info.code, "attributes": info.attributes} for info in run.classes]
+    return run, gather(classes, None if allow is None else read_allowed(allow, run.codes), hints)
+
+
+def _predict(
+    run: Run,
+    names: list[str],
+    locations: list[str],
+    root: str,
+    sides: list[int | None],
+    single: bool,
+    evidence: Evidence | None,
+) -> list[dict[str, Any]]:
     table = pa.table(
         {
             "sample_id": names,
@@ -82,16 +119,16 @@ def _predict(run: Run, names: list[str], locations: list[str], root: str, single
         }
     )
     confidence = run.settings.evaluation.confidence
-    found = infer(table, run.where, run.settings, run.codes, root, min_score=confidence)
+    found = infer(table, run.where, run.settings, run.codes, root, min_score=confidence, evidence=evidence)
     rows = {row["sample_id"]: row for row in found}
-    return [_entry(run, rows[name], single) for name in names]
+    return [_entry(run, rows[name], side, single, evidence) for name, side in zip(names, sides, strict=True)]
 
 
-def _entry(run: Run, row: dict[str, Any], single: bool) -> dict[str, Any]:
+def _entry(run: Run, row: dict[str, Any], side: int | None, single: bool, evidence: Evidence | None) -> dict[str, Any]:
     named = row["named_top"] or []
     pills = []
-    for box, score, indices, probabilities in zip(
-        row["boxes"] or [], row["scores"] or [], named, row["named_probs"] or [], strict=False
+    for number, (box, score, indices, probabilities) in enumerate(
+        zip(row["boxes"] or [], row["scores"] or [], named, row["named_probs"] or [], strict=False)
     ):
         best = run.classes[indices[0]]
         pills.append(
@@ -101,6 +138,7 @@ def _entry(run: Run, row: dict[str, Any], single: bool) -> dict[str, Any]:
                 "code": best.code,
                 "name": best.name,
                 "edi_codes": best.edi_codes,
+                "attributes": best.attributes,
                 "confidence": round(probabilities[0], 4),
                 "top5": [
                     {"code": run.codes[i], "confidence": round(p, 4)}
@@ -108,4 +146,8 @@ def _entry(run: Run, row: dict[str, Any], single: bool) -> dict[str, Any]:
                 ],
             }
         )
-    return {"path": row["sample_id"], "error": row["error"], "pills": pills[:1] if single else pills}
+        if evidence is not None:
+            index, confidence, forbidden = (row[name][number] for name in _UNAIDED)
+            pills[-1] |= evidence.facts(indices[0], run.codes[index], confidence, forbidden)
+    shown = {None: None, 0: "front", 1: "back"}.get(side)
+    return {"path": row["sample_id"], "error": row["error"], "side": shown, "pills": pills[:1] if single else pills}

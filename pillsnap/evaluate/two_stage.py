@@ -16,6 +16,7 @@ from pillsnap.data import augment
 from pillsnap.data.recipes import NO_CROP_JITTER
 from pillsnap.errors import UserError
 from pillsnap.metrics.boxes import MIN_SCORE
+from pillsnap.metrics.evidence import Evidence
 from pillsnap.models.precision import autocast, this_device
 from pillsnap.tasks.best_model import Best, load_best
 
@@ -36,6 +37,8 @@ class Names:
     """Classes of k crops: the `top` five class indices (k, 5), best first, their calibrated probabilities `probs`
     (k, 5), the probability of the best class before calibration, `raw` (k,), and the `logits` (k, classes).
 
+    `top` and `probs` take the evidence into account; `unaided` (k,) is the best class of the photo alone,
+    `unaided_probs` (k,) its calibrated probability, and `forbidden` (k,) that of all classes that are not possible.
     Probabilities are 0 where a logit is not finite.
     """
 
@@ -43,6 +46,9 @@ class Names:
     probs: np.ndarray
     raw: np.ndarray
     logits: np.ndarray
+    unaided: np.ndarray
+    unaided_probs: np.ndarray
+    forbidden: np.ndarray
 
     def rows(self, chosen: slice) -> Names:
         """Some of the crops."""
@@ -50,9 +56,20 @@ class Names:
 
 
 class TwoStage:
-    """The best detector and classifier of a run (a folder or URI) on one device. Either may be None."""
+    """The best detector and classifier of a run (a folder or URI) on one device. Either may be None.
 
-    def __init__(self, run: str | Path, settings: Settings, codes: list[str], *, classify: bool = True) -> None:
+    `evidence`: what is known beside the photos.
+    """
+
+    def __init__(
+        self,
+        run: str | Path,
+        settings: Settings,
+        codes: list[str],
+        *,
+        classify: bool = True,
+        evidence: Evidence | None = None,
+    ) -> None:
         self._settings = settings
         self._device = this_device(settings.train.device)
         self._autocast = autocast(settings.train.amp, self._device)
@@ -63,6 +80,9 @@ class TwoStage:
             raise UserError(f"{run} has no complete checkpoint: train it first, with `pillsnap train --run {run}`.")
         self.detector = None if detection is None else self._ready(detection).fuse(verbose=False)
         self.classifier = None if classification is None else self._fused_classifier(classification)
+        evidence = evidence or Evidence(np.zeros(len(codes)), len(codes))
+        self._log_ratios = torch.from_numpy(evidence.log_ratios).float().to(self._device)
+        self._num_named = min(TOP, evidence.num_allowed)
         self.temperature = 1.0 if classification is None else classification.metrics.get("temperature", 1.0)
 
     @torch.inference_mode()
@@ -89,15 +109,21 @@ class TwoStage:
         settings = self._settings.classification
         crops = [self._crop(photo, box) for photo, rows in zip(photos, boxes, strict=True) for box in rows]
         none = np.zeros((0, TOP), np.float32)
-        parts = [Names(none.astype(np.int64), none, none[:, 0], none)]
+        indices = none.astype(np.int64)
+        parts = [Names(indices, none, none[:, 0], none, indices[:, 0], none[:, 0], none[:, 0])]
         for start in range(0, len(crops), settings.batch_size):
             images = torch.from_numpy(np.stack(crops[start : start + settings.batch_size])).to(self._device)
             logits = self._logits(images)
             answered = logits.isfinite().all(1, keepdim=True)
             finite = torch.where(answered, logits, 0)
-            probs, top = (finite / self.temperature).softmax(1).topk(min(TOP, logits.shape[1]))
+            calibrated = finite / self.temperature
+            probs, top = (calibrated + self._log_ratios).softmax(1).topk(self._num_named)
+            alone = calibrated.softmax(1)
+            unaided_probs, unaided = alone.max(1)
+            forbidden = alone[:, self._log_ratios == -math.inf].sum(1)
             raw = finite.softmax(1).amax(1, keepdim=True)
-            arrays = (top, probs * answered, (raw * answered)[:, 0], logits)
+            sure = answered[:, 0]
+            arrays = (top, probs * answered, (raw * answered)[:, 0], logits, unaided, unaided_probs * sure, forbidden)
             parts.append(Names(*(array.cpu().numpy() for array in arrays)))
         parts = parts if len(parts) == 1 else parts[1:]
         names = Names(*(np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(Names)))

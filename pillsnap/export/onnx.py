@@ -6,6 +6,7 @@ import importlib.util
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import nn
 
 from pillsnap.errors import UserError
 from pillsnap.files import write_json
+from pillsnap.metrics import evidence
 from pillsnap.photos import decode
 from pillsnap.runs.directory import Run
 from pillsnap.tasks.best_model import load_best
@@ -21,6 +23,7 @@ from pillsnap.tasks.best_model import load_best
 MAX_DIFFERENCE = 1e-3
 """Largest accepted difference of an output, relative to the largest output."""
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
+_CLASS_FACTS = ("code", "name", "edi_codes", "attributes")
 
 
 class _DetectorBoxes(nn.Module):
@@ -40,8 +43,9 @@ class _DetectorBoxes(nn.Module):
 
 
 def export_run(run: Run, folder: Path) -> dict[str, float]:
-    """Write detector.onnx, classifier.onnx, pipeline.json, pipeline.py and decode.py into `folder`. Returns the largest
-    difference of each model from torch, relative to its largest output.
+    """Write detector.onnx, classifier.onnx, pipeline.json, pipeline.py, decode.py and evidence.py into `folder`.
+
+    Returns the largest difference of each model from torch, relative to its largest output.
 
     Raises UserError when a package or a trained model is missing, or a difference exceeds MAX_DIFFERENCE.
     """
@@ -79,21 +83,21 @@ def export_run(run: Run, folder: Path) -> dict[str, float]:
             "temperature": best["classification"].metrics.get("temperature", 1.0),  # type: ignore[union-attr]
         },
         "classes": [
-            {name: value for name, value in asdict(entry).items() if name in ("code", "name", "edi_codes")}
-            for entry in run.classes
+            {name: value for name, value in asdict(entry).items() if name in _CLASS_FACTS} for entry in run.classes
         ],
     }
     write_json(folder / "pipeline.json", facts)
     shutil.copyfile(Path(__file__).with_name("pipeline.py"), folder / "pipeline.py")
-    (folder / "decode.py").write_text(_standalone_decoder(), encoding="utf-8")
+    for module in (decode, evidence):
+        (folder / f"{module.__name__.rpartition('.')[2]}.py").write_text(_standalone(module), encoding="utf-8")
     return differences
 
 
-def _standalone_decoder() -> str:
-    """The source of the one decoder, without its import of this package."""
-    source = Path(decode.__file__).read_text(encoding="utf-8")
+def _standalone(module: ModuleType) -> str:
+    """The source of a module, without its import of this package."""
+    source = Path(str(module.__file__)).read_text(encoding="utf-8")
     ours = "from pillsnap.errors import UserError\n"
-    assert source.count(ours) == 1 and source.count("pillsnap.") == 1, "decode.py must need one name of this package"
+    assert source.count(ours) == 1 and source.count("pillsnap.") == 1, f"{module} must need one name of this package"
     return source.replace(ours, "UserError = ValueError\n")
 
 

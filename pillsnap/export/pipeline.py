@@ -1,9 +1,9 @@
 """Names the pills of photos with exported models. Requires only onnxruntime, numpy, OpenCV and Pillow.
 
-    python pipeline.py photo.png [photo.png ...]
+    python pipeline.py photo.png [photo.png ...] [--allow codes.txt] [--hint shape=round ...]
 
-`pillsnap export` copies this file and decode.py, which reads photos as training does, beside the models; their settings
-and classes are in pipeline.json.
+`pillsnap export` copies this file, decode.py, which reads photos as training does, and evidence.py, which combines an
+answer with possible codes and hints, beside the models; their settings and classes are in pipeline.json.
 """
 
 from __future__ import annotations
@@ -32,14 +32,18 @@ class Pipeline:
             for name in ("detector", "classifier")
         )
 
-    def predict(self, photo: np.ndarray) -> list[dict[str, Any]]:
+    def predict(self, photo: np.ndarray, evidence: Any = None) -> list[dict[str, Any]]:
         """The pills of one photo (height, width, 3) uint8 RGB, best box first: `box` (x, y, w, h in pixels), `score`,
-        `code`, `name`, `edi_codes`, `confidence` and `top5`.
+        `code`, `name`, `edi_codes`, `attributes`, `confidence` and `top5`; with `evidence` (of `evidence.gather`) also
+        what it says.
         """
         boxes, scores = self.detect(photo)
         pills = []
-        for box, score, probabilities in zip(boxes, scores, self.classify(photo, boxes), strict=True):
-            top = np.argsort(-probabilities, kind="stable")[:5]
+        logits = self.logits(photo, boxes)
+        ratios = 0.0 if evidence is None else evidence.log_ratios
+        num_named = min(5, len(self.facts["classes"]) if evidence is None else evidence.num_allowed)
+        for box, score, alone, probabilities in zip(boxes, scores, logits, softmax(logits + ratios), strict=True):
+            top = np.argsort(-probabilities, kind="stable")[:num_named]
             named = [self.facts["classes"][i] for i in top]
             pills.append({
                 "box": [round(float(value), 1) for value in box],
@@ -51,6 +55,11 @@ class Pipeline:
                     for entry, i in zip(named, top, strict=True)
                 ],
             })  # fmt: skip
+            if evidence is not None:
+                (unaided,) = softmax(alone[None])
+                best, excluded = int(unaided.argmax()), np.isneginf(evidence.log_ratios)
+                code = self.facts["classes"][best]["code"]
+                pills[-1] |= evidence.facts(int(top[0]), code, float(unaided[best]), float(unaided[excluded].sum()))
         return pills
 
     def detect(self, photo: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -73,15 +82,23 @@ class Pipeline:
 
     def classify(self, photo: np.ndarray, boxes: np.ndarray) -> np.ndarray:
         """Calibrated probabilities (k, classes) of the pills in the boxes (k, 4)."""
+        return softmax(self.logits(photo, boxes))
+
+    def logits(self, photo: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+        """Logits divided by the temperature, (k, classes), of the pills in the boxes (k, 4)."""
         facts = self.facts["classification"]
         if not len(boxes):
             return np.zeros((0, len(self.facts["classes"])))
         crops = np.stack([_crop(photo, box, facts["image_size_px"], facts["crop_margin"]) for box in boxes])
         images = (crops.astype(np.float32) / 255 - np.float32(facts["mean"])) / np.float32(facts["std"])
         (logits,) = self._classifier.run(None, {"images": np.ascontiguousarray(images.transpose(0, 3, 1, 2))})
-        logits = logits.astype(np.float64) / facts["temperature"]
-        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return shares / shares.sum(axis=1, keepdims=True)
+        return logits.astype(np.float64) / facts["temperature"]
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities (k, classes) of logits (k, classes), which may be -inf."""
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return shares / shares.sum(axis=1, keepdims=True)
 
 
 def _crop(photo: np.ndarray, box: np.ndarray, size_px: int, margin: float | None) -> np.ndarray:
@@ -127,16 +144,29 @@ def _distinct(corners: np.ndarray, max_iou: float) -> list[int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", nargs="+", type=Path)
+    parser.add_argument("--allow", type=Path, help="text file of the possible codes, one per line")
+    parser.add_argument("--hint", action="append", default=[], help="shape=round, colour=white or imprint=YH")
     options = parser.parse_args()
     folder = Path(__file__).resolve().parent
     sys.path.insert(0, str(folder))
     from decode import BadImage, decode_image
+    from evidence import gather, read_allowed
 
     pipeline = Pipeline(folder)
+    evidence = None
+    if options.allow or options.hint:
+        classes = pipeline.facts["classes"]
+        try:
+            allowed = read_allowed(options.allow, [entry["code"] for entry in classes]) if options.allow else None
+            evidence = gather(classes, allowed, options.hint)
+        except ValueError as error:
+            sys.exit(str(error))
     for path in options.photos:
         found: dict[str, Any] = {"path": str(path), "error": None, "pills": []}
         try:
-            found["pills"] = pipeline.predict(decode_image(path.read_bytes(), max_pixels=pipeline.facts["max_pixels"]))
+            found["pills"] = pipeline.predict(
+                decode_image(path.read_bytes(), max_pixels=pipeline.facts["max_pixels"]), evidence
+            )
         except (BadImage, OSError) as error:
             found["error"] = str(error)
         print(json.dumps(found, ensure_ascii=False))

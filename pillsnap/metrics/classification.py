@@ -59,8 +59,7 @@ def classification_metrics(table: pa.Table, classes: Sequence[str], num_pairs: i
     """
     crops = read_crops(table)
     return {
-        **_accuracy(crops, np.ones(len(crops.labels), dtype=bool), len(classes)),
-        **{name: _accuracy(crops, crops.image_types == name, len(classes)) for name in IMAGE_TYPES},
+        **accuracies(table, len(classes)),
         "num_classes": len(classes),
         "num_unknown_class": int((_known(crops.labels, len(classes)) == len(classes)).sum()),
         "calibration": calibration_error(
@@ -68,6 +67,15 @@ def classification_metrics(table: pa.Table, classes: Sequence[str], num_pairs: i
         )
         | {"ece_before": calibration_error(crops.raw, crops.predicted == crops.labels)["ece"]},
         "confused_pairs": confused_pairs(crops.labels, crops.predicted, classes, limit=num_pairs),
+    }
+
+
+def accuracies(table: pa.Table, num_classes: int) -> dict[str, Any]:
+    """Top-1, top-5, macro-F1 and number of crops, overall and by image type; None without crops."""
+    crops = read_crops(table)
+    return {
+        **_accuracy(crops, np.ones(len(crops.labels), dtype=bool), num_classes),
+        **{name: _accuracy(crops, crops.image_types == name, num_classes) for name in IMAGE_TYPES},
     }
 
 

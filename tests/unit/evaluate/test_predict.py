@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
+from typer.testing import CliRunner
 
+from pillsnap.cli.main import app
 from pillsnap.config import load_settings
 from pillsnap.errors import UserError
 from pillsnap.evaluate import predict
+from pillsnap.manifest.attribute_table import AttributeTable
 from pillsnap.manifest.table import SCHEMA, ClassInfo, write_manifest
+from pillsnap.metrics.evidence import Evidence
 from pillsnap.photos.archives import parse_location
 from pillsnap.runs.directory import Run, open_run
 
@@ -49,3 +55,63 @@ def test_photos_of_a_split_are_read_by_location(run: Run, tmp_path: Path, monkey
     assert asked["location"][1] == "TS_1/c.png"
     with pytest.raises(UserError, match="no photo of the split 'test'"):
         predict.predict_manifest_photos(run, tmp_path / "manifest", None, "test")
+
+
+FOUND = {
+    "error": None, "boxes": [[1, 2, 3, 4]], "scores": [0.9],
+    "named_top": [[1, 0]], "named_probs": [[0.75, 0.25]], "named_unaided": [2], "named_unaided_probs": [0.5],
+    "named_forbidden": [0.625],
+}  # fmt: skip
+
+
+@pytest.fixture
+def other_run(run: Run) -> Run:
+    classes = [
+        ClassInfo("K-1", 0, attributes={"shape": "원형"}),
+        ClassInfo("K-2", 1),
+        ClassInfo("K-3", 2, attributes={"shape": "타원형"}),
+    ]
+    return replace(run, classes=classes)
+
+
+def test_answer_says_how_it_was_restricted_and_hinted(
+    other_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Evidence | None] = {}
+    photos = [tmp_path / "K-1_0_2_1_0_75_260_200.png"]
+
+    def infer(*_: Any, evidence: Evidence | None, **__: Any) -> list[dict[str, Any]]:
+        given["evidence"] = evidence
+        return [FOUND | {"sample_id": str(photos[0])}]
+
+    monkeypatch.setattr(predict, "infer", infer)
+    (tmp_path / "codes.txt").write_text("K-2\nK-1\n", encoding="utf-8")
+    table = AttributeTable(tmp_path / "a.csv", {"K-2": {"shape": "팔각형"}})
+    run, evidence = predict.evidence_for(other_run, tmp_path / "codes.txt", ["shape=octagon"], table)
+    (entry,) = predict.predict_photos(run, photos, evidence=evidence)
+    assert given["evidence"] is evidence and evidence is not None
+    near = (1 + 1.3) / 3  # an octagon, a circle that it may be mistaken for, and one more that fits
+    ratios = [0.1 + 0.9 * 0.3 / near, 0.1 + 0.9 / near, 0]
+    assert np.exp(evidence.log_ratios).tolist() == pytest.approx(ratios)
+    assert entry == {
+        "path": str(photos[0]), "error": None, "side": "back", "pills": [{
+            "box": [1, 2, 3, 4], "score": 0.9, "code": "K-2", "name": "", "edi_codes": [],
+            "attributes": {"shape": "팔각형"}, "confidence": 0.75,
+            "top5": [{"code": "K-2", "confidence": 0.75}, {"code": "K-1", "confidence": 0.25}],
+            "unaided": {"code": "K-3", "confidence": 0.5}, "restricted": {"num_codes": 2, "forbidden": 0.625},
+            "hints": {"shape=octagon": round(ratios[1], 3)},
+        }],
+    }  # fmt: skip
+    (plain,) = predict.predict_photos(other_run, photos)
+    assert not {"unaided", "restricted", "hints"} & set(plain["pills"][0])
+    assert predict.evidence_for(other_run) == (other_run, None)
+
+
+def test_commands_refuse_an_unknown_code_before_anything_starts(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "codes.txt").write_text("K-11\n", encoding="utf-8")
+    (tmp_path / "photo.png").write_bytes(b"")
+    words = [str(tmp_path / "photo.png"), "--run", str(run.run_dir), "--allow", str(tmp_path / "codes.txt")]
+    for arguments in (["predict", *words], ["evaluate", *words[1:]]):
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 2
+        assert "1 of 1 codes are not known to the model: 'K-11' (nearest: K-1)" in " ".join(result.output.split())

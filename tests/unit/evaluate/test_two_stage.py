@@ -10,6 +10,8 @@ import torch
 
 from pillsnap.config import Settings, load_settings
 from pillsnap.evaluate.two_stage import TwoStage, _window
+from pillsnap.export.pipeline import softmax
+from pillsnap.metrics.evidence import Evidence
 from pillsnap.runs.checkpoint import Position, save_checkpoint
 from pillsnap.tasks.registry import make_task
 
@@ -55,6 +57,24 @@ def test_confidence_is_divided_by_the_temperature(run_dir: Path) -> None:
     ratio, raw_ratio = names.probs[:, 0] / names.probs[:, 1], raw.probs[:, 0] / raw.probs[:, 1]
     np.testing.assert_allclose(ratio, raw_ratio ** (1 / TEMPERATURE), rtol=1e-3)
     assert (raw_ratio > 1.1).all()
+
+
+def test_evidence_is_added_to_the_calibrated_logits(run_dir: Path) -> None:
+    boxes = np.array([[10, 10, 40, 30], [30, 40, 50, 60], [0, 0, 98, 128]], np.float32)
+    log_ratios = np.array([-np.inf, 0.0, 2.0, -np.inf, -np.inf, -1.0, -np.inf, -np.inf])
+    (alone,) = TwoStage(run_dir, settings_with(), CODES).classify([photo()], [boxes])
+    models = TwoStage(run_dir, settings_with(), CODES, evidence=Evidence(log_ratios, 3))
+    (names,) = models.classify([photo()], [boxes])
+    np.testing.assert_allclose(names.logits, alone.logits, atol=1e-6)
+    photo_alone = softmax(alone.logits / TEMPERATURE)
+    expected = photo_alone * np.exp(log_ratios)
+    expected /= expected.sum(1, keepdims=True)
+    assert names.top.shape == (3, 3) and set(names.top.ravel()) == {1, 2, 5}
+    np.testing.assert_allclose(names.probs, np.take_along_axis(expected, names.top, 1), rtol=1e-4)
+    assert (names.unaided == alone.top[:, 0]).all()
+    np.testing.assert_allclose(names.unaided_probs, alone.probs[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(names.forbidden, photo_alone[:, np.isneginf(log_ratios)].sum(1), rtol=1e-4)
+    assert not alone.forbidden.any()
 
 
 def test_crops_of_several_photos_keep_their_order(run_dir: Path) -> None:

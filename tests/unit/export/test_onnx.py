@@ -16,6 +16,7 @@ from PIL import Image
 
 from pillsnap.config import load_settings
 from pillsnap.errors import UserError
+from pillsnap.evaluate.predict import evidence_for
 from pillsnap.evaluate.two_stage import TwoStage
 from pillsnap.export.onnx import MAX_DIFFERENCE, export_run
 from pillsnap.manifest.table import ClassInfo
@@ -26,6 +27,8 @@ from pillsnap.synthetic.faults import encode
 from pillsnap.tasks.registry import make_task
 
 CODES = [f"K-{number:06}" for number in range(6)]
+# A process that cannot import PillSnap, torch or timm.
+BLOCKED = "import runpy, sys; sys.modules.update(dict.fromkeys(['torch', 'timm', 'ultralytics', 'pillsnap', 'ray']));"
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +59,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
             path / "checkpoints" / name, Position(1, 0, 1), model=weights, ema=weights, trainer={},
             meta={"metrics": {"temperature": 1.7}}, best=True, keep=1,
         )  # fmt: skip
-    classes = [ClassInfo(code, index, f"pill {code}", ["1"]) for index, code in enumerate(CODES)]
+    classes = [
+        ClassInfo(code, index, f"pill {code}", ["1"], attributes={"shape": "원형" if index % 2 else "장방형"})
+        for index, code in enumerate(CODES)
+    ]
     return Run(path, settings, None, "", classes, "", "run")  # type: ignore[arg-type]
 
 
@@ -109,9 +115,7 @@ def test_exported_models_and_pipeline(run: Run, tmp_path: Path) -> None:
     names = models.classify([photo], [found.boxes])[0]
     assert len(found.boxes) > 3 and np.ptp(found.scores) > 0.1
 
-    # A process that cannot import PillSnap, torch or timm.
-    blocked = "import sys; sys.modules.update(dict.fromkeys(['torch', 'timm', 'ultralytics', 'pillsnap', 'ray']));"
-    code = f"{blocked} import runpy; sys.argv[1:] = ['photo.png']; runpy.run_path('pipeline.py', run_name='__main__')"
+    code = f"{BLOCKED} sys.argv[1:] = ['photo.png']; runpy.run_path('pipeline.py', run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     pills = json.loads(done.stdout)["pills"]
     assert len(pills) == len(found.boxes)
@@ -125,6 +129,40 @@ def test_exported_models_and_pipeline(run: Run, tmp_path: Path) -> None:
         # Boxes equal to a rounding may be cut a 32nd of a pixel apart, which this classifier's steep answers show.
         assert pill["confidence"] == pytest.approx(probs[0], abs=0.02)
         assert pill["name"] == f"pill {pill['code']}"
+        assert pill["attributes"] == {"shape": "원형" if top[0] % 2 else "장방형"}
+    assert_same_evidence(run, tmp_path, photo, found.boxes)
+
+
+def assert_same_evidence(run: Run, folder: Path, photo: np.ndarray, boxes: np.ndarray) -> None:
+    """The exported pipeline restricts and weighs answers as prediction does, and says the same about it."""
+    (folder / "codes.txt").write_text("\n".join(CODES[1:4]), encoding="utf-8")
+    run, evidence = evidence_for(run, folder / "codes.txt", ["shape=round"])
+    assert evidence is not None
+    models = TwoStage(run.run_dir, run.settings, CODES, evidence=evidence)
+    (names,) = models.classify([photo], [boxes])
+    words = ["photo.png", "--allow", "codes.txt", "--hint", "shape=round"]
+    done = subprocess.run(
+        [sys.executable, "-c", f"{BLOCKED} sys.argv[1:] = {words}; runpy.run_path('pipeline.py', run_name='__main__')"],
+        cwd=folder, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    pills = json.loads(done.stdout)["pills"]
+    assert len(pills) == len(boxes)
+    for number, box in enumerate(boxes):
+        pill = min(pills, key=lambda p: np.abs(np.array(p["box"]) - box).max())
+        index = int(names.top[number, 0])
+        unaided = names.unaided[number], names.unaided_probs[number], names.forbidden[number]
+        said = evidence.facts(index, CODES[unaided[0]], float(unaided[1]), float(unaided[2]))
+        assert pill["code"] == CODES[index] and pill["hints"] == said["hints"]
+        assert [row["code"] for row in pill["top5"]] == [CODES[i] for i in names.top[number]]
+        assert pill["confidence"] == pytest.approx(names.probs[number, 0], abs=0.02)
+        assert pill["restricted"]["num_codes"] == 3
+        assert pill["restricted"]["forbidden"] == pytest.approx(said["restricted"]["forbidden"], abs=0.02)
+        assert pill["unaided"]["code"] == said["unaided"]["code"]
+    refused = subprocess.run(
+        [sys.executable, "pipeline.py", "photo.png", "--hint", "shape=rond"], cwd=folder, capture_output=True, text=True
+    )
+    assert refused.returncode == 1 and "unknown shape (nearest: round" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 def test_missing_package_or_model_is_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
