@@ -29,6 +29,13 @@ def evaluate(
         str | None, typer.Option(help="Earlier run to compare with in the report.", show_default="none")
     ] = None,
     allow: Allow = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV table of code and count: adds the accuracy weighted by how often a drug is dispensed.",
+            show_default="none",
+        ),
+    ] = None,
 ) -> None:
     """Evaluate a trained run on its validation photos, or on another split, whose results are in RUN/<split>/.
 
@@ -36,6 +43,7 @@ def evaluate(
     answers restricted to the listed codes.
     """
     from pillsnap.cluster.session import ray_session
+    from pillsnap.evaluate.dispensed import read_counts
     from pillsnap.evaluate.evaluator import evaluate_run
     from pillsnap.metrics.evidence import read_allowed
     from pillsnap.observe.logs import setup_logging
@@ -47,10 +55,11 @@ def evaluate(
     with driving(where, say) as directory:
         run = load_run(directory, manifest_path=manifest, data_root=data_root, uri=uri_of(where))
         allowed = read_allowed(allow, run.codes) if allow else None
+        counts = read_counts(weights, run.codes) if weights else None
         with only_driver(directory):
             setup_logging(run.run_dir)
             with ray_session(), console.status("evaluating both models"):
-                metrics = evaluate_run(run, compare=earlier, split=split, allowed=allowed)
+                metrics = evaluate_run(run, compare=earlier, split=split, allowed=allowed, counts=counts)
     if json_file:
         json_file.write_text(json.dumps(metrics, ensure_ascii=False, indent=2), encoding="utf-8")
     show_result(where, metrics)
@@ -155,6 +164,11 @@ def show_result(where: str, metrics: dict[str, Any]) -> None:
     from pillsnap.evaluate.targets import percent, results_table
 
     console.print(results_table(metrics))
+    if weighted := (metrics.get("classification") or {}).get("weighted"):
+        say(
+            f"weighted by how often a drug is dispensed: top-1 {percent(weighted['top1'])}, over "
+            f"{percent(weighted['covered'])} of the counts"
+        )
     if found := metrics.get("restricted", {}).get("classification", {}).get("restricted"):
         before = metrics["restricted"]["classification"]["unrestricted"]
         say(

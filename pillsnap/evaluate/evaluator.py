@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,26 @@ from pillsnap.evaluate.metrics_json import METRICS_NAME, collect_metrics, result
 from pillsnap.evaluate.report.page import write_report
 from pillsnap.evaluate.restricted import restricted_metrics
 from pillsnap.evaluate.verify import model_problems
+from pillsnap.metrics.breakdown import attribute_accuracy, weighted_accuracy
 from pillsnap.observe.events import EventLog, read_events
 from pillsnap.runs.directory import Run
 from pillsnap.runs.remote_checkpoints import find_run_checkpoint
 
 
 def evaluate_run(
-    run: Run, *, compare: dict[str, Any] | None = None, split: str = "val", allowed: list[str] | None = None
+    run: Run,
+    *,
+    compare: dict[str, Any] | None = None,
+    split: str = "val",
+    allowed: list[str] | None = None,
+    counts: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Write `predictions/`, `metrics.json` and `report.html` of one split, and return the metrics.
 
     The validation split's are in the run directory, and log the `verdict` event; another split's are in a folder of its
     name. `compare` are the metrics of an earlier run, shown in the report. With `allowed` codes, `restricted` in the
-    metrics has those of answers restricted to them. Ray must be initialised.
+    metrics has those of answers restricted to them; with `counts` by code, `classification` has `weighted`. Ray must be
+    initialised.
     """
     photos = run.manifest.filter(pc.equal(run.manifest["split"], split))
     if not len(photos):
@@ -61,6 +69,12 @@ def evaluate_run(
         split=split,
         problems=problems,
     )
+    if predictions.classification is not None:
+        attributes = [info.attributes for info in run.classes]
+        if any(attributes):
+            metrics["classification"]["by_attribute"] = attribute_accuracy(predictions.classification, attributes)
+        if counts is not None:
+            metrics["classification"]["weighted"] = weighted_accuracy(predictions.classification, run.codes, counts)
     if allowed is not None:
         metrics["restricted"] = restricted_metrics(run, photos, allowed, predictions, split)
     metrics_path = write_metrics(folder, metrics)

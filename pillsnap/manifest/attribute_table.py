@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,10 +9,9 @@ from pathlib import Path
 from pillsnap.errors import UserError
 from pillsnap.files import write_json
 from pillsnap.manifest.attributes import FIELDS, LENGTHS, known_texts, to_attributes, to_texts
-from pillsnap.manifest.import_csv import decode_text
+from pillsnap.manifest.drug_table import read_drug_table
 from pillsnap.manifest.table import CLASSES_NAME, ClassInfo, classes_payload, read_classes
 
-CODE_COLUMNS = ("code", "mapping_code")
 _OTHERS = ("name", "edi_codes")
 COLUMNS = (*_OTHERS, *FIELDS)
 _SHOWN = 5
@@ -32,43 +29,21 @@ class AttributeTable:
 def read_attribute_table(path: Path) -> AttributeTable:
     """Read a CSV table: the column `code` (or `mapping_code`) and any of COLUMNS; an empty cell is an unknown value.
 
-    UTF-8, UTF-16 with BOM or CP949. `colours` are joined by `|`, `edi_codes` by commas, lengths are in mm. Raises
-    UserError for a missing column, rows of another length, a length that is no positive number, and a code with two
-    values of one column.
+    `colours` are joined by `|`, `edi_codes` by commas, lengths are in mm. Raises UserError for a table that
+    `read_drug_table` refuses, a length that is no positive number, and a code with two values of one column.
     """
-    try:
-        text = decode_text(path.read_bytes(), str(path))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); name a CSV file with --attributes") from error
-    lines = list(csv.reader(io.StringIO(text, newline="")))
-    header = [cell.strip().lower() for cell in lines[0]] if lines else []
-    key = next((name for name in CODE_COLUMNS if name in header), "")
-    twice = sorted({name for name in header if name and header.count(name) > 1})
-    if not key or twice or not set(COLUMNS) & set(header):
-        wrong = f"the column {twice[0]!r} occurs twice" if twice else f"the columns are {', '.join(header) or 'none'}"
-        raise UserError(f"{path}: row 1: {wrong}; expected `code` and some of {', '.join(COLUMNS)}")
+    table = read_drug_table(path, COLUMNS)
     rows: dict[str, dict[str, str]] = {}
-    for number, cells in enumerate(lines[1:], start=2):
-        if not any(cell.strip() for cell in cells):
-            continue
-        if len(cells) != len(header):
-            raise UserError(f"{path}: row {number}: {len(cells)} cells, but the header has {len(header)}")
-        record = dict(zip(header, cells, strict=True))
-        code = record[key].strip()
-        if not code:
-            raise UserError(f"{path}: row {number}: no code; fill in the column `{key}`")
-        found = _texts(record, f"{path}: row {number}")
+    for where, code, record in table.rows:
+        found = _texts(record, where)
         before = rows.setdefault(code, {})
         for name in sorted(set(before) & set(found)):
             if before[name] != found[name]:
                 raise UserError(
-                    f"{path}: row {number}: {code} has the {name} {found[name]!r}, but {before[name]!r} in a row "
-                    "above; keep one"
+                    f"{where}: {code} has the {name} {found[name]!r}, but {before[name]!r} in a row above; keep one"
                 )
         before |= found
-    if not rows:
-        raise UserError(f"{path}: the table has no rows")
-    return AttributeTable(path, rows, [name for name in header if name not in (key, *COLUMNS)])
+    return AttributeTable(path, rows, table.unknown_columns)
 
 
 def add_attributes(classes: Sequence[ClassInfo], table: AttributeTable) -> tuple[list[ClassInfo], list[str]]:

@@ -70,6 +70,17 @@ def classification_metrics(table: pa.Table, classes: Sequence[str], num_pairs: i
     }
 
 
+def class_hits(crops: Crops, num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labelled crops of each class, and how many have it as the first and among the first five answers; each int64
+    (num_classes,).
+    """
+    labels = _known(crops.labels, num_classes)
+    hits = crops.top == labels[:, None]
+    groups = (labels, labels[hits[:, :1].any(1)], labels[hits[:, :5].any(1)])
+    n, first, five = (np.bincount(group, minlength=num_classes + 1)[:num_classes] for group in groups)
+    return n, first, five
+
+
 def accuracies(table: pa.Table, num_classes: int) -> dict[str, Any]:
     """Top-1, top-5, macro-F1 and number of crops, overall and by image type; None without crops."""
     crops = read_crops(table)

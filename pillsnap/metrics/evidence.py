@@ -194,7 +194,7 @@ def _parsed(hint: str) -> tuple[str, str]:
 
 
 def _ratios(classes: Sequence[Mapping[str, Any]], possible: np.ndarray, name: str, value: str, hint: str) -> np.ndarray:
-    values = [_values(entry.get("attributes") or {}, name) for entry in classes]
+    values = [known_values(entry.get("attributes") or {}, name) for entry in classes]
     known = np.array([bool(texts) for texts in values])
     if not known.any():
         raise UserError(f"--hint {hint!r}: no class has a known {name}; add them with --attributes")
@@ -211,8 +211,8 @@ def _ratios(classes: Sequence[Mapping[str, Any]], possible: np.ndarray, name: st
     return np.where(known, 1 - RIGHT[name] + RIGHT[name] * fits / mean, 1.0)
 
 
-def _values(attributes: Mapping[str, Any], name: str) -> list[str]:
-    """What a hint is compared with: the shape, every colour, or the imprint of either side."""
+def known_values(attributes: Mapping[str, Any], name: str) -> list[str]:
+    """What is known of a class: its shape, its colours, or its imprints of both sides, in one spelling."""
     if name == "imprint":
         texts = (imprint_text(str(attributes.get(side, ""))) for side in ("imprint_front", "imprint_back"))
         return [text for text in texts if text]

@@ -36,7 +36,7 @@ def test_evaluation_of_a_run_in_training_is_refused(run: Run, monkeypatch: pytes
 def test_training_does_not_start_during_an_evaluation(
     run: Run, monkeypatch: pytest.MonkeyPatch, toy_manifest: Path, toy_tree: Path
 ) -> None:
-    def evaluate(evaluated: Run, compare: Any, split: str, allowed: Any) -> dict[str, Any]:
+    def evaluate(evaluated: Run, compare: Any, split: str, **_: Any) -> dict[str, Any]:
         with pytest.raises(UserError, match=f"Process {os.getpid()} "):
             open_run(run.run_dir, run.settings, toy_manifest, toy_tree)
         return {"met": True}
