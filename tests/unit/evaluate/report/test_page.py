@@ -150,6 +150,22 @@ def read(path: Path) -> tuple[str, Page, str]:
     return html, page, " ".join(" ".join(page.text).split())
 
 
+def test_report_shows_restricted_weighted_and_grouped_accuracy(run: MakeRun) -> None:
+    kept = run(6, 9)
+    assert "By attribute" not in read(write_report(**kept))[2]
+    part = {"top1": 0.8125, "top5": 1.0, "macro_f1": 0.5, "num_samples": 16}
+    rows = [{"value": EVIL, "num_classes": 2, "num_samples": 16, "top1": 0.4375, "top5": 1.0}]
+    kept["metrics"]["restricted"] = {
+        "num_codes": 20, "classification": {"restricted": part, "unrestricted": part | {"top1": 0.6875}}
+    }  # fmt: skip
+    weighted = {"top1": 0.5625, "top5": None, "num_classes": 2, "covered": 0.4}
+    kept["metrics"]["classification"] |= {"weighted": weighted, "by_attribute": {"shape": rows}}
+    html, _, text = read(write_report(**kept))
+    assert "Restricted to 20 codes 81.25 %" in text and "The same crops, not restricted 68.75 %" in text
+    assert "Weighted by counts, 40 % of which are covered 56.25 % –" in text
+    assert "2 16 43.8 % 100.0 %" in text and EVIL not in html
+
+
 def test_report_contains_the_metrics(run: MakeRun) -> None:
     kept = run(6, 9)
     path = write_report(**kept, compare={**kept["metrics"], "run": "before", "total_time_s": 520.0})
