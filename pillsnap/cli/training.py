@@ -24,11 +24,13 @@ from pillsnap.cli.options import (
     checked_data_root,
     chosen_settings,
     default_manifest,
+    named_run,
     training_overrides,
     uri_of,
 )
 from pillsnap.cli.results import show_result
 from pillsnap.cli.terminal import STOPPED, console, say
+from pillsnap.errors import UserError
 
 
 def demo(
@@ -96,6 +98,10 @@ def train(
     checkpoint: Annotated[
         str | None, typer.Option(help="Start a new run from this checkpoint of another run.", show_default="none")
     ] = None,
+    from_run: Annotated[
+        str | None,
+        typer.Option(help="Start a new run from the best models of this run, of other classes.", show_default="none"),
+    ] = None,
     log_level: Annotated[str, typer.Option(help="Level of train.log.")] = "INFO",
     assignments: Assignments = None,
 ) -> None:
@@ -108,6 +114,8 @@ def train(
     from pillsnap.runs.directory import open_run
     from pillsnap.runs.driver_lock import driving
 
+    if checkpoint is not None and from_run is not None:
+        raise UserError("Give one of --checkpoint and --from-run.")
     overrides = training_overrides(task, epochs, batch_size, num_workers, storage)
     settings = chosen_settings(stage, preset, config, overrides, assignments)
     where = run_location(settings, run_dir)
@@ -116,7 +124,13 @@ def train(
         chosen = manifest or default_manifest(settings, run_dir, directory)
         options: dict[str, Any] = {"resume": resume, "uri": uri_of(where)}
         # Late imports: torch takes seconds to load, and wrong input is reported before that.
-        if checkpoint is None:
+        if from_run is not None:
+            from pillsnap.train.from_run import best_checkpoints, start_from
+
+            best = best_checkpoints(named_run(from_run), where, settings)
+            run, notes = open_run(directory, settings, chosen, root, **options)
+            notes += start_from(run, named_run(from_run), best)
+        elif checkpoint is None:
             run, notes = open_run(directory, settings, chosen, root, **options)
         else:
             from pillsnap.runs.warm_start import adopt_checkpoint, as_config, named_checkpoint

@@ -65,6 +65,23 @@ class TaskStatus(_Event):
     """Training time of the task over all sessions, in seconds, once finished."""
 
 
+class InitialWeights(_Event):
+    """A task starts from the best model of another run (--from-run)."""
+
+    task: Task
+    """The task."""
+    source: str
+    """Folder or URI of the other run."""
+    checkpoint: str
+    """Name of its best checkpoint."""
+    classes_kept: int | None = None
+    """Classes that keep their weights; null for detection."""
+    classes_new: int | None = None
+    """Classes that the other run did not have."""
+    classes_left: int | None = None
+    """Classes of the other run that this one does not have."""
+
+
 class Step(_Event):
     """Training progress, every `train.log_every_steps` steps."""
 
@@ -229,6 +246,7 @@ class Verdict(_Event):
 KINDS: dict[str, type[_Event]] = {
     "run": Run,
     "task": TaskStatus,
+    "initial_weights": InitialWeights,
     "step": Step,
     "epoch": Epoch,
     "validation": Validation,

@@ -32,9 +32,7 @@ def load_best(where: str | Path, name: str, settings: Settings, codes: list[str]
     checkpoint, _ = find_run_checkpoint(where, name, "best", role)
     if checkpoint is None:
         return None
-    # Do not load pretrained weights: those of the checkpoint replace them.
-    unweighted = getattr(settings, name).model_copy(update={"weights": "random"})
-    task = make_task(name, settings.model_copy(update={name: unweighted}), codes)
+    task = make_task(name, settings, codes, untrained=True)
     model = task.build()
     try:
         model.load_state_dict(checkpoint.weights("ema"))

@@ -96,8 +96,7 @@ def require_train_samples(name: str, samples: TaskSamples) -> None:
 def _try_model(settings: Settings, codes: list[str], task: Task, samples: Callable[[], TaskSamples]) -> str:
     """Build the model without memory and run it once, for the size of the input and for a batch of one."""
     own = task.settings
-    random = own.model_copy(update={"weights": "random"})
-    untrained = make_task(task.name, settings.model_copy(update={task.name: random}), codes)
+    untrained = make_task(task.name, settings, codes, untrained=True)
     with _same_random_numbers(), torch.device("cpu" if task.name == "detection" else "meta"):
         model = untrained.build().train()
         if task.name == "classification" or own.image_size_px == _NARROWEST_PX:

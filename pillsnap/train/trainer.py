@@ -46,21 +46,12 @@ def make_trainer(
     # Ray Train reads these from the driver's environment only.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(train.hang_timeout_s)
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # a dead worker is replaced that much later
-    meta = {
-        "task": name,
-        "config": run.settings.model_dump(mode="json"),
-        "codes": run.codes,
-        "manifest_hash": run.manifest_hash,
-        "run_id": run.run_id,
-        "wandb_id": wandb_id({"run_id": run.run_id}, name),
-        "versions": versions(),
-    }
     worker = WorkerConfig(
         task=name,
         settings=run.settings,
         codes=run.codes,
         run_dir=str(run.run_dir),
-        meta=meta,
+        meta=checkpoint_meta(run, name),
         stream=stream,
         started_at_s=elapsed.started_at_s,
         elapsed_before_s=elapsed.before_s,
@@ -88,6 +79,19 @@ def make_trainer(
         datasets={STREAM: placeholder},
         dataset_config=StreamFromCheckpoint(stream, run.where, name, train.cpus_per_worker),
     )
+
+
+def checkpoint_meta(run: Run, name: str) -> dict[str, Any]:
+    """What every checkpoint of task `name` says about its run."""
+    return {
+        "task": name,
+        "config": run.settings.model_dump(mode="json"),
+        "codes": run.codes,
+        "manifest_hash": run.manifest_hash,
+        "run_id": run.run_id,
+        "wandb_id": wandb_id({"run_id": run.run_id}, name),
+        "versions": versions(),
+    }
 
 
 def make_stream(run: Run, name: str, samples: TaskSamples, recipe: Recipe, *, read_only: bool = False) -> Stream:

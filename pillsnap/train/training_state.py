@@ -171,6 +171,8 @@ class TrainingState:
     def _restore(self, resume: Checkpoint) -> None:
         self.ema.module.load_state_dict(resume.weights("ema"))
         state = resume.trainer_state()
+        if not state:  # a first checkpoint, from another run (from_run.py)
+            return
         for group in state["optimizer"]["param_groups"]:
             group |= {"fused": True, "foreach": None}  # older checkpoints have other values
         self.optimizer.load_state_dict(state["optimizer"])

@@ -79,7 +79,7 @@ def run_worker(config: WorkerConfig) -> None:
         if events is not None:
             _write_start(events, config.task, stream.plan, resume, damaged)
         job = Job(
-            task=make_task(config.task, config.settings, config.codes),
+            task=make_task(config.task, config.settings, config.codes, untrained=resume is not None),
             plan=stream.plan,
             train=config.settings.train,
             data=config.settings.data,

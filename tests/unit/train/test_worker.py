@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from pillsnap.config import load_settings
+from pillsnap.config import Settings, load_settings
 from pillsnap.data.plan import StreamPlan
 from pillsnap.errors import UserError
 from pillsnap.runs.checkpoint import Checkpoint
@@ -53,10 +53,10 @@ class Worker:
         monkeypatch.setattr("pillsnap.train.loop.train", self._train)
         monkeypatch.setattr(worker, "_tune", lambda device, cores: None)
 
-    def run(self, **changes: Any) -> None:
+    def run(self, settings: Settings | None = None, **changes: Any) -> None:
         plan: Any = FakeStream(StreamPlan(seed=0, epochs=3, num_train=20, num_val=4, batch_size=4, num_workers=1))
         config = WorkerConfig(
-            task="classification", settings=load_settings("demo"), codes=["K-1"], run_dir=str(self.run_dir),
+            task="classification", settings=settings or load_settings("demo"), codes=["K-1"], run_dir=str(self.run_dir),
             meta={"run_id": "demo-1"}, stream=plan, started_at_s=0.0, elapsed_before_s=5.0, **changes,
         )  # fmt: skip
         run_worker(config)
@@ -109,6 +109,13 @@ def test_other_ranks_write_no_events(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert second.calls == ["shard stream", "last checkpoint", "train"]
     assert second.events == [] and second.job is not None and second.job.events is None
     assert second.connected == (str(tmp_path), "s3://bucket/run", "relay", {"task": "classification", "rank": 1})
+
+
+def test_weights_that_the_checkpoint_replaces_are_not_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    second = Worker(monkeypatch, tmp_path, rank=1)
+    second.run(load_settings("demo", {"classification.weights": str(tmp_path / "deleted.safetensors")}))
+    assert second.job is not None
+    second.job.task.build()
 
 
 def test_user_error_is_an_event_and_no_restart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
