@@ -263,6 +263,8 @@ class TargetSettings(_Settings):
 
     top1: Fraction | None = None
     """Lowest classification top-1 accuracy; null: no target."""
+    top5: Fraction | None = None
+    """Lowest classification top-5 accuracy; null: no target."""
     map50: Fraction | None = None
     """Lowest detection mAP@0.5; null: no target."""
     total_time_s: Positive | None = None

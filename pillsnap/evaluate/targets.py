@@ -30,6 +30,7 @@ class Kind:
 
 KINDS = {
     "top1": Kind("Classification top-1", "classification", at_least=True, is_fraction=True),
+    "top5": Kind("Classification top-5", "classification", at_least=True, is_fraction=True),
     "map50": Kind("Detection mAP@0.5", "detection", at_least=True, is_fraction=True),
     "total_time_s": Kind("Total time", None, at_least=False, is_fraction=False),
 }

@@ -15,6 +15,8 @@ def test_every_preset_loads_with_its_counts() -> None:
     stage3 = load_settings("stage3")
     assert (stage3.stage, stage3.sampling.num_photos, stage3.sampling.num_classes) == (3, 100_000, 1_000)
     assert (stage3.targets.top1, stage3.targets.map50, stage3.targets.total_time_s) == (0.85, 0.30, 7200)
+    owners = load_settings("stage4").targets
+    assert (owners.top1, owners.top5, owners.map50, owners.total_time_s) == (0.92, 0.99, 0.85, 72000)
     assert (stage3.classification.epochs, stage3.classification.batch_size, stage3.classification.lr) == (18, 32, 3e-4)
     assert stage3.detection.batch_size == 16
     assert load_settings("stage4").sampling.num_classes is None

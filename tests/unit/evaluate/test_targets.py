@@ -24,6 +24,15 @@ def test_accuracy_must_reach_its_target_and_time_must_stay_within() -> None:
     assert results["top1"] == {"target": 0.9, "value": 0.9, "met": True}
 
 
+def test_top5_is_a_target() -> None:
+    results, misses = check_targets(METRICS, {"top5": 0.99})
+    assert results == {"top5": {"target": 0.99, "value": 0.99, "met": True}} and misses == []
+    results, misses = check_targets(METRICS, {"top5": 0.995})
+    assert misses == ["Classification top-5 is 99.00 %, below the target of 99.50 %."]
+    text = shown({**METRICS, "targets": results, "met": False, "misses": misses})
+    assert text.count("Classification top-5") == 1
+
+
 def test_missed_target_gives_one_line_with_both_values() -> None:
     results, misses = check_targets(METRICS, {"top1": 0.901, "map50": 0.51, "total_time_s": 99})
     assert [entry["met"] for entry in results.values()] == [False, False, False]
@@ -44,7 +53,7 @@ def test_task_that_was_not_evaluated_misses_its_target() -> None:
 
 def test_no_target_and_unknown_target() -> None:
     assert check_targets(METRICS, {"top1": None}) == ({}, [])
-    with pytest.raises(UserError, match=r"top_1.*top1, map50, total_time_s"):
+    with pytest.raises(UserError, match=r"top_1.*top1, top5, map50, total_time_s"):
         check_targets(METRICS, {"top_1": 0.9})
 
 
