@@ -92,7 +92,7 @@ class DetectionSettings(_Settings):
     lr: Positive = 3e-4
     """Peak learning rate; if you scale the batch by k, scale it by sqrt(k)."""
     final_lr_fraction: Fraction = 0.01
-    """Learning rate after the last step, as a share of `lr` (cosine decay)."""
+    """Learning rate at the end of the decay, as a share of `lr`."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 5e-4
     """AdamW weight decay; not applied to biases and normalisation layers."""
     warmup_epochs: Annotated[float, Field(ge=0.0)] = 1.0
@@ -155,7 +155,7 @@ class ClassificationSettings(_Settings):
     lr: Positive = 3e-4
     """Peak learning rate; if you scale the batch by k, scale it by sqrt(k)."""
     final_lr_fraction: Fraction = 0.01
-    """Learning rate after the last step, as a share of `lr` (cosine decay)."""
+    """Learning rate at the end of the decay, as a share of `lr`."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.05
     """AdamW weight decay; not applied to biases and normalisation layers."""
     warmup_epochs: Annotated[float, Field(ge=0.0)] = 1.0
@@ -200,6 +200,16 @@ class TrainSettings(_Settings):
     """Train workers: `auto` (one per GPU, else one), a number, or MIN:MAX (as many as fit, decided at every start)."""
     device: Literal["auto", "gpu", "cpu"] = "auto"
     """`auto`: one GPU per worker if Ray has any, else CPUs. `gpu`: refuse to start without one."""
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    """Learning rate after the warm-up: half a cosine, or constant until a decay (`wsd`), which can begin early and from
+    whose beginning a run can be extended to more epochs."""
+    decay_share: Annotated[float, Field(gt=0.0, le=0.9)] = 0.2
+    """Share of a run's steps that the decay of the schedule `wsd` takes."""
+    patience: Count | None = None
+    """Validations without a better metric after which the decay begins; null: it begins at its planned step."""
+    time_budget_minutes: Positive | None = None
+    """Longest time of the run with its evaluation, minutes; the decay begins early enough to end in time. Time between
+    two commands does not count. null: no limit."""
     cpus_per_worker: Positive = 0.5
     """CPUs reserved per train worker; the rest decodes."""
     amp: Literal["auto", "bfloat16", "float16", "off"] = "auto"
@@ -307,7 +317,11 @@ class Settings(_Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
-        workers = self.train.num_workers
+        workers, decay_share = self.train.num_workers, 0.0
+        if self.train.schedule == "wsd":
+            decay_share = self.train.decay_share
+        elif self.train.patience or self.train.time_budget_minutes:
+            raise ValueError("train.patience and train.time_budget_minutes need train.schedule=wsd: set them to null")
         for task in TASKS:
             settings = getattr(self, task)
             if isinstance(workers, int) and settings.batch_size % workers:
@@ -317,6 +331,11 @@ class Settings(_Settings):
             if settings.warmup_epochs > settings.epochs:
                 raise ValueError(
                     f"{task}.warmup_epochs {settings.warmup_epochs} is more than its {settings.epochs} epochs"
+                )
+            if settings.warmup_epochs > settings.epochs * (1 - decay_share):
+                raise ValueError(
+                    f"{task}.warmup_epochs {settings.warmup_epochs} and the decay (train.decay_share {decay_share}) "
+                    f"take more than its {settings.epochs} epochs"
                 )
         return self
 

@@ -63,6 +63,9 @@ def test_flags_and_assignments_override_the_preset() -> None:
         ("train.num_workers='0:2'", ("train.num_workers", "MIN:MAX")),
         ("train.num_workers=3", ("batch_size 16", "3 workers")),
         ("detection.warmup_epochs=99", ("warmup_epochs",)),
+        ("train.patience=3", ("train.patience", "train.schedule=wsd", "null")),
+        ("train.time_budget_minutes=60", ("train.time_budget_minutes", "train.schedule=wsd", "null")),
+        ("train.decay_share=0", ("train.decay_share", "greater than 0")),
         ("name=../elsewhere", ("name", "letters")),
         ("detection.samples_per_epoch=0", ("detection.samples_per_epoch", "greater than or equal to 1")),
         ("classification.samples_per_epoch=-5", ("classification.samples_per_epoch", "greater than or equal to 1")),
@@ -201,3 +204,11 @@ def test_mistake_in_a_file_is_one_line(tmp_path: Path, files: dict[str, str], wo
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.yaml"):
         resolve_settings(config=tmp_path / "none.yaml")
+
+
+def test_warm_up_and_decay_must_leave_room_for_each_other() -> None:
+    wsd = {"train.schedule": "wsd", "train.decay_share": 0.5, "detection.warmup_epochs": 2}
+    assert load_settings("demo", wsd | {"detection.epochs": 4}).detection.epochs == 4
+    with pytest.raises(UserError, match=r"detection\.warmup_epochs 2\.0 and the decay .* take more than its 3 epochs"):
+        load_settings("demo", wsd | {"detection.epochs": 3})
+    assert load_settings("demo", {"detection.epochs": 3, "detection.warmup_epochs": 2}).train.schedule == "cosine"
