@@ -44,7 +44,9 @@ import torch
 
 from benchmarks.steps.peers import timm_step, ultralytics_step
 from pillsnap.config import Settings, load_settings
+from pillsnap.errors import UserError
 from pillsnap.models.precision import prefer_speed, this_device
+from pillsnap.planner.cards import card_of, speed_ratios
 from pillsnap.planner.measure import StepRates, measure_steps, mock_batch
 from pillsnap.tasks.base import Task
 from pillsnap.tasks.registry import make_task
@@ -58,9 +60,6 @@ PARTS = (*(f"{kind}-{task}" for task in TASKS for kind in ("waits", "step", "sto
 PEERS = {"classification": "timm's loop", "detection": "ultralytics' trainer"}
 PART_LIMIT_S = 420
 EPOCHS = 5
-# Dense bfloat16 TFLOPS and memory bandwidth in GB/s, from the makers' data sheets: what a step takes on another card
-# lies between the two ratios.
-CARDS = {"H100": (989, 3350), "H200": (989, 4800), "A100": (312, 2039), "RTX 5080": (113, 960)}
 TARGET_CARD = "RTX 5080"
 
 
@@ -239,17 +238,19 @@ def plan_part(settings: Settings, size: Size) -> dict[str, Any]:
 
 def on_another_card(plan: dict[str, Any], card: str) -> str:
     """The stage's model time on `card`, by the published ratios to the card that was measured."""
-    measured = next((name for name in CARDS if name in plan["device"]), None)
-    if measured is None:
-        return f"{card}: no published ratio to {plan['device']}"
-    ratios = sorted(there / here for there, here in zip(CARDS[card], CARDS[measured], strict=True))
+    try:
+        measured = card_of(plan["device"])
+    except UserError as error:
+        return str(error)
+    slow, fast = speed_ratios(card, measured)
     model_s = sum(
-        task["epochs"]
-        * (task["num_train"] / task["model_images_per_s"] + task["num_val"] / task["validation_images_per_s"])
+        task["num_train_seen"] / task["model_images_per_s"] + task["num_val_seen"] / task["validation_images_per_s"]
         for task in plan["tasks"]
     )
-    slow, fast = (model_s / ratio / 60 for ratio in ratios)
-    return f"{card}: {fast:.0f} to {slow:.0f} min of model time (memory bandwidth and arithmetic against {measured})"
+    return (
+        f"{card}: {model_s / fast / 60:.0f} to {model_s / slow / 60:.0f} min of model time (memory bandwidth and "
+        f"arithmetic against {measured})"
+    )
 
 
 # --- all parts --------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -34,6 +34,22 @@ class StepRates:
     """Highest GPU memory; None without a GPU."""
     first_step_s: float
     """Seconds of the first step, with compilation if it is on."""
+
+    def times(self, ratio: float) -> StepRates:
+        """The rates on a GPU that is `ratio` times as fast; the first step is the host's work."""
+        return replace(
+            self, train_images_per_s=self.train_images_per_s * ratio, val_images_per_s=self.val_images_per_s * ratio
+        )
+
+
+@dataclass(frozen=True)
+class LoaderRates:
+    """Samples per second of a task's loader."""
+
+    direct: float
+    """From photos, with what filling the store costs, where there is one."""
+    stored: float
+    """From the store; without one, from photos."""
 
 
 def mock_batch(task: Task, batch_size: int, device: torch.device, num_classes: int = 1) -> DeviceBatch:

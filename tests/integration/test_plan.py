@@ -8,7 +8,7 @@ import pytest
 
 from pillsnap.config import load_settings
 from pillsnap.data.stream import Stream
-from pillsnap.planner.estimate import measure_task_loader, read_run
+from pillsnap.planner.loader_rates import measure_task_loader, read_run
 
 
 @pytest.mark.parametrize("decode_in", ["workers", "tasks"])
@@ -26,7 +26,9 @@ def test_loader_with_a_store_is_measured_as_in_training(
     monkeypatch.setattr(Stream, "dataset", lambda self, *a, **k: streams.append(self) or dataset(self, *a, **k))
     before = sorted(toy_tree.rglob("*"))
     run = read_run(settings, str(tmp_path / "run"), toy_manifest, str(toy_tree))
-    assert measure_task_loader(run, "classification", 0.5, read_only=True) > 0
-    (stream,) = streams
-    assert (stream.ship_bytes, stream.decoders > 0) == (decode_in == "workers", decode_in == "tasks")
+    rates = measure_task_loader(run, "classification", 0.5, tmp_path / "store")
+    assert rates.stored > rates.direct > 0
+    assert len(streams) == 2
+    for stream in streams:
+        assert (stream.ship_bytes, stream.decoders > 0) == (decode_in == "workers", decode_in == "tasks")
     assert not (tmp_path / "run").exists() and sorted(toy_tree.rglob("*")) == before

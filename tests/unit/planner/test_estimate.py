@@ -1,8 +1,9 @@
-"""Estimates of `pillsnap plan`: times, budgets, measured rates and the report."""
+"""Estimates of `pillsnap plan`: measured and reckoned rates, and the report."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,70 +12,13 @@ from pillsnap.config import load_settings
 from pillsnap.data.fill_store import split_stores
 from pillsnap.models.precision import this_device
 from pillsnap.photos.reader import PhotoReader
-from pillsnap.planner.estimate import (
-    START_S,
-    Counts,
-    TaskEstimate,
-    epochs_within,
-    evaluation_s,
-    expected_counts,
-    largest_within,
-    read_run,
-)
-from pillsnap.planner.measure import StepRates, measure_steps, mock_batch
+from pillsnap.planner import estimate as planning
+from pillsnap.planner.loader_rates import read_run
+from pillsnap.planner.measure import LoaderRates, measure_steps, mock_batch
 from pillsnap.planner.report import report_lines
+from pillsnap.planner.step_rates import Target
 from pillsnap.tasks.registry import make_task
-
-
-def task_estimate(
-    task: str = "detection", train: float = 100.0, loader: float = 50.0, epochs: int = 10
-) -> TaskEstimate:
-    return TaskEstimate(task, "model", 64, epochs, Counts(1000, 200), StepRates(train, 2 * train, None, 5.0), loader)
-
-
-def test_epoch_time_follows_the_slower_of_model_and_loader() -> None:
-    waiting, working = task_estimate(loader=50), task_estimate(loader=400)
-    assert (waiting.limit, working.limit) == ("loader", "model")
-    assert waiting.epoch_s == pytest.approx(1000 / 50 + 200 / 50)
-    assert working.epoch_s == pytest.approx(1000 / 100 + 200 / 200)
-    assert working.seconds == pytest.approx(START_S + 5 + 10 * 11)
-
-
-def test_epochs_are_scaled_to_the_budget() -> None:
-    tasks = [task_estimate(epochs=10, loader=400), task_estimate("classification", epochs=20, loader=400)]
-    fixed_s = 40.0
-    exact = fixed_s + sum(task.seconds for task in tasks)
-    assert epochs_within(tasks, exact, fixed_s) == {"detection": 10, "classification": 20}
-    half = fixed_s + 2 * (START_S + 5) + 0.5 * 30 * 11
-    assert epochs_within(tasks, half, fixed_s) == {"detection": 5, "classification": 10}
-    assert epochs_within(tasks, 10.0, fixed_s) == {"detection": 0, "classification": 0}
-
-
-def test_largest_models_within_the_budget_classification_first() -> None:
-    rates = (400.0, 200.0, 100.0)
-    choices = {name: [task_estimate(name, rate, 1e9) for rate in rates] for name in ("detection", "classification")}
-
-    def taken(budget_s: float) -> list[float] | None:
-        found = largest_within(choices, budget_s, lambda _: 0.0)
-        return None if found is None else [task.steps.train_images_per_s for task in found]
-
-    seconds = {rate: task.seconds for rate, task in zip(rates, choices["detection"], strict=True)}
-    assert taken(1e9) == [100, 100]
-    assert taken(seconds[200] + seconds[100]) == [200, 100]
-    assert taken(seconds[400] * 2) == [400, 400]
-    assert taken(seconds[400]) is None
-
-
-def test_expected_counts_of_stage_3() -> None:
-    counts = expected_counts(load_settings("stage3"))
-    assert counts["detection"] == Counts(81_500, 18_500)
-    assert counts["classification"] == Counts(89_650, 20_350)
-
-
-def test_evaluation_time_is_of_both_models_or_the_loader() -> None:
-    fast, slow = task_estimate(loader=1e9), task_estimate(loader=10)
-    assert evaluation_s(fast, fast, 1000) == pytest.approx(START_S + 1000 * 2 / 200)
-    assert evaluation_s(slow, None, 1000) == pytest.approx(START_S + 1000 / 10)
+from tests.unit.planner.test_times import task_estimate
 
 
 @pytest.mark.parametrize("name", ["detection", "classification"])
@@ -91,12 +35,19 @@ def test_steps_of_both_tasks_are_measured(name: str) -> None:
 
 def test_report_names_the_limit_and_what_fits() -> None:
     task = task_estimate(loader=50)
+    total_s = task.seconds + 60
     figures = {
-        "device": "CPU", "from_manifest": True, "tasks": [task.to_dict()], "judgement_s": 60.0,
-        "total_s": task.seconds + 60, "budget_s": 100.0, "fits": False, "epochs_within_budget": {"detection": 1},
-        "alternatives": [], "largest_within_budget": None,
+        "device": "RTX 5080", "from_manifest": True, "tasks": [task.to_dict()], "judgement_s": 60.0,
+        "total_s": total_s, "fastest_total_s": total_s - 60, "budget_s": 100.0, "fits": False,
+        "epochs_within_budget": {"detection": 1}, "alternatives": [], "largest_within_budget": None,
+        "assumptions": ["steps: as measured"],
     }  # fmt: skip
     text = "\n".join(report_lines(figures))
+    rows = [line.split() for line in report_lines(figures)]
+    assert ["minutes", "start", "compile", "training", "waiting", "validation", "total"] in rows
+    assert ["detection", "0.5", "0.1", "1.7", "1.7", "0.7", "4.6"] in rows
+    assert ["evaluation", "1.0"] in rows and ["all", "5.6"] in rows
+    assert "by the faster of the published ratios 4.6 min" in text and "- steps: as measured" in text
     assert "detection is limited by the loader, which reaches 50% of the model's rate" in text
     assert "budget 2 min: it does not fit" in text
     assert "allows 1 epochs of detection" in text
@@ -126,3 +77,45 @@ def test_plan_reads_the_store_of_the_run_and_writes_nothing(toy_manifest: Path, 
     assert len(source.fresh) == 1 and source.fresh[0][1].data
     source.flush()
     assert not (tmp_path / "run").exists() and sorted(toy_tree.rglob("*")) == before
+
+
+def planned(monkeypatch: pytest.MonkeyPatch, run: Any = None, **options: Any) -> dict[str, Any]:
+    """Stage 3 on an RTX 5080 with the package's steps; a loader of 200 photos per second, 2,000 from the store."""
+    monkeypatch.setattr(planning, "measure_task_loader", lambda *_: LoaderRates(200.0, 2000.0))
+    monkeypatch.setattr(planning, "sample_run", lambda *_: None)
+    settings = load_settings("stage3", {
+        "detection.model": "yolo11m", "detection.image_size_px": 640, "detection.batch_size": 16,
+        "classification.model": "tf_efficientnetv2_s", "classification.image_size_px": 224,
+        "classification.batch_size": 32, "train.compile": "on", "train.device": "cpu",
+        "train.schedule": "cosine", "train.time_budget_minutes": None, "train.patience": None, **options.pop("set", {}),
+    })  # fmt: skip
+    return planning.estimate(
+        settings, run, seconds=0.1, alternatives=False, say=print, target=Target("RTX 5080"), **options
+    )
+
+
+def test_another_card_is_planned_with_sources_and_both_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = planned(monkeypatch)
+    detection = figures["tasks"][0]
+    assert figures["device"] == "RTX 5080"
+    assert detection["peak_memory_bytes"] and detection["parts_s"]["compile"] > 60
+    assert figures["fastest_total_s"] < figures["total_s"]
+    assert figures["fits"] is (figures["total_s"] <= 7200)
+    texts = "\n".join(figures["assumptions"])
+    for part in ("benchmarks/log/", "arithmetic (113 to 989 TFLOPS)", "bandwidth (960 to", "the slower decides"):
+        assert part in texts
+    few = {"detection.samples_per_epoch": 500, "detection.validation_samples": 100, "detection.validate_every": 6}
+    fewer = planned(monkeypatch, set=few)["tasks"][0]
+    ratio = 500 / (detection["num_train_seen"] / detection["epochs"])
+    assert fewer["parts_s"]["training"] == pytest.approx(ratio * detection["parts_s"]["training"])
+    assert fewer["num_val_seen"] == 100 * -(-fewer["epochs"] // 6)
+
+
+def test_cores_scale_the_loader_and_the_time_budget_is_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning.os, "cpu_count", lambda: 2)
+    figures = planned(monkeypatch, cores=8)
+    assert figures["tasks"][0]["loader_direct_images_per_s"] == 800
+    assert "taken as 4 times as fast on 8" in "\n".join(figures["assumptions"])
+    limited = planned(monkeypatch, set={"train.schedule": "wsd", "train.time_budget_minutes": 25})
+    assert limited["budget_s"] == 1500
+    assert "ends the run within 25 min" in "\n".join(limited["assumptions"])

@@ -1,0 +1,98 @@
+"""Steps measured on a GPU, kept in a JSON file, and what they would take on another card."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from pillsnap.config import ClassificationSettings, DetectionSettings
+from pillsnap.errors import UserError
+from pillsnap.planner.cards import card_of, speed_ratios
+from pillsnap.planner.measure import StepRates
+
+_HOST_BOUND = 0.9
+
+
+class MeasuredStep(BaseModel):
+    """One model's training step on one GPU."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    device: str
+    """Name of the GPU."""
+    source: str
+    """Where and when it was measured."""
+    task: str
+    model: str
+    image_size_px: int
+    batch_size: int
+    compiled: bool
+    images_per_s: float = Field(gt=0)
+    """Training rate of the model alone, on one repeated batch."""
+    validation_images_per_s: float = Field(gt=0)
+    first_step_s: float = Field(ge=0)
+    """Seconds of the first step, with compilation if the step is compiled."""
+    peak_memory_bytes: int | None = None
+    busy_ms: float | None = Field(default=None, gt=0)
+    """Milliseconds per step in which the GPU works; null where it was not profiled."""
+    launches: float | None = None
+    """Kernels and copies per step."""
+
+    def on(self, card: str) -> tuple[StepRates, StepRates]:
+        """The rates on another card, by the lower and by the higher of the published ratios.
+
+        Only the GPU's part of a step is scaled; where the host limits the step, it does so on the other card too.
+        """
+        step_s = self.batch_size / self.images_per_s
+        busy_s = step_s if self.busy_ms is None else self.busy_ms / 1000
+        host_s = step_s if busy_s < _HOST_BOUND * step_s else 0.0
+        slow, fast = (
+            StepRates(
+                self.batch_size / max(busy_s / ratio, host_s),
+                self.validation_images_per_s * min(ratio, 1.0),
+                self.peak_memory_bytes,
+                self.first_step_s,
+            )
+            for ratio in speed_ratios(card, card_of(self.device))
+        )
+        return slow, fast
+
+
+def read_steps(path: Path | None) -> list[MeasuredStep]:
+    """The steps of a file, or those that the package ships. Raises UserError for a file that holds none."""
+    try:
+        text = path.read_bytes() if path else (resources.files("pillsnap.planner") / "steps.json").read_bytes()
+        return TypeAdapter(list[MeasuredStep]).validate_json(text)
+    except FileNotFoundError:
+        raise UserError(f"There is no file {path}: give --steps a file of measured steps, or leave it out.") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise UserError(f"--steps {path}: {where}: {first['msg']}; there must be a list of measured steps.") from None
+
+
+def step_for(
+    steps: Sequence[MeasuredStep], task: str, settings: DetectionSettings | ClassificationSettings, card: str,
+    *, compiled: bool,
+) -> MeasuredStep:  # fmt: skip
+    """The measured step of a task's model, size and batch, on the card nearest to `card` in speed. Raises UserError
+    when there is none: another model's time is not guessed from it.
+    """
+    wanted = (settings.model, settings.image_size_px, settings.batch_size)
+    own = [
+        step for step in steps
+        if step.task == task and step.compiled == compiled
+        and (step.model, step.image_size_px, step.batch_size) == wanted
+    ]  # fmt: skip
+    if not own:
+        known = dict.fromkeys(f"{s.model} {s.image_size_px} px batch {s.batch_size}" for s in steps if s.task == task)
+        raise UserError(
+            f"There is no measured step of {wanted[0]} at {wanted[1]} px with a batch of {wanted[2]} for {task} "
+            f"(there are: {', '.join(known) or 'none'}): run `pillsnap plan` on a machine with a GPU, give --steps a "
+            "file that has it, or choose one of these."
+        )
+    return min(own, key=lambda step: sum(abs(math.log(r)) for r in speed_ratios(card, card_of(step.device))))

@@ -1,0 +1,111 @@
+"""Measured steps: scaled to another card, chosen by model, size and batch, and refused where there are none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pillsnap.config import load_settings
+from pillsnap.errors import UserError
+from pillsnap.planner.cards import CARDS, card_of, speed_ratios
+from pillsnap.planner.steps_file import MeasuredStep, read_steps, step_for
+
+SETTINGS = load_settings("demo").detection
+STEP: dict[str, Any] = {
+    "device": "NVIDIA H100 80GB HBM3", "source": "made up", "task": "detection", "model": SETTINGS.model,
+    "image_size_px": SETTINGS.image_size_px, "batch_size": SETTINGS.batch_size, "compiled": True,
+    "images_per_s": SETTINGS.batch_size / 0.05, "validation_images_per_s": 800.0, "first_step_s": 90.0,
+}  # fmt: skip
+SLOW, FAST = 113 / 989, 960 / 3350
+
+
+def rates(**changes: Any) -> list[float]:
+    """Milliseconds of a step on an RTX 5080, by the slower and the faster ratio; it takes 50 ms on an H100."""
+    step = MeasuredStep(**STEP | changes)
+    return [1000 * step.batch_size / one.train_images_per_s for one in step.on("RTX 5080")]
+
+
+def test_a_card_is_found_in_the_name_of_a_device() -> None:
+    assert card_of("NVIDIA H100 80GB HBM3") == "H100" and card_of("NVIDIA GeForce RTX 5080") == "RTX 5080"
+    assert card_of("rtx 5080") == "RTX 5080"
+    with pytest.raises(UserError, match=r"GTX 970.*H100, H200, A100, RTX 5080"):
+        card_of("GTX 970")
+    assert speed_ratios("RTX 5080", "H100") == pytest.approx((SLOW, FAST))
+    assert speed_ratios("H100", "RTX 5080") == pytest.approx((1 / FAST, 1 / SLOW))
+    assert speed_ratios("H200", "H200") == (1, 1)
+
+
+def test_without_a_profile_the_whole_step_is_scaled() -> None:
+    assert rates() == pytest.approx([50 / SLOW, 50 / FAST])
+
+
+def test_only_the_time_in_which_the_gpu_works_is_scaled() -> None:
+    assert rates(busy_ms=20) == pytest.approx([20 / SLOW, 20 / FAST])
+    assert rates(busy_ms=2) == pytest.approx([50, 50])  # the host takes 50 ms whatever the GPU
+    assert rates(busy_ms=10) == pytest.approx([10 / SLOW, 50])
+    assert rates(busy_ms=49) == pytest.approx([49 / SLOW, 49 / FAST])
+
+
+def test_a_faster_card_does_not_hurry_the_host() -> None:
+    step = MeasuredStep(**STEP | {"device": "RTX 5080", "busy_ms": 20})
+    assert [1000 * step.batch_size / one.train_images_per_s for one in step.on("H100")] == pytest.approx([50, 50])
+    works = MeasuredStep(**STEP | {"device": "RTX 5080", "busy_ms": 50})
+    assert [1000 * works.batch_size / one.train_images_per_s for one in works.on("H100")] == pytest.approx(
+        [50 * FAST, 50 * SLOW]
+    )
+    assert works.on("H100")[0].val_images_per_s == 800
+
+
+@pytest.mark.parametrize("change", [{"model": "yolo11x"}, {"image_size_px": 1280}, {"batch_size": 2}])
+def test_a_step_that_was_not_measured_is_refused(change: dict[str, Any]) -> None:
+    steps = [MeasuredStep(**STEP)]
+    with pytest.raises(UserError, match=f"of {SETTINGS.model}|of yolo11x") as caught:
+        step_for(steps, "detection", SETTINGS.model_copy(update=change), "RTX 5080", compiled=True)
+    assert "--steps" in str(caught.value) and f"there are: {SETTINGS.model} " in str(caught.value)
+    with pytest.raises(UserError):
+        step_for(steps, "detection", SETTINGS, "RTX 5080", compiled=False)
+
+
+def test_the_nearest_card_is_taken() -> None:
+    steps = [MeasuredStep(**STEP | {"device": device}) for device in ("H200", "A100", "H100")]
+    assert step_for(steps, "detection", SETTINGS, "RTX 5080", compiled=True).device == "A100"
+    assert step_for(steps, "detection", SETTINGS, "H100", compiled=True).device == "H100"
+
+
+def test_shipped_steps_are_of_known_cards_and_have_their_source() -> None:
+    steps = read_steps(None)
+    assert {step.task for step in steps} == {"detection", "classification"}
+    assert all(card_of(step.device) in CARDS and Path(step.source).is_file() for step in steps)
+
+
+@pytest.mark.parametrize(
+    "content, named", [(None, "There is no file"), ("{", "Invalid JSON"), ('[{"device": "H100"}]', r"0\.source"),
+                       (json.dumps([STEP | {"images_per_s": 0}]), r"0\.images_per_s: Input should be greater")],
+)  # fmt: skip
+def test_a_file_without_steps_is_refused_in_one_line(content: str | None, named: str, tmp_path: Path) -> None:
+    path = tmp_path / "steps.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=named) as caught:
+        read_steps(path)
+    assert "\n" not in str(caught.value) and "--steps" in str(caught.value)
+
+
+def test_a_lease_gives_steps() -> None:
+    from benchmarks.lease.steps_file import measured_steps
+
+    report = {
+        "machine": {"device": "H100"},
+        "detection-yolo11m": {
+            "lines": ["started", "yolo11m 640 px batch 16 eager: first step 29 s"],
+            "figures": {"compiled_images_per_s": 250.0, "validation_images_per_s": 600.0, "compiled_busy_ms": 40.0,
+                        "compiled_first_step_s": 147.0, "compiled_launches": 900.0},
+        },
+        "loader": {"lines": [], "figures": {}},
+    }  # fmt: skip
+    (step,) = (MeasuredStep(**one) for one in measured_steps(report, "here"))
+    assert (step.model, step.image_size_px, step.batch_size, step.busy_ms) == ("yolo11m", 640, 16, 40.0)
+    assert step.compiled and step.images_per_s == 250
