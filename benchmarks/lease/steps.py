@@ -88,6 +88,7 @@ def _ours(report: Report, gate: Gate, settings: Settings, kind: str, name: str, 
     report.line(
         f"{chosen}: first step compiled against eager{', dropout differs' if kind == 'classification' else ''}, off by "
         + ", ".join(f"{key} {value:.1e}" for key, value in off.items()), compiled_off=off,
+        chosen=[task.settings.model, task.settings.image_size_px, task.settings.batch_size],
     )  # fmt: skip
     _free(device)
     gate.wait()

@@ -2,19 +2,23 @@
 
     python -m benchmarks.lease.steps_file benchmarks/log/gpu-h100.json ... --out pillsnap/planner/steps.json
 
-Model, size and batch are those of each part's lines: the presets may have changed since.
+Reports of before 2026-11-28 do not say model, size and batch of a step: they are those of the presets of then.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-_CHOSEN = re.compile(r"^(\S+) (\d+) px batch (\d+) ")
+_OLDER: dict[str, tuple[str, int, int]] = {
+    "detection-yolo11m": ("yolo11m", 640, 16),
+    "detection-yolo11s": ("yolo11s", 640, 16),
+    "classification-32": ("tf_efficientnetv2_s", 224, 32),
+    "classification-128": ("tf_efficientnetv2_s", 224, 128),
+}
 
 
 def measured_steps(report: dict[str, Any], source: str) -> Iterator[dict[str, Any]]:
@@ -24,14 +28,14 @@ def measured_steps(report: dict[str, Any], source: str) -> Iterator[dict[str, An
         for kind in ("compiled", "eager"):
             if f"{kind}_images_per_s" not in figures:
                 continue
-            chosen = next(match for line in result["lines"] if (match := _CHOSEN.match(line)))
+            model, size_px, batch_size = figures.get("chosen") or _OLDER[part]
             yield {
                 "device": report["machine"]["device"],
                 "source": source,
                 "task": part.split("-")[0],
-                "model": chosen[1],
-                "image_size_px": int(chosen[2]),
-                "batch_size": int(chosen[3]),
+                "model": model,
+                "image_size_px": size_px,
+                "batch_size": batch_size,
                 "compiled": kind == "compiled",
                 "images_per_s": figures[f"{kind}_images_per_s"],
                 "validation_images_per_s": figures["validation_images_per_s"],

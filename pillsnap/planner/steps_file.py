@@ -42,17 +42,18 @@ class MeasuredStep(BaseModel):
     launches: float | None = None
     """Kernels and copies per step."""
 
-    def on(self, card: str) -> tuple[StepRates, StepRates]:
+    def on(self, card: str, batch_size: int) -> tuple[StepRates, StepRates]:
         """The rates on another card, by the lower and by the higher of the published ratios.
 
-        Only the GPU's part of a step is scaled; where the host limits the step, it does so on the other card too.
+        Only the GPU's part of a step is scaled, and grows with the batch. Where the host limits the step, it takes as
+        long per step on the other card.
         """
         step_s = self.batch_size / self.images_per_s
         busy_s = step_s if self.busy_ms is None else self.busy_ms / 1000
         host_s = step_s if busy_s < _HOST_BOUND * step_s else 0.0
         slow, fast = (
             StepRates(
-                self.batch_size / max(busy_s / ratio, host_s),
+                batch_size / max(busy_s * batch_size / self.batch_size / ratio, host_s),
                 self.validation_images_per_s * min(ratio, 1.0),
                 self.peak_memory_bytes,
                 self.first_step_s,
@@ -79,20 +80,26 @@ def step_for(
     steps: Sequence[MeasuredStep], task: str, settings: DetectionSettings | ClassificationSettings, card: str,
     *, compiled: bool,
 ) -> MeasuredStep:  # fmt: skip
-    """The measured step of a task's model, size and batch, on the card nearest to `card` in speed. Raises UserError
-    when there is none: another model's time is not guessed from it.
+    """The step from which that of a task's model, size and batch on `card` is reckoned: of this batch, or of another
+    where the GPU's part of it is known; such steps first, then those of cards of a like speed. Raises UserError when
+    there is none: the time of another model or size is not guessed.
     """
-    wanted = (settings.model, settings.image_size_px, settings.batch_size)
+    size_px, batch_size = settings.image_size_px, settings.batch_size
     own = [
         step for step in steps
-        if step.task == task and step.compiled == compiled
-        and (step.model, step.image_size_px, step.batch_size) == wanted
+        if (step.task, step.model, step.image_size_px, step.compiled) == (task, settings.model, size_px, compiled)
+        and (step.batch_size == batch_size or step.busy_ms is not None)
     ]  # fmt: skip
     if not own:
         known = dict.fromkeys(f"{s.model} {s.image_size_px} px batch {s.batch_size}" for s in steps if s.task == task)
         raise UserError(
-            f"There is no measured step of {wanted[0]} at {wanted[1]} px with a batch of {wanted[2]} for {task} "
+            f"There is no measured step of {settings.model} at {size_px} px with a batch of {batch_size} for {task} "
             f"(there are: {', '.join(known) or 'none'}): run `pillsnap plan` on a machine with a GPU, give --steps a "
             "file that has it, or choose one of these."
         )
-    return min(own, key=lambda step: sum(abs(math.log(r)) for r in speed_ratios(card, card_of(step.device))))
+
+    def distance(step: MeasuredStep) -> tuple[bool, bool, float]:
+        ratios = speed_ratios(card, card_of(step.device))
+        return step.busy_ms is None, step.batch_size != batch_size, sum(abs(math.log(ratio)) for ratio in ratios)
+
+    return min(own, key=distance)

@@ -22,10 +22,10 @@ STEP: dict[str, Any] = {
 SLOW, FAST = 113 / 989, 960 / 3350
 
 
-def rates(**changes: Any) -> list[float]:
-    """Milliseconds of a step on an RTX 5080, by the slower and the faster ratio; it takes 50 ms on an H100."""
-    step = MeasuredStep(**STEP | changes)
-    return [1000 * step.batch_size / one.train_images_per_s for one in step.on("RTX 5080")]
+def step_ms(batch_size: int = STEP["batch_size"], card: str = "RTX 5080", **changes: Any) -> list[float]:
+    """Milliseconds of a step on `card`, by the slower and the faster ratio; it takes 50 ms on an H100."""
+    rates = MeasuredStep(**STEP | changes).on(card, batch_size)
+    return [1000 * batch_size / one.train_images_per_s for one in rates]
 
 
 def test_a_card_is_found_in_the_name_of_a_device() -> None:
@@ -39,24 +39,37 @@ def test_a_card_is_found_in_the_name_of_a_device() -> None:
 
 
 def test_without_a_profile_the_whole_step_is_scaled() -> None:
-    assert rates() == pytest.approx([50 / SLOW, 50 / FAST])
+    assert step_ms() == pytest.approx([50 / SLOW, 50 / FAST])
 
 
 def test_only_the_time_in_which_the_gpu_works_is_scaled() -> None:
-    assert rates(busy_ms=20) == pytest.approx([20 / SLOW, 20 / FAST])
-    assert rates(busy_ms=2) == pytest.approx([50, 50])  # the host takes 50 ms whatever the GPU
-    assert rates(busy_ms=10) == pytest.approx([10 / SLOW, 50])
-    assert rates(busy_ms=49) == pytest.approx([49 / SLOW, 49 / FAST])
+    assert step_ms(busy_ms=20) == pytest.approx([20 / SLOW, 20 / FAST])
+    assert step_ms(busy_ms=2) == pytest.approx([50, 50])  # the host takes 50 ms whatever the GPU
+    assert step_ms(busy_ms=10) == pytest.approx([10 / SLOW, 50])
+    assert step_ms(busy_ms=49) == pytest.approx([49 / SLOW, 49 / FAST])
 
 
 def test_a_faster_card_does_not_hurry_the_host() -> None:
-    step = MeasuredStep(**STEP | {"device": "RTX 5080", "busy_ms": 20})
-    assert [1000 * step.batch_size / one.train_images_per_s for one in step.on("H100")] == pytest.approx([50, 50])
-    works = MeasuredStep(**STEP | {"device": "RTX 5080", "busy_ms": 50})
-    assert [1000 * works.batch_size / one.train_images_per_s for one in works.on("H100")] == pytest.approx(
-        [50 * FAST, 50 * SLOW]
-    )
-    assert works.on("H100")[0].val_images_per_s == 800
+    assert step_ms(card="H100", device="RTX 5080", busy_ms=20) == pytest.approx([50, 50])
+    assert step_ms(card="H100", device="RTX 5080", busy_ms=50) == pytest.approx([50 * FAST, 50 * SLOW])
+    step = MeasuredStep(**STEP | {"device": "RTX 5080"})
+    assert step.on("H100", step.batch_size)[0].val_images_per_s == 800
+
+
+def test_the_gpu_works_for_images_and_the_host_for_steps() -> None:
+    half = STEP["batch_size"] // 2
+    assert step_ms(half, busy_ms=40) == pytest.approx([20 / SLOW, 20 / FAST])
+    assert step_ms(half, busy_ms=8) == pytest.approx([50, 50])
+
+
+def test_another_batch_is_taken_only_where_the_gpus_part_is_known() -> None:
+    exact, other = MeasuredStep(**STEP), MeasuredStep(**STEP | {"batch_size": 4 * STEP["batch_size"], "busy_ms": 20})
+    wanted = SETTINGS.model_copy(update={"batch_size": 4 * STEP["batch_size"]})
+    assert step_for([exact, other], "detection", SETTINGS, "RTX 5080", compiled=True) is other
+    with pytest.raises(UserError, match="There is no measured step"):
+        step_for([exact], "detection", wanted, "RTX 5080", compiled=True)
+    profiled = MeasuredStep(**STEP | {"busy_ms": 10})
+    assert step_for([other, profiled], "detection", SETTINGS, "RTX 5080", compiled=True) is profiled
 
 
 @pytest.mark.parametrize("change", [{"model": "yolo11x"}, {"image_size_px": 1280}, {"batch_size": 2}])
@@ -100,12 +113,16 @@ def test_a_lease_gives_steps() -> None:
     report = {
         "machine": {"device": "H100"},
         "detection-yolo11m": {
-            "lines": ["started", "yolo11m 640 px batch 16 eager: first step 29 s"],
             "figures": {"compiled_images_per_s": 250.0, "validation_images_per_s": 600.0, "compiled_busy_ms": 40.0,
                         "compiled_first_step_s": 147.0, "compiled_launches": 900.0},
         },
-        "loader": {"lines": [], "figures": {}},
+        "classification-64": {
+            "figures": {"eager_images_per_s": 250.0, "validation_images_per_s": 600.0, "eager_first_step_s": 20.0,
+                        "chosen": ["resnet18", 160, 64]},
+        },
+        "loader": {"figures": {}},
     }  # fmt: skip
-    (step,) = (MeasuredStep(**one) for one in measured_steps(report, "here"))
+    step, other = (MeasuredStep(**one) for one in measured_steps(report, "here"))
     assert (step.model, step.image_size_px, step.batch_size, step.busy_ms) == ("yolo11m", 640, 16, 40.0)
     assert step.compiled and step.images_per_s == 250
+    assert (other.model, other.image_size_px, other.batch_size, other.compiled) == ("resnet18", 160, 64, False)
