@@ -73,10 +73,13 @@ def _from_file(settings: Settings, target: Target) -> tuple[Choices, list[str]]:
         step = step_for(steps, name, getattr(settings, name), target.card, compiled=compiled)
         alike = [s for s in steps if (s.task, s.device, s.batch_size, s.compiled)
                  == (name, step.device, step.batch_size, compiled)]  # fmt: skip
-        choices[name] = {(one.model, one.image_size_px): one.on(target.card, batch_size) for one in alike}
+        rates = [(one.on(target.card, batch_size), one) for one in alike]
+        rates.sort(key=lambda pair: -pair[0][0].train_images_per_s)  # the slower, the more accurate
+        choices[name] = {(one.model, one.image_size_px): both for both, one in rates}
         whole = f"{1000 * step.batch_size / step.images_per_s:.0f} ms a step of {step.batch_size}"
         part = "all of it scaled, as if the GPU limited it" if step.busy_ms is None else (
-            f"of which the GPU works {step.busy_ms:.0f} ms, scaled; the host is taken as fast as there"
+            f"of which the GPU works {step.busy_ms:.0f} ms, scaled, in validation half as "
+            "long; the host is taken as fast as there"
         )  # fmt: skip
         if step.batch_size != batch_size:
             part += f", and a step of {batch_size} as so many images and one launch"

@@ -48,13 +48,18 @@ class MeasuredStep(BaseModel):
         Only the GPU's part of a step is scaled, and grows with the batch. Where the host limits the step, it takes as
         long per step on the other card.
         """
+        busy_s = None if self.busy_ms is None else self.busy_ms / 1000
         step_s = self.batch_size / self.images_per_s
-        busy_s = step_s if self.busy_ms is None else self.busy_ms / 1000
-        host_s = step_s if busy_s < _HOST_BOUND * step_s else 0.0
+        busy_share = 1.0 if busy_s is None else busy_s / step_s
+        host_s = step_s if busy_share < _HOST_BOUND else 0.0
+        val_s = 1 / self.validation_images_per_s
+        # Without a backward pass, the GPU works for less than half of a training step.
+        val_busy_s = val_s if busy_s is None else min(val_s, busy_s / self.batch_size / 2)
+        val_host_s = val_s if val_busy_s < _HOST_BOUND * val_s else 0.0
         slow, fast = (
             StepRates(
-                batch_size / max(busy_s * batch_size / self.batch_size / ratio, host_s),
-                self.validation_images_per_s * min(ratio, 1.0),
+                1 / max(busy_share * step_s / self.batch_size / ratio, host_s / batch_size),
+                1 / max(val_busy_s / ratio, val_host_s),
                 self.peak_memory_bytes,
                 self.first_step_s,
             )

@@ -77,7 +77,7 @@ class TaskEstimate:
             "start": START_S,
             "compile": self.steps.first_step_s,
             "training": train_s,
-            "waiting": with_loader_s - train_s,
+            "waiting": max(0.0, with_loader_s - train_s),
             "validation": self._seconds(p.val, p.val_new, val_rate),
         }
 

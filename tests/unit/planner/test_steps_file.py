@@ -52,8 +52,18 @@ def test_only_the_time_in_which_the_gpu_works_is_scaled() -> None:
 def test_a_faster_card_does_not_hurry_the_host() -> None:
     assert step_ms(card="H100", device="RTX 5080", busy_ms=20) == pytest.approx([50, 50])
     assert step_ms(card="H100", device="RTX 5080", busy_ms=50) == pytest.approx([50 * FAST, 50 * SLOW])
-    step = MeasuredStep(**STEP | {"device": "RTX 5080"})
-    assert step.on("H100", step.batch_size)[0].val_images_per_s == 800
+
+
+def test_validation_works_the_gpu_for_half_a_step() -> None:
+    def val_ms(**changes: Any) -> list[float]:
+        rates = MeasuredStep(**STEP | {"validation_images_per_s": size / 0.02} | changes).on("RTX 5080", size)
+        return [1000 * size / one.val_images_per_s for one in rates]
+
+    size = STEP["batch_size"]
+    assert val_ms() == pytest.approx([20 / SLOW, 20 / FAST])
+    assert val_ms(busy_ms=30) == pytest.approx([15 / SLOW, 15 / FAST])
+    assert val_ms(busy_ms=4) == pytest.approx([20, 20])  # the host takes 20 ms whatever the GPU
+    assert val_ms(busy_ms=48) == pytest.approx([20 / SLOW, 20 / FAST])
 
 
 def test_the_gpu_works_for_images_and_the_host_for_steps() -> None:
