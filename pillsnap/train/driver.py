@@ -132,9 +132,9 @@ def _train_task(run: Run, name: str, workers: Workers, events: EventLog, relay: 
     task = make_task(name, run.settings, run.codes)
     folder = run.checkpoint_dir(name)
     last, _ = find_run_checkpoint(run.where, name, role="driver")
-    elapsed = ElapsedTime(folder, last.meta["elapsed_s"] if last else 0.0)
     if last is not None and "from_run" in last.meta:
         events.write("initial_weights", task=name, **last.meta["from_run"])
+    elapsed = ElapsedTime(folder, last.meta["elapsed_s"] if last else 0.0)
     if last is None or last.position.epoch < task.settings.epochs:
         found_boxes = _boxes_for_unlabelled(run, events) if name == "classification" else None
         samples = task.samples(run.manifest, found_boxes)

@@ -17,6 +17,8 @@ from pillsnap.manifest.table import read_classes
 from pillsnap.observe.events import EventLog, read_events
 from pillsnap.runs.checkpoint import Position, find_checkpoint, save_checkpoint
 from pillsnap.runs.directory import Run, open_run
+from pillsnap.runs.remote_checkpoints import find_run_checkpoint
+from pillsnap.storage import scratch
 from pillsnap.tasks.best_model import load_best
 from pillsnap.tasks.registry import make_task
 from pillsnap.train import driver
@@ -138,6 +140,22 @@ def test_the_start_of_the_task_is_an_event(
     assert [event["task"] for event in found] == ["detection", "classification"]
     assert {event["source"] for event in found} == {str(source)}
     assert [found[1][f"classes_{part}"] for part in ("kept", "new", "left")] == [2, 2, 1]
+
+
+def test_runs_in_remote_storage(
+    codes: list[str], toy_manifest: Path, toy_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PILLSNAP_CACHE_DIR", str(tmp_path / "cache"))
+    trained_run(tmp_path / "storage/old", codes)
+    source, where = (f"{(tmp_path / 'storage').as_uri()}/{name}" for name in ("old", "new"))
+    best = best_checkpoints(source, where, SETTINGS)
+    run, _ = open_run(scratch(where, "driver"), SETTINGS, toy_manifest, toy_tree, uri=where)
+    notes = start_from(run, source, best)
+    assert [note.split(" starts from")[0] for note in notes] == ["detection", "classification"]
+    for name in SETTINGS.tasks:
+        last, damaged = find_run_checkpoint(where, name, role="worker")
+        assert last is not None and not damaged and last.meta["from_run"]["source"] == source
+    assert best_checkpoints(source, where, SETTINGS) == {}
 
 
 def test_what_cannot_be_taken_is_refused_before_anything_is_written(
