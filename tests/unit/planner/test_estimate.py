@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import pytest
 import torch
 
@@ -119,3 +120,27 @@ def test_cores_scale_the_loader_and_the_time_budget_is_a_limit(monkeypatch: pyte
     limited = planned(monkeypatch, set={"train.schedule": "wsd", "train.time_budget_minutes": 25})
     assert limited["budget_s"] == 1500
     assert "ends the run within 25 min" in "\n".join(limited["assumptions"])
+
+
+def test_counts_of_a_manifest_have_combinations_and_what_is_stored(
+    toy_manifest: Path, toy_tree: Path, tmp_path: Path
+) -> None:
+    settings = load_settings("demo", {"classification.image_size_px": 32, "data.store": "jpeg"})
+    run = read_run(settings, str(tmp_path / "run"), toy_manifest, str(toy_tree))
+    train = run.manifest.filter(pc.equal(run.manifest["split"], "train"))
+    combinations = train.filter(pc.equal(train["image_type"], "combination"))
+    task = make_task("classification", settings, run.codes)
+    samples = task.samples(run.manifest, None)
+    store = split_stores(f"{run.where}/store", "classification", task.recipe(samples), "jpeg", run.manifest_hash)
+    source = store["train"].source(PhotoReader(str(toy_tree), 10**7))
+    numbers = range(len(samples.train) // 2)
+    source.prefetch(samples.train, numbers)
+    for number in numbers:
+        source.fetch(samples.train, number)
+    source.flush()
+    counts = planning._counts(run)
+    assert counts["detection"].train == len(train) and counts["detection"].stored == 0
+    assert counts["detection"].train_combinations == len(combinations)
+    pills = sum(len(codes) for codes in combinations["codes"].to_pylist())
+    assert counts["classification"].train_combinations == pills
+    assert counts["classification"].stored == pytest.approx(len(numbers) / len(samples.train))
