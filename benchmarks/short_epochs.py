@@ -24,8 +24,8 @@ from benchmarks.imprints import COMBINATIONS, VIEWS_PER_CLASS, prepare
 from pillsnap.config import load_settings
 from pillsnap.data.recipes import Recipe
 from pillsnap.data.sources import FetchTimes, Source
-from pillsnap.data.windows import Window
-from pillsnap.photos.decode import BadImage
+from pillsnap.data.windows import Window, whole
+from pillsnap.photos.decode import BadImage, Scale
 from pillsnap.train.epochs import stream_plan
 from tests.reliability.harness import LoopRun
 
@@ -43,10 +43,10 @@ class KeptSource(Source):
     def start(self, recipe: Recipe, train: pa.Table) -> None:
         self.recipe, self.train, self.kept = recipe, train, dict[tuple[bool, str], Window | BadImage]()
 
-    def window(self, samples: pa.Table, number: int, times: FetchTimes) -> Window | BadImage:
+    def window(self, samples: pa.Table, number: int, times: FetchTimes, needed: Scale = whole) -> Window | BadImage:
         key = samples is self.train, samples["sample_id"][number].as_py()
         if key not in self.kept:
-            found: Any = self.reader.read(self._location(samples, number))
+            found: Any = super().window(samples, number, times)
             if not isinstance(found, BadImage):
                 found = self.recipe.cut(found, samples, number, key[0], "jpeg")
                 found = replace(found, pixels=found.pixels.copy())

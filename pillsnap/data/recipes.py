@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Container, Iterable
 from dataclasses import InitVar, dataclass, field
@@ -21,8 +22,8 @@ from pillsnap.data import augment
 from pillsnap.data.augment import CropJitter, FrameJitter
 from pillsnap.data.plan import Slot
 from pillsnap.data.sources import Cutter, FetchTimes, Source
-from pillsnap.data.windows import Codec, Window, crop_window, frame_window
-from pillsnap.photos.decode import BadImage
+from pillsnap.data.windows import Codec, Window, crop_scale, crop_window, frame_scale, frame_window
+from pillsnap.photos.decode import BadImage, Scale
 
 Batch = dict[str, np.ndarray]
 Row = dict[str, np.ndarray]
@@ -68,7 +69,7 @@ class CropRecipe:
         # Before decoding, which evicts the interpreter from the CPU caches.
         rngs = [augment.sample_rng(seed, *key) for key in zip(slot.passes.tolist(), sample_ids, strict=True)]
         for row, (number, sample_id, box, rng) in enumerate(zip(members, sample_ids, boxes, rngs, strict=True)):
-            window = source.window(samples, number, batch.times)
+            window = source.window(samples, number, batch.times, self._scale(box, jitter))
             if isinstance(window, BadImage):
                 batch.reject(row, number, sample_id, window)
                 labels[row] = 0
@@ -81,10 +82,15 @@ class CropRecipe:
             batch.accept(row, number)
         return batch.finish() | {"label": labels}
 
-    def cut(self, photo: np.ndarray, samples: pa.Table, number: int, training: bool, codec: Codec) -> Window:
+    def needed(self, samples: pa.Table, number: int, training: bool) -> Scale:
+        """What `make` needs of the photo of one sample."""
+        box = None if self.whole_frame else samples["box"][number].as_py()
+        return self._scale(box, self._jitter(training))
+
+    def cut(self, photo: Window, samples: pa.Table, number: int, training: bool, codec: Codec) -> Window:
         """The part of a photo that `make` needs for one sample."""
         if self.whole_frame:
-            return Window(photo) if codec == "png" else frame_window(photo, self.size_px)
+            return photo if codec == "png" else frame_window(photo, self.size_px)
         box = np.array(samples["box"][number].as_py())
         return crop_window(photo, box, self.size_px, self.margin, self._jitter(training), codec)
 
@@ -95,6 +101,11 @@ class CropRecipe:
 
     def _jitter(self, training: bool) -> CropJitter:
         return self.jitter if training else NO_CROP_JITTER
+
+    def _scale(self, box: np.ndarray | list[float] | None, jitter: CropJitter) -> Scale:
+        if box is None:
+            return frame_scale(self.size_px, math.exp(jitter.scale))
+        return crop_scale(box, self.size_px, self.margin, jitter)
 
 
 @dataclass(frozen=True)
@@ -125,7 +136,8 @@ class FrameRecipe:
         unsure = np.zeros((capacity, 4, 4), np.float32)
         members = slot.members.tolist()
         source.prefetch(samples, members)
-        windows = [source.window(samples, number, batch.times) for number in members]
+        scale = self.needed(samples, 0, slot.training)
+        windows = [source.window(samples, number, batch.times, scale) for number in members]
         pixels, labels = {}, {}
         for row, (number, window) in enumerate(zip(members, windows, strict=True)):
             if not isinstance(window, BadImage):
@@ -157,7 +169,11 @@ class FrameRecipe:
         marked = {"unsure": unsure} if self.mark_incomplete else {}
         return batch.finish() | {"boxes": boxes, "num_boxes": num_boxes} | marked
 
-    def cut(self, photo: np.ndarray, samples: pa.Table, number: int, training: bool, codec: Codec) -> Window:
+    def needed(self, samples: pa.Table, number: int, training: bool) -> Scale:
+        """What `make` needs of any photo."""
+        return frame_scale(self.size_px, 1 + self.jitter.scale if training else 1.0)
+
+    def cut(self, photo: Window, samples: pa.Table, number: int, training: bool, codec: Codec) -> Window:
         """The photo, halved while its longer side stays at least `size_px`."""
         return frame_window(photo, self.size_px)
 

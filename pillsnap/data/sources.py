@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from pillsnap.data.store.shards import ShardStore
-from pillsnap.data.windows import Codec, EncodedWindow, Window
-from pillsnap.photos.decode import BadImage
+from pillsnap.data.windows import Codec, EncodedWindow, Photo, Window, whole
+from pillsnap.photos.decode import BadImage, Scale
 from pillsnap.photos.reader import PhotoReader, ReadAhead
 
 Shipped = Mapping[int, EncodedWindow | BadImage | None]
@@ -22,7 +22,11 @@ Shipped = Mapping[int, EncodedWindow | BadImage | None]
 class Cutter(Hashable, Protocol):
     """Cuts the part of a photo that a recipe needs."""
 
-    def cut(self, photo: np.ndarray, samples: pa.Table, number: int, training: bool, codec: Codec) -> Window: ...
+    def needed(self, samples: pa.Table, number: int, training: bool) -> Scale: ...
+
+    def cut(self, photo: Window, samples: pa.Table, number: int, training: bool, codec: Codec) -> Window:
+        """`photo` is the whole photo, reduced no further than `needed`."""
+        ...
 
     def keys(self, samples: pa.Table) -> np.ndarray:
         """(n,) uint64; samples with different windows have different keys."""
@@ -109,8 +113,10 @@ class Source:
         """Whether the windows of all samples `numbers` (n,) are in a store."""
         return False
 
-    def window(self, samples: pa.Table, number: int, times: FetchTimes) -> Window | BadImage:
-        """The decoded window of a sample, or why it cannot be decoded. Adds the elapsed seconds to `times`."""
+    def window(self, samples: pa.Table, number: int, times: FetchTimes, needed: Scale = whole) -> Window | BadImage:
+        """The decoded window of a sample, from a photo at the size that is `needed`, or why it cannot be decoded. Adds
+        the elapsed seconds to `times`.
+        """
         started_s = time.perf_counter()
         encoded = self.fetch(samples, number)
         fetched_s = time.perf_counter()
@@ -118,7 +124,7 @@ class Source:
         if isinstance(encoded, BadImage):
             return encoded
         try:
-            return encoded.decode(self.reader.max_pixels)
+            return encoded.decode(self.reader.max_pixels, needed)
         except BadImage as error:
             return error
         finally:
@@ -135,7 +141,7 @@ class StoreSource(Source):
     """(key, window) cut here and not yet in the store."""
     _looked_up: dict[int, tuple[int, EncodedWindow | None]] = field(default_factory=dict)
     """Key and stored window of prefetched samples: one look-up of many costs little more than of one."""
-    _photo: tuple[str, np.ndarray | BadImage] | None = None
+    _photo: tuple[str, Photo | BadImage] | None = None
 
     def prefetch(self, samples: pa.Table, numbers: Sequence[int]) -> None:
         self._looked_up = self._look_up(samples, numbers)
@@ -149,7 +155,11 @@ class StoreSource(Source):
         photo = self._read(self._location(samples, number))
         if isinstance(photo, BadImage):
             return photo
-        made = store.cutter.cut(photo, samples, number, store.training, store.codec).encode(store.codec)
+        try:
+            decoded = photo.window(store.cutter.needed(samples, number, store.training))
+        except BadImage as error:
+            return error
+        made = store.cutter.cut(decoded, samples, number, store.training, store.codec).encode(store.codec)
         self.fresh.append((key, made))
         return made
 
@@ -167,10 +177,12 @@ class StoreSource(Source):
         found = self.store.shards.find(keys)
         return dict(zip(numbers, zip(keys.tolist(), found, strict=True), strict=True))
 
-    def _read(self, location: str) -> np.ndarray | BadImage:
+    def _read(self, location: str) -> Photo | BadImage:
         # Filling a store decodes each photo once: its pills are consecutive in the sample table.
         if self._photo is None or self._photo[0] != location:
-            self._photo = location, self._photos().read(location)
+            data = self._photos().read_bytes(location)
+            photo = data if isinstance(data, BadImage) else Photo(data, self.reader.max_pixels)
+            self._photo = location, photo
         return self._photo[1]
 
 

@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pillsnap.config import Settings
+from pillsnap.data.windows import Photo, Window, frame_scale
 from pillsnap.metrics.boxes import MIN_SCORE
 from pillsnap.metrics.calibration import cross_fitted_confidence, temperature_facts
 from pillsnap.metrics.evidence import Evidence
-from pillsnap.photos.decode import BadImage
+from pillsnap.photos.decode import BadImage, is_reducible
 from pillsnap.photos.reader import PhotoReader, ReadAhead
 
 if TYPE_CHECKING:
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
 
 TABLES = ("detections", "classification", "pipeline")
 _FLOATS, _INTS = pa.list_(pa.float32()), pa.list_(pa.int64())
+_DECODED = (
+    ("pixels", pa.large_binary()),
+    ("shape", pa.list_(pa.int64())),
+    ("reduction", pa.int64()),
+    ("data", pa.large_binary()),
+    ("error", pa.string()),
+)
 _RESULT = pa.schema(
     {
         "sample_id": pa.string(),
@@ -171,7 +179,10 @@ def infer(
     blocks = [columns.slice(start, batch_size) for start in range(0, len(columns), batch_size)]
     decoded = ray.data.from_arrow(blocks).map_batches(
         _decode,
-        fn_kwargs={"reader": PhotoReader(data_root, settings.data.max_pixels)},
+        fn_kwargs={
+            "reader": PhotoReader(data_root, settings.data.max_pixels),
+            "size_px": settings.detection.image_size_px,
+        },
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=settings.data.decoding_cpus / 2,
@@ -194,27 +205,30 @@ def infer(
     ]
 
 
-def _decode(batch: pa.Table, *, reader: PhotoReader) -> pa.Table:
+def _decode(batch: pa.Table, *, reader: PhotoReader, size_px: int) -> pa.Table:
+    """Adds each photo's `pixels` at the size that detection needs, their `shape` and `reduction`, the `data` of a JPEG,
+    whose crops may need another size, and the `error` of a photo that cannot be read.
+    """
     import cv2
 
     cv2.setNumThreads(1)
-    pixels: list[bytes] = []
-    shapes: list[list[int]] = []
-    errors: list[str | None] = []
+    rows: list[tuple[bytes, tuple[int, ...], int, bytes, str | None]] = []
     locations = batch["location"].to_pylist()
     photos = ReadAhead(reader, locations)
     for location in locations:
-        photo = photos.read(location)
-        if isinstance(photo, BadImage):
-            pixels.append(b"")
-            shapes.append([0, 0, 3])
-            errors.append(str(photo))
-        else:
-            pixels.append(photo.tobytes())
-            shapes.append(list(photo.shape))
-            errors.append(None)
-    batch = batch.append_column("pixels", pa.array(pixels, pa.large_binary()))
-    return batch.append_column("shape", pa.array(shapes)).append_column("error", pa.array(errors, pa.string()))
+        data = photos.read_bytes(location)
+        try:
+            if isinstance(data, BadImage):
+                raise data
+            window = Photo(data, reader.max_pixels).window(frame_scale(size_px))
+            kept = data if is_reducible(data) else b""
+            rows.append((window.pixels.tobytes(), window.pixels.shape, round(1 / window.scale_x), kept, None))
+        except BadImage as error:
+            rows.append((b"", (0, 0, 3), 1, b"", str(error)))
+    columns = zip(*rows, strict=True)
+    for (name, kind), values in zip(_DECODED, columns, strict=True):
+        batch = batch.append_column(name, pa.array(values, kind))
+    return batch
 
 
 class _Model:
@@ -244,25 +258,31 @@ class _Model:
         self._models = TwoStage(run, settings, codes, classify=classify, evidence=evidence)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        rows = batch.drop_columns("pixels").to_pylist()
+        rows = batch.drop_columns(["pixels", "data"]).to_pylist()
         results: list[dict[str, Any]] = [
             dict.fromkeys(_RESULT.names)
             | {"sample_id": row["sample_id"], "image_type": row["image_type"], "error": row["error"]}
             for row in rows
         ]
         readable = [i for i, row in enumerate(rows) if not row["error"]]
-        photos = [np.frombuffer(batch["pixels"][i].as_buffer(), np.uint8).reshape(rows[i]["shape"]) for i in readable]
+        photos = [self._photo(batch, i, rows[i]) for i in readable]
         if photos and self._models.detector is not None:
             self._detect(photos, [results[i] for i in readable])
         if photos and self._models.classifier is not None:
             self._classify(photos, [rows[i] for i in readable], [results[i] for i in readable])
         return pa.Table.from_pylist(results, _RESULT)
 
-    def _detect(self, photos: list[np.ndarray], results: list[dict[str, Any]]) -> None:
+    def _photo(self, batch: pa.Table, index: int, row: dict[str, Any]) -> Photo:
+        pixels = np.frombuffer(batch["pixels"][index].as_buffer(), np.uint8).reshape(row["shape"])
+        scale = 1 / row["reduction"]
+        decoded = {row["reduction"]: Window(pixels, scale_x=scale, scale_y=scale)}
+        return Photo(batch["data"][index].as_py(), self._settings.data.max_pixels, decoded)
+
+    def _detect(self, photos: list[Photo], results: list[dict[str, Any]]) -> None:
         for result, found in zip(results, self._models.detect(photos, self._min_score), strict=True):
             result["boxes"], result["scores"] = found.boxes.tolist(), found.scores.tolist()
 
-    def _classify(self, photos: list[np.ndarray], rows: list[dict[str, Any]], results: list[dict[str, Any]]) -> None:
+    def _classify(self, photos: list[Photo], rows: list[dict[str, Any]], results: list[dict[str, Any]]) -> None:
         labelled = [
             [(i, self._labels[code], box) for i, (code, box) in enumerate(zip(row["codes"], row["boxes"], strict=True))
              if box is not None and code in self._labels]

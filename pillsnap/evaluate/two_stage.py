@@ -14,14 +14,18 @@ import torch
 from pillsnap.config import Settings
 from pillsnap.data import augment
 from pillsnap.data.recipes import NO_CROP_JITTER
+from pillsnap.data.windows import Photo, Window, crop_scale, frame_scale
 from pillsnap.errors import UserError
 from pillsnap.metrics.boxes import MIN_SCORE
 from pillsnap.metrics.evidence import Evidence
 from pillsnap.models.precision import autocast, this_device
+from pillsnap.photos.decode import Scale
 from pillsnap.tasks.best_model import Best, load_best
 
 TOP = 5
 _STRIDE = 32
+AnyPhoto = Photo | np.ndarray
+"""Bytes of a photo, or its pixels (height, width, 3) uint8 RGB."""
 
 
 @dataclass(frozen=True)
@@ -86,25 +90,26 @@ class TwoStage:
         self.temperature = 1.0 if classification is None else classification.metrics.get("temperature", 1.0)
 
     @torch.inference_mode()
-    def detect(self, photos: Sequence[np.ndarray], min_score: float = MIN_SCORE) -> list[Detections]:
-        """Boxes with a score of at least `min_score`. Each photo is (height, width, 3) uint8 RGB, of any size."""
+    def detect(self, photos: Sequence[AnyPhoto], min_score: float = MIN_SCORE) -> list[Detections]:
+        """Boxes with a score of at least `min_score`, of photos of any size."""
         from pillsnap.models.detector import detect
 
         assert self.detector is not None
         size_px = self._settings.detection.image_size_px
-        frames = np.stack([augment.letterbox(photo, size_px) for photo in photos])
-        left, top, right, bottom = _window(photos, size_px)
+        windows = [_decoded(photo, frame_scale(size_px)) for photo in photos]
+        frames = np.stack([augment.letterbox(window.pixels, size_px) for window in windows])
+        left, top, right, bottom = _window([window.pixels for window in windows], size_px)
         frames = np.ascontiguousarray(frames[:, top:bottom, left:right])
         images = torch.from_numpy(frames).to(self._device).permute(0, 3, 1, 2).float() / 255
         with self._autocast():
             found = detect(self.detector, images, nms_iou=self._settings.evaluation.nms_iou, min_score=min_score)
         for rows in found:
             rows[:, :2] += (left, top)
-        return [_in_photo(rows, photo, size_px) for rows, photo in zip(found, photos, strict=True)]
+        return [_in_photo(rows, window, size_px) for rows, window in zip(found, windows, strict=True)]
 
     @torch.inference_mode()
-    def classify(self, photos: Sequence[np.ndarray], boxes: Sequence[np.ndarray]) -> list[Names]:
-        """Classes of the k boxes (k, 4) of each photo; crops are cut from the photo at full resolution."""
+    def classify(self, photos: Sequence[AnyPhoto], boxes: Sequence[np.ndarray]) -> list[Names]:
+        """Classes of the k boxes (k, 4) of each photo; crops are cut from the photo's pixels, not from the frame."""
         assert self.classifier is not None
         settings = self._settings.classification
         crops = [self._crop(photo, box) for photo, rows in zip(photos, boxes, strict=True) for box in rows]
@@ -141,18 +146,15 @@ class TwoStage:
             logits = [classifier(inputs.rot90(turn * 4 // turns, (2, 3))) for turn in range(turns)]
         return torch.stack(logits).float().mean(0)
 
-    def _crop(self, photo: np.ndarray, box: np.ndarray) -> np.ndarray:
+    def _crop(self, photo: AnyPhoto, box: np.ndarray) -> np.ndarray:
         settings = self._settings.classification
+        size_px, margin = settings.image_size_px, settings.crop_margin
         if settings.input == "frame":
-            return augment.crop(
-                photo,
-                np.array([0, 0, photo.shape[1], photo.shape[0]]),
-                settings.image_size_px,
-                0.0,
-                NO_CROP_JITTER,
-                self._rng,
-            )
-        return augment.crop(photo, box, settings.image_size_px, settings.crop_margin, NO_CROP_JITTER, self._rng)
+            pixels = _decoded(photo, frame_scale(size_px)).pixels
+            whole = np.array([0, 0, pixels.shape[1], pixels.shape[0]])
+            return augment.crop(pixels, whole, size_px, 0.0, NO_CROP_JITTER, self._rng)
+        window = _decoded(photo, crop_scale(box, size_px, margin, NO_CROP_JITTER))
+        return augment.crop(window.pixels, window.map_boxes(box), size_px, margin, NO_CROP_JITTER, self._rng)
 
     def _fused_classifier(self, best: Best) -> Any:
         from pillsnap.models.classifier import input_statistics
@@ -167,6 +169,10 @@ class TwoStage:
         return best.model.to(self._device).to(memory_format=torch.channels_last)
 
 
+def _decoded(photo: AnyPhoto, needed: Scale) -> Window:
+    return photo.window(needed) if isinstance(photo, Photo) else Window(photo)
+
+
 def _window(photos: Sequence[np.ndarray], size_px: int) -> tuple[int, int, int, int]:
     """Left, top, right, bottom of the area that the letterboxed photos cover, in whole strides of the detector: removes
     padding that all photos of a batch share.
@@ -177,10 +183,11 @@ def _window(photos: Sequence[np.ndarray], size_px: int) -> tuple[int, int, int, 
     return left, top, left + width, top + height
 
 
-def _in_photo(rows: np.ndarray, photo: np.ndarray, size_px: int) -> Detections:
-    height, width = photo.shape[:2]
+def _in_photo(rows: np.ndarray, window: Window, size_px: int) -> Detections:
+    height, width = window.pixels.shape[:2]
     back = np.linalg.inv(augment.letterbox_matrix(width, height, size_px))
     boxes = augment.transform_boxes(rows[:, :4], back)
     low = np.clip(boxes[:, :2], 0, (width, height))
     high = np.clip(boxes[:, :2] + boxes[:, 2:], 0, (width, height))
-    return Detections(np.concatenate([low, high - low], axis=1).astype(np.float32), rows[:, 4])
+    scale = (window.scale_x, window.scale_y)
+    return Detections(np.concatenate([low / scale, (high - low) / scale], axis=1).astype(np.float32), rows[:, 4])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import numpy as np
 import onnxruntime
 
 PADDING_GREY = 114
+Photo = bytes | np.ndarray
+"""Bytes of a file, or pixels (height, width, 3) uint8 RGB."""
 
 
 class Pipeline:
@@ -31,11 +34,13 @@ class Pipeline:
             onnxruntime.InferenceSession(str(Path(folder) / f"{name}.onnx"), providers=providers)
             for name in ("detector", "classifier")
         )
+        self._last: tuple[bytes, dict[int, np.ndarray]] = b"", {}
+        """The last photo, and its pixels by reduction."""
 
-    def predict(self, photo: np.ndarray, evidence: Any = None) -> list[dict[str, Any]]:
-        """The pills of one photo (height, width, 3) uint8 RGB, best box first: `box` (x, y, w, h in pixels), `score`,
-        `code`, `name`, `edi_codes`, `attributes`, `confidence` and `top5`; with `evidence` (of `evidence.gather`) also
-        what it says.
+    def predict(self, photo: Photo, evidence: Any = None) -> list[dict[str, Any]]:
+        """The pills of one photo, best box first: `box` (x, y, w, h in pixels), `score`, `code`, `name`, `edi_codes`,
+        `attributes`, `confidence` and `top5`; with `evidence` (of `evidence.gather`) also what it says. Raises BadImage
+        for bytes that cannot be decoded.
         """
         boxes, scores = self.detect(photo)
         pills = []
@@ -62,10 +67,12 @@ class Pipeline:
                 pills[-1] |= evidence.facts(int(top[0]), code, float(unaided[best]), float(unaided[excluded].sum()))
         return pills
 
-    def detect(self, photo: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def detect(self, photo: Photo) -> tuple[np.ndarray, np.ndarray]:
         """Boxes (k, 4) x, y, w, h in pixels of the photo and scores (k,), best first."""
-        facts, (height, width) = self.facts["detection"], photo.shape[:2]
+        facts = self.facts["detection"]
         size_px = facts["image_size_px"]
+        photo, reduction = self._decoded(photo, lambda width, height: size_px / max(width, height))
+        height, width = photo.shape[:2]
         scale = size_px / max(width, height)
         offset = np.array([size_px - width * scale, size_px - height * scale]) / 2
         matrix = np.array([[scale, 0, offset[0]], [0, scale, offset[1]], [0, 0, 1]])
@@ -78,37 +85,57 @@ class Pipeline:
             kept = kept[_distinct(corners[kept], facts["nms_iou"])]
         corners = (corners[kept].reshape(-1, 2, 2) - offset) / scale
         low, high = np.clip(corners, 0, (width, height)).transpose(1, 0, 2)
-        return np.concatenate([low, high - low], axis=1), scores[kept]
+        return np.concatenate([low, high - low], axis=1) * reduction, scores[kept]
 
-    def classify(self, photo: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    def classify(self, photo: Photo, boxes: np.ndarray) -> np.ndarray:
         """Calibrated probabilities (k, classes) of the pills in the boxes (k, 4)."""
         return softmax(self.logits(photo, boxes))
 
-    def logits(self, photo: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    def logits(self, photo: Photo, boxes: np.ndarray) -> np.ndarray:
         """Logits divided by the temperature, (k, classes), of the pills in the boxes (k, 4)."""
         facts = self.facts["classification"]
         if not len(boxes):
             return np.zeros((0, len(self.facts["classes"])))
-        crops = np.stack([_crop(photo, box, facts["image_size_px"], facts["crop_margin"]) for box in boxes])
+        crops = np.stack([self._crop(photo, box, facts["image_size_px"], facts["crop_margin"]) for box in boxes])
         images = (crops.astype(np.float32) / 255 - np.float32(facts["mean"])) / np.float32(facts["std"])
         (logits,) = self._classifier.run(None, {"images": np.ascontiguousarray(images.transpose(0, 3, 1, 2))})
         return logits.astype(np.float64) / facts["temperature"]
+
+    def _crop(self, photo: Photo, box: np.ndarray, size_px: int, margin: float | None) -> np.ndarray:
+        """A square around the box and `margin` of its longer side; without a margin, around the whole photo."""
+        if margin is None:
+            photo, _ = self._decoded(photo, lambda width, height: size_px / max(width, height))
+            box, margin = np.array((0, 0, photo.shape[1], photo.shape[0])), 0.0
+        else:
+            side = max(box[2], box[3], 1.0) * (1 + 2 * margin)
+            photo, reduction = self._decoded(photo, lambda width, height: size_px / side)
+            box = box / reduction
+        x, y, width, height = map(float, box)
+        side = max(width, height, 1.0) * (1 + 2 * margin)
+        scale, half = size_px / side, (size_px - 1) / 2
+        x, y = 0.5 - (x + width / 2), 0.5 - (y + height / 2)
+        matrix = np.array([[scale, 0, half + scale * x], [0, scale, half + scale * y], [0, 0, 1]])
+        return _warp(photo, matrix, size_px, cv2.BORDER_REPLICATE)
+
+    def _decoded(self, photo: Photo, needed: Callable[[int, int], float]) -> tuple[np.ndarray, int]:
+        """Pixels of a photo, reduced as far as `needed` allows, and the reduction."""
+        if isinstance(photo, np.ndarray):
+            return photo, 1
+        from decode import decode_image, reduction
+
+        factor = reduction(photo, needed)
+        if self._last[0] is not photo:
+            self._last = photo, {}
+        pixels = self._last[1]
+        if factor not in pixels:
+            pixels[factor] = decode_image(photo, max_pixels=self.facts["max_pixels"], reduction=factor)
+        return pixels[factor], factor
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Probabilities (k, classes) of logits (k, classes), which may be -inf."""
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
     return shares / shares.sum(axis=1, keepdims=True)
-
-
-def _crop(photo: np.ndarray, box: np.ndarray, size_px: int, margin: float | None) -> np.ndarray:
-    """A square around the box and `margin` of its longer side; without a margin, around the whole photo."""
-    x, y, width, height = (0, 0, photo.shape[1], photo.shape[0]) if margin is None else map(float, box)
-    side = max(width, height, 1.0) * (1 + 2 * (margin or 0.0))
-    scale, half = size_px / side, (size_px - 1) / 2
-    x, y = 0.5 - (x + width / 2), 0.5 - (y + height / 2)
-    matrix = np.array([[scale, 0, half + scale * x], [0, scale, half + scale * y], [0, 0, 1]])
-    return _warp(photo, matrix, size_px, cv2.BORDER_REPLICATE)
 
 
 def _warp(image: np.ndarray, matrix: np.ndarray, size_px: int, border: int) -> np.ndarray:
@@ -149,7 +176,7 @@ def main() -> None:
     options = parser.parse_args()
     folder = Path(__file__).resolve().parent
     sys.path.insert(0, str(folder))
-    from decode import BadImage, decode_image
+    from decode import BadImage
     from evidence import gather, read_allowed
 
     pipeline = Pipeline(folder)
@@ -164,9 +191,7 @@ def main() -> None:
     for path in options.photos:
         found: dict[str, Any] = {"path": str(path), "error": None, "pills": []}
         try:
-            found["pills"] = pipeline.predict(
-                decode_image(path.read_bytes(), max_pixels=pipeline.facts["max_pixels"]), evidence
-            )
+            found["pills"] = pipeline.predict(path.read_bytes(), evidence)
         except (BadImage, OSError) as error:
             found["error"] = str(error)
         print(json.dumps(found, ensure_ascii=False))

@@ -1,7 +1,8 @@
 """The only photo decoder: bytes of a photo -> upright RGB uint8, with limits and typed errors.
 
 PNG and JPEG are decoded by fast decoders, WebP, BMP, TIFF, GIF (the first frame), AVIF and HEIC (with the package
-pillow-heif) by Pillow. The content decides, not the file's ending. `pillsnap export` copies this file beside models.
+pillow-heif) by Pillow. The content decides, not the file's ending. A JPEG can be decoded at a half, a quarter or an
+eighth of its size, by a smaller inverse DCT. `pillsnap export` copies this file beside models.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 import struct
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,13 @@ PHOTO_SUFFIXES = (
 _PNG_RGB = 2
 _EXIF_ORIENTATION = 0x0112
 _TRANSPOSED = (5, 6, 7, 8)
+_FROM_TOP_LEFT = (1, 5)
+"""Orientations whose upright photo begins with the first stored pixel."""
+REDUCTIONS = (8, 4, 2)
+Scale = Callable[[int, int], float]
+"""What a use needs of a photo of given width and height: the largest number of its own pixels per pixel of the photo,
+along one axis.
+"""
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"heif")
 _PNG_END = b"IEND\xaeB`\x82"
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
@@ -56,7 +64,7 @@ class Header:
     width: int
     height: int
     plain: bool
-    """8-bit RGB PNG or upright three-component JPEG: decoded by the fast decoders, all others by Pillow."""
+    """8-bit RGB PNG, or three-component JPEG: decoded by the fast decoders, all others by Pillow."""
     orientation: int = 1
     """EXIF orientation of the stored pixels, 1 to 8; applied by the decoder."""
 
@@ -70,7 +78,7 @@ def read_header(data: bytes) -> Header:
         raise BadImage("empty", "the file has no bytes")
     if data[:8] == PNG_SIGNATURE:
         return _png_header(data)
-    if data[:2] == b"\xff\xd8":
+    if is_reducible(data):
         return _jpeg_header(data)
     name = other_format(data)
     if name:
@@ -118,21 +126,53 @@ def check_pixels(header: Header, max_pixels: int) -> None:
         raise BadImage("too_large", f"{header.width} x {header.height} is more than {max_pixels} pixels")
 
 
-def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
-    """Upright RGB pixels, uint8, shape (height, width, 3).
+def is_reducible(data: bytes) -> bool:
+    """Whether a photo's bytes can be decoded at less than its size: those of a JPEG."""
+    return data[:2] == b"\xff\xd8"
+
+
+def reduction(data: bytes, needed: Scale) -> int:
+    """The largest reduction of a photo that leaves the pixels that its use needs: 2, 4 or 8 for a JPEG, else 1.
+
+    Raises BadImage.
+    """
+    if not is_reducible(data):
+        return 1
+    header = read_header(data)
+    size, scale = (header.width, header.height), needed(header.width, header.height)
+    for factor in REDUCTIONS:
+        # Pixels at the end that do not fill a reduced one are cut off, which must not shift the photo.
+        cut_at_end = header.orientation in _FROM_TOP_LEFT or all(length % factor == 0 for length in size)
+        if factor * scale <= 1 and factor <= min(size) and cut_at_end:
+            return factor
+    return 1
+
+
+def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, reduction: int = 1) -> np.ndarray:
+    """Upright RGB pixels, uint8, shape (height // reduction, width // reduction, 3).
 
     Transparency is composited on white, 16-bit channels are scaled to 8 bits, CMYK and greyscale become RGB, and
-    the EXIF orientation is applied. Raises BadImage; too_large is raised before any pixel is decoded.
+    the EXIF orientation is applied. With a `reduction` (see the function), pixel (y, x) shows the pixels from
+    (reduction * y, reduction * x) on. Raises BadImage; too_large is raised before any pixel is decoded.
     """
     header = read_header(data)
     check_pixels(header, max_pixels)
     if not is_complete(data, header):
         raise BadImage("truncated", f"the {header.format.upper()} ends before its end mark")
     if not header.plain:
-        return _decode_with_pillow(data, header)
-    if header.format == "png":
-        return _decode_plain_png(data, header)
-    return _decode_plain_jpeg(data, header)
+        pixels = _decode_with_pillow(data, header, reduction)
+    elif header.format == "png":
+        pixels = _decode_plain_png(data, header)
+    else:
+        pixels = _decode_plain_jpeg(data, reduction)
+    width, height = (
+        (header.height, header.width) if header.orientation in _TRANSPOSED else (header.width, header.height)
+    )
+    if pixels.shape[:2] != (-(-height // reduction), -(-width // reduction)):
+        raise BadImage(
+            "corrupt", f"the pixels are {pixels.shape[1]} x {pixels.shape[0]}, the header says {width} x {height}"
+        )
+    return _upright(pixels[: height // reduction, : width // reduction], header.orientation)
 
 
 def _decode_plain_png(data: bytes, header: Header) -> np.ndarray:
@@ -147,25 +187,30 @@ def _decode_plain_png(data: bytes, header: Header) -> np.ndarray:
         raise BadImage("corrupt", _one_line(error)) from None
 
 
-def _decode_plain_jpeg(data: bytes, header: Header) -> np.ndarray:
+def _decode_plain_jpeg(data: bytes, reduction: int) -> np.ndarray:
     import cv2
 
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None or image.shape[:2] != (header.height, header.width):
+    flags = {
+        1: 0,
+        2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+        4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+        8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+    }
+    colour = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags[reduction] | colour)
+    if image is None:
         raise BadImage("corrupt", "the JPEG cannot be decoded")
     return image
 
 
-def _decode_with_pillow(data: bytes, header: Header) -> np.ndarray:
+def _decode_with_pillow(data: bytes, header: Header, reduction: int = 1) -> np.ndarray:
     from PIL import Image
 
     image = _opened(data, header.format)
     with _pillow_faults():
+        if reduction > 1:
+            image.draft(None, (image.width // reduction, image.height // reduction))
         image.load()
-        for step in _upright_steps(header.orientation):
-            image = image.transpose(step)
-    if image.size != (header.width, header.height):
-        raise BadImage("corrupt", f"the pixels are {image.size}, the header says {header.width} x {header.height}")
     if image.mode.startswith("I;16") or (image.mode == "I" and header.format == "png"):
         wide = np.asarray(image).astype(np.uint32)
         return np.repeat((wide * 255 // 65535).astype(np.uint8)[..., None], 3, axis=2)
@@ -175,6 +220,16 @@ def _decode_with_pillow(data: bytes, header: Header) -> np.ndarray:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)
     return np.array(image.convert("RGB"))
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Stored pixels turned and mirrored by their EXIF orientation."""
+    import cv2
+
+    if orientation in _TRANSPOSED:
+        pixels = cv2.transpose(pixels)
+    axes = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # of cv2.flip: 0 top to bottom, 1 left to right, -1 both
+    return cv2.flip(pixels, axes[orientation]) if orientation in axes else pixels
 
 
 def _opened(data: bytes, name: str) -> Any:
@@ -214,16 +269,6 @@ def _pillow_faults() -> Iterator[None]:
     except (OSError, ValueError, SyntaxError, struct.error, MemoryError, EOFError, RuntimeError) as error:
         reason = "truncated" if "truncated" in str(error).lower() else "corrupt"
         raise BadImage(reason, _one_line(error)) from None
-
-
-def _upright_steps(orientation: int) -> list[Any]:
-    from PIL.Image import Transpose
-
-    turn = {
-        2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
-        6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
-    }.get(orientation)  # fmt: skip
-    return [] if turn is None else [turn]
 
 
 def _other_header(data: bytes, name: str) -> Header:
@@ -291,7 +336,7 @@ def _jpeg_header(data: bytes) -> Header:
                 raise BadImage("corrupt", f"the JPEG header says {width} x {height}")
             if orientation in _TRANSPOSED:
                 width, height = height, width
-            plain = depth == 8 and components == 3 and orientation == 1
+            plain = depth == 8 and components == 3
             return Header("jpeg", width, height, plain=plain, orientation=orientation)
         if marker in (0xD9, 0xDA) or length < 2:
             break

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from pillsnap.config import Settings
-from pillsnap.data.fill_store import split_stores
+from pillsnap.data.fill_store import has_jpeg, split_stores
 from pillsnap.data.sources import SplitStore
 from pillsnap.manifest.table import manifest_hash, read_classes, read_manifest
 from pillsnap.runs.directory import FOUND_BOXES_FILE
@@ -31,6 +31,9 @@ def run_stores(
     for name in settings.tasks:
         task = make_task(name, settings, codes)
         samples = task.samples(manifest, found_boxes)
-        made = split_stores(folder, name, task.recipe(samples), settings.data.store, manifest_hash(manifest_path))
+        made = split_stores(
+            folder, name, task.recipe(samples), settings.data.store, manifest_hash(manifest_path),
+            reduced=has_jpeg(samples),
+        )  # fmt: skip
         stores += [(f"{name} {split}", store, getattr(samples, split)) for split, store in made.items()]
     return stores

@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pillsnap.data import windows
 from pillsnap.data.augment import CropJitter
 from pillsnap.data.recipes import CropRecipe
 from pillsnap.data.sources import FetchTimes, KeyMemo, ShippedSource, Source, SplitStore
 from pillsnap.data.store.shards import ShardStore
 from pillsnap.data.windows import Window
-from pillsnap.photos.decode import BadImage
+from pillsnap.photos.decode import BadImage, decode_image
 from pillsnap.photos.files import PhotoStore
 from pillsnap.photos.reader import PhotoReader
 from pillsnap.storage import Storage
@@ -56,19 +57,18 @@ def test_pixels_are_the_same_with_and_without_the_store(samples: pa.Table, tmp_p
 def test_a_photo_of_several_pills_is_decoded_once(
     samples: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reads: list[str] = []
-    original = PhotoReader.read
+    decoded: list[bytes] = []
 
-    def read(reader: PhotoReader, image_path: str) -> np.ndarray | BadImage:
-        reads.append(image_path)
-        return original(reader, image_path)
+    def decode(data: bytes, **options: int) -> np.ndarray:
+        decoded.append(data)
+        return decode_image(data, **options)
 
-    monkeypatch.setattr(PhotoReader, "read", read)
+    monkeypatch.setattr(windows, "decode_image", decode)
     store = SplitStore(ShardStore(str(tmp_path / "store")), RECIPE, "png", training=True)
     source = store.source(PhotoReader(str(tmp_path), 10**6))
     for number in range(3):
         source.fetch(samples, number)
-    assert reads == ["a.png", "b.png"]
+    assert decoded == [(tmp_path / "a.png").read_bytes()]
 
 
 def test_reading_and_decoding_are_timed_apart(samples: pa.Table, tmp_path: Path) -> None:

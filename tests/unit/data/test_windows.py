@@ -27,7 +27,7 @@ def smooth_photo(width: int = 640, height: int = 800) -> np.ndarray:
 @pytest.mark.parametrize("size_px", [32, 96, 224])
 def test_crops_from_an_exact_window_are_the_crops_from_the_photo(box: tuple[int, ...], size_px: int) -> None:
     photo, target = smooth_photo(), np.array(box, np.float32)
-    window = crop_window(photo, target, size_px, MARGIN, JITTER, "png").encode("png").decode(10**7)
+    window = crop_window(Window(photo), target, size_px, MARGIN, JITTER, "png").encode("png").decode(10**7)
     for seed in range(20):
         direct = augment.crop(photo, target, size_px, MARGIN, JITTER, np.random.default_rng(seed))
         stored = augment.crop(
@@ -43,7 +43,7 @@ def test_crops_from_a_small_window_are_close(toy_manifest: Path, toy_tree: Path)
     for row in read_manifest(toy_manifest).to_pylist()[:12]:
         photo = decode_image((toy_tree / row["image_path"]).read_bytes())
         target = np.array(row["boxes"][0], np.float32)
-        window = crop_window(photo, target, 96, MARGIN, JITTER, "jpeg").encode("jpeg").decode(10**7)
+        window = crop_window(Window(photo), target, 96, MARGIN, JITTER, "jpeg").encode("jpeg").decode(10**7)
         for seed in range(5):
             direct = augment.crop(photo, target, 96, MARGIN, JITTER, np.random.default_rng(seed)).astype(int)
             stored = augment.crop(
@@ -57,24 +57,24 @@ def test_window_is_no_larger_than_the_reach_of_its_crops() -> None:
     photo = np.zeros((4000, 4000, 3), np.uint8)
     box = np.array((1900, 1900, 200, 100), np.float32)
     side = 200 * (1 + 2 * MARGIN)
-    still = crop_window(photo, box, 224, MARGIN, CropJitter(), "png").pixels.shape
+    still = crop_window(Window(photo), box, 224, MARGIN, CropJitter(), "png").pixels.shape
     assert still[:2] == (256, 256)  # 248 px, widened by two and laid on the grid of eight
-    turning = crop_window(photo, box, 224, MARGIN, JITTER, "png").pixels.shape[0]
+    turning = crop_window(Window(photo), box, 224, MARGIN, JITTER, "png").pixels.shape[0]
     reach = 2 * side * np.exp(0.12) * (np.sqrt(0.5) + 0.06)
     assert reach <= turning <= reach + 2 * 8 + 4 + 1
-    reduced = crop_window(photo, box, 224, MARGIN, JITTER, "jpeg")
+    reduced = crop_window(Window(photo), box, 224, MARGIN, JITTER, "jpeg")
     assert reduced.pixels.shape[0] == pytest.approx(turning * 224 / side, abs=1)
     assert reduced.scale_x == pytest.approx(224 / side, abs=0.002)
 
 
 def test_frames_are_halved_while_they_keep_the_size() -> None:
     photo = smooth_photo(488, 640)
-    assert frame_window(photo, 640).pixels.shape == (640, 488, 3)
-    half = frame_window(photo, 320)
+    assert frame_window(Window(photo), 640).pixels.shape == (640, 488, 3)
+    half = frame_window(Window(photo), 320)
     assert half.pixels.shape == (320, 244, 3)
     np.testing.assert_array_equal(half.pixels, cv2.resize(photo, (244, 320), interpolation=cv2.INTER_AREA))
     np.testing.assert_allclose(half.map_boxes(np.array([[10, 20, 30, 40]])), [[5, 10, 15, 20]])
-    assert frame_window(photo, 100).scale_x == 0.25
+    assert frame_window(Window(photo), 100).scale_x == 0.25
     # A letterbox of half the size is the same from the photo and from its half.
     np.testing.assert_array_equal(augment.letterbox(photo, 320), augment.letterbox(half.pixels, 320))
 

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from pillsnap.config import Settings, load_settings
+from pillsnap.data import windows
+from pillsnap.data.windows import Photo
+from pillsnap.evaluate.inference import _decode
 from pillsnap.evaluate.two_stage import TwoStage, _window
 from pillsnap.export.pipeline import softmax
 from pillsnap.metrics.evidence import Evidence
+from pillsnap.photos.decode import decode_image
+from pillsnap.photos.reader import PhotoReader
 from pillsnap.runs.checkpoint import Position, save_checkpoint
 from pillsnap.tasks.registry import make_task
 
@@ -143,3 +150,44 @@ def test_setting_for_the_cpu_holds_where_there_is_a_gpu(run_dir: Path, monkeypat
     models = TwoStage(run_dir, settings, CODES)
     assert {parameter.device.type for parameter in models.classifier.parameters()} == {"cpu"}
     assert len(models.classify([photo()], [np.array([[10, 10, 40, 30]], np.float32)])[0].top) == 1
+
+
+def large_jpeg() -> bytes:
+    """A photo of 1200 x 800 with soft noise and a dark pill."""
+    pixels = cv2.resize(photo(7, 40, 60), (1200, 800), interpolation=cv2.INTER_CUBIC) // 2 + 100
+    pixels[200:600, 300:700] = 20
+    return cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+
+
+def test_large_jpeg_is_decoded_at_the_size_of_use(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Same boxes, in pixels of the photo, and same names as from the whole photo; each reduction is decoded once."""
+    reductions: list[int] = []
+
+    def decode(data: bytes, *, max_pixels: int, reduction: int = 1) -> np.ndarray:
+        reductions.append(reduction)
+        return decode_image(data, max_pixels=max_pixels, reduction=reduction)
+
+    monkeypatch.setattr(windows, "decode_image", decode)
+    models, data = TwoStage(run_dir, settings_with(), CODES), large_jpeg()
+    boxes = np.array([[300, 200, 400, 400], [310, 210, 380, 390], [500, 300, 90, 60]], np.float32)
+    encoded, whole = Photo(data, 10**7), decode_image(data)
+    seen = [models.detect([each], min_score=0)[0] for each in (encoded, whole)]
+    np.testing.assert_allclose(seen[0].boxes[:5], seen[1].boxes[:5], atol=6)
+    assert seen[0].boxes[:, 2:].max() > 100
+    one, other = (models.classify([each], [boxes])[0] for each in (encoded, whole))
+    np.testing.assert_allclose(one.probs, other.probs, atol=5e-3)
+    # 96 of 1200 px; 64 of 400 px and of 390 px with margin; 64 of 90 px.
+    assert reductions == [8, 4, 1]
+
+
+def test_inference_tasks_keep_the_bytes_of_a_jpeg(tmp_path: Path) -> None:
+    (tmp_path / "large.jpg").write_bytes(large_jpeg())
+    cv2.imwrite(str(tmp_path / "small.png"), photo())
+    (tmp_path / "bad.jpg").write_bytes(large_jpeg()[:999])
+    table = pa.table({"location": ["large.jpg", "small.png", "bad.jpg", "none.png"]})
+    rows = _decode(table, reader=PhotoReader(str(tmp_path), 10**7), size_px=96).to_pylist()
+    assert [row["reduction"] for row in rows] == [8, 1, 1, 1]
+    assert [row["shape"] for row in rows] == [[100, 150, 3], [128, 98, 3], [0, 0, 3], [0, 0, 3]]
+    assert [len(row["pixels"]) for row in rows] == [100 * 150 * 3, 128 * 98 * 3, 0, 0]
+    assert [row["data"] for row in rows] == [large_jpeg(), b"", b"", b""]
+    assert [(row["error"] or "").split(":")[0] for row in rows] == ["", "", "truncated", "missing"]

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 
 from pillsnap.config import load_settings
+from pillsnap.data.windows import Photo
 from pillsnap.errors import UserError
 from pillsnap.evaluate.predict import evidence_for
 from pillsnap.evaluate.two_stage import TwoStage
@@ -110,27 +112,41 @@ def test_exported_models_and_pipeline(run: Run, tmp_path: Path) -> None:
 
     photo = np.random.default_rng(0).integers(0, 256, (160, 160, 3), dtype=np.uint8)
     cv2.imwrite(str(tmp_path / "photo.png"), photo[..., ::-1])
+    # A large photo, whose JPEG is decoded at an eighth for detection and at the size that each crop needs.
+    large = cv2.resize(photo, (1280, 1280), interpolation=cv2.INTER_CUBIC)
+    cv2.imwrite(str(tmp_path / "large.jpg"), large[..., ::-1])
+
+    # A process that cannot import PillSnap, torch or timm.
+    words = "sys.argv[1:] = ['photo.png', 'large.jpg']"
+    code = f"{BLOCKED} {words}; runpy.run_path('pipeline.py', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    small_pills, large_pills = (json.loads(line)["pills"] for line in done.stdout.splitlines())
+    boxes = assert_same_pills(run, photo, small_pills, 0.11)
+    assert_same_pills(run, Photo((tmp_path / "large.jpg").read_bytes(), 10**7), large_pills, 0.5)
+    assert_same_evidence(run, tmp_path, photo, boxes)
+
+
+def assert_same_pills(
+    run: Run, photo: np.ndarray | Photo, pills: list[dict[str, Any]], tolerance_px: float
+) -> np.ndarray:
+    """Also gives the boxes that prediction finds."""
     models = TwoStage(run.run_dir, run.settings, CODES)
     found = models.detect([photo], min_score=run.settings.evaluation.confidence)[0]
     names = models.classify([photo], [found.boxes])[0]
     assert len(found.boxes) > 3 and np.ptp(found.scores) > 0.1
-
-    code = f"{BLOCKED} sys.argv[1:] = ['photo.png']; runpy.run_path('pipeline.py', run_name='__main__')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    pills = json.loads(done.stdout)["pills"]
     assert len(pills) == len(found.boxes)
     # Boxes of nearly equal score may be in another order, and several may have the same score.
     for box, score, top, probs in zip(found.boxes, found.scores, names.top, names.probs, strict=True):
         apart = [np.abs(np.array(p["box"]) - box).max() + 100 * abs(p["score"] - score) for p in pills]
         pill = pills[int(np.argmin(apart))]
-        np.testing.assert_allclose(pill["box"], box, atol=0.11)
+        np.testing.assert_allclose(pill["box"], box, atol=tolerance_px)
         assert pill["score"] == pytest.approx(score, abs=1e-3)
         assert pill["code"] == CODES[top[0]]
         # Boxes equal to a rounding may be cut a 32nd of a pixel apart, which this classifier's steep answers show.
         assert pill["confidence"] == pytest.approx(probs[0], abs=0.02)
         assert pill["name"] == f"pill {pill['code']}"
         assert pill["attributes"] == {"shape": "원형" if top[0] % 2 else "장방형"}
-    assert_same_evidence(run, tmp_path, photo, found.boxes)
+    return found.boxes
 
 
 def assert_same_evidence(run: Run, folder: Path, photo: np.ndarray, boxes: np.ndarray) -> None:
