@@ -1,11 +1,11 @@
 """Loaders side by side: the limit of the machine, PillSnap's loaders and others, over the same photos.
 
-    python -m benchmarks.loader [--quick] [--rounds N] [--only NAME ...] [--folder DIR] [--json FILE]
+    python -m benchmarks.loader [--quick] [--rounds N] [--only NAME ...] [--phone] [--folder DIR] [--json FILE]
 
-Photos of 976 x 1280 pixels become shuffled uint8 batches of 224 px crops (and 640 px mosaics) on all cores. Each loader
-runs in its own process, in turn, in rounds; values are medians. CPU is the CPU time of all its processes in the steady
-state. The limit: one process per core that reads, decodes and warps, without handing anything over. Loaders that are
-not installed are listed and skipped:
+Photos of 976 x 1280 pixels (with `--phone`: JPEG photos of 12 megapixels, straight from the photos only) become
+shuffled uint8 batches of 224 px crops (and 640 px mosaics) on all cores. Each loader runs in its own process, in turn,
+in rounds; values are medians. CPU is the CPU time of all its processes in the steady state. The limit: one process per
+core that reads, decodes and warps, without handing anything over. Loaders that are not installed are skipped:
 pip install webdataset litdata mosaicml-streaming spdl nvidia-dali-cuda130.
 """
 
@@ -27,17 +27,18 @@ from typing import Any
 import numpy as np
 
 TABLES = {
-    "crops of 224 px straight from the PNG photos": (
+    "crops of 224 px straight from the photos": (
         "limit_photos", "direct", "torch_photos", "timm_photos",
     ),
     "crops of 224 px from prepared JPEG crops": (
         "limit_crops", "store_workers", "store_tasks", "torch_crops", "webdataset", "litdata", "mosaicml", "spdl",
         "dali",
     ),
-    "mosaics of 640 px straight from the PNG photos": ("detection", "ultralytics_photos"),
+    "mosaics of 640 px straight from the photos": ("detection", "ultralytics_photos"),
     "one batch over and over": ("mock",),
 }  # fmt: skip
 OURS = ("direct", "store_tasks", "store_workers", "detection")
+FROM_PHOTOS = ("limit_photos", "direct", "torch_photos", "timm_photos", "detection", "ultralytics_photos")
 NEEDS = {
     "webdataset": "webdataset",
     "litdata": "litdata",
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few photos, seconds, one round: shows that it runs")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", help="only these loaders")
+    parser.add_argument("--phone", action="store_true", help="photos as of a phone: JPEG of 12 megapixels")
     parser.add_argument("--folder", type=Path, help="keep the prepared photos here [default: a temporary folder]")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--contender", help=argparse.SUPPRESS)
@@ -66,8 +68,10 @@ def main() -> None:
     rounds, seconds = (1, 3.0) if options.quick else (options.rounds, options.seconds)
     try:
         if not (folder / "boxes.npy").exists():
-            prepare_data(folder, 100 if options.quick else 1000)
-        names = [name for group in TABLES.values() for name in group if not options.only or name in options.only]
+            num_photos = 100 if options.quick else 1000
+            prepare_data(folder, num_photos // 10 if options.phone else num_photos, options.phone)
+        wanted = options.only or (FROM_PHOTOS if options.phone else [])
+        names = [name for group in TABLES.values() for name in group if not wanted or name in wanted]
         results = run_all([name for name in names if is_installed(name)], folder, rounds, seconds, not options.no_gap)
         print_tables(results, names, folder)
     finally:
@@ -86,14 +90,14 @@ def is_installed(name: str) -> bool:
         return False
 
 
-def prepare_data(folder: Path, num_photos: int) -> None:
+def prepare_data(folder: Path, num_photos: int, phone: bool) -> None:
     import ray
 
     from benchmarks.loaders.data import prepare
     from pillsnap.cluster.session import ray_session
 
     with ray_session():
-        prepare(folder, num_photos)
+        prepare(folder, num_photos, phone)
     assert not ray.is_initialized()
 
 

@@ -8,6 +8,7 @@ import os
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,6 +23,7 @@ from pillsnap.data.samples import TaskSamples
 from pillsnap.data.sources import SplitStore
 from pillsnap.manifest.build import build_manifest
 from pillsnap.manifest.table import manifest_hash, read_classes, read_manifest
+from pillsnap.photos.decode import read_header
 from pillsnap.photos.reader import PhotoReader
 from pillsnap.synthetic import generate
 from pillsnap.tasks.detection import DetectionTask
@@ -80,11 +82,14 @@ class Prepared:
         return make_task(task, load_settings("stage3"), codes).samples(read_manifest(run), None)
 
 
-def prepare(folder: Path, num_photos: int) -> Prepared:
-    """Photographs of 976 x 1280 pixels, their store, and its crops as files, tar, LitData and MDS. Needs Ray."""
+def prepare(folder: Path, num_photos: int, phone: bool) -> Prepared:
+    """Photographs of 976 x 1280 pixels (of a `phone`: JPEGs of 3000 x 4000), their store, and its crops as files, tar,
+    LitData and MDS. Needs Ray.
+    """
     prepared = Prepared(folder)
     if not prepared.photos.exists():
-        generate(prepared.photos, num_classes=20, num_singles=num_photos, num_combinations=0)
+        kind: dict[str, Any] = {"frame": (3000, 4000), "image_format": "jpg"} if phone else {}
+        generate(prepared.photos, num_classes=20, num_singles=num_photos, num_combinations=0, **kind)
     build_manifest(prepared.photos, folder / "run", num_photos=None, num_classes=None, val_fraction=0.1)
     samples, store = prepared.crop_samples(), prepared.store()
     fill(store, samples, prepared.reader(), decoding_cpus=0.75)
@@ -155,6 +160,9 @@ def _write_yolo(folder: Path, prepared: Prepared) -> None:
     for number, (path, boxes) in enumerate(
         zip(samples["location"].to_pylist(), samples["boxes"].to_pylist(), strict=True)
     ):
-        (folder / "images" / f"{number:06d}.png").symlink_to((prepared.photos / path).resolve())
-        lines = [f"0 {(x + w / 2) / 976} {(y + h / 2) / 1280} {w / 976} {h / 1280}\n" for x, y, w, h in boxes]
+        photo = (prepared.photos / path).resolve()
+        header = read_header(photo.read_bytes())
+        (folder / "images" / f"{number:06d}{photo.suffix}").symlink_to(photo)
+        centred = np.array([(x + w / 2, y + h / 2, w, h) for x, y, w, h in boxes]) / ((header.width, header.height) * 2)
+        lines = [f"0 {x} {y} {w} {h}\n" for x, y, w, h in centred.tolist()]
         (folder / "labels" / f"{number:06d}.txt").write_text("".join(lines))

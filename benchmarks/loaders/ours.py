@@ -32,7 +32,7 @@ from pillsnap.data.malloc import keep_freed_memory
 from pillsnap.data.plan import StreamPlan
 from pillsnap.data.sources import SplitStore
 from pillsnap.data.stream import Stream, batches_of, rows_of, share_samples, warm_up_reading
-from pillsnap.photos.decode import decode_image
+from pillsnap.data.windows import Photo
 
 _DATA = DataSettings()
 _EPOCHS = 10_000
@@ -59,9 +59,10 @@ def _limit_process(folder: str, part: int, seconds: float, stored: bool) -> tupl
         if stored:
             decode_crop(jpegs[number].read_bytes(), boxes[number], rng)
         else:
-            photo = decode_image((data.photos / samples["location"][number].as_py()).read_bytes())
             box = np.array(samples["box"][number].as_py())
-            augment.crop(photo, box, RECIPE.size_px, RECIPE.margin, RECIPE.jitter, rng)
+            photo = Photo((data.photos / samples["location"][number].as_py()).read_bytes(), 64_000_000)
+            window = photo.window(RECIPE.needed(samples, number, training=True))
+            augment.crop(window.pixels, window.map_boxes(box), RECIPE.size_px, RECIPE.margin, RECIPE.jitter, rng)
         if done == 40:  # after the imports and the first pages
             warm_s = time.perf_counter()
         if done > 40 and time.perf_counter() - started > seconds:

@@ -39,7 +39,7 @@ def prepare(
     Needs data.store=jpeg or data.store=png. Exit code 1 when a photo could not be read.
     """
     from pillsnap.config import run_location
-    from pillsnap.data.fill_store import remove_stores, store_folder
+    from pillsnap.data.fill_store import remove_stores, room_for, store_folder
 
     settings = chosen_settings(stage, preset, config, {}, assignments)
     where = run_location(settings, run_dir)
@@ -56,13 +56,17 @@ def prepare(
     from pillsnap.photos.reader import PhotoReader
     from pillsnap.runs.mirror import local_run
     from pillsnap.storage import local_manifest
-    from pillsnap.tasks.stores import run_stores
+    from pillsnap.tasks.stores import run_stores, too_small
 
     reader = PhotoReader(root, settings.data.max_pixels)
     num_unreadable = 0
     directory = local_run(where)
     chosen = local_manifest(manifest or default_manifest(settings, run_dir, directory))
     stores = run_stores(settings, directory, chosen, folder)
+    room = room_for([(store, samples) for _, store, samples in stores], folder, reader)
+    if not room.is_enough:
+        raise UserError(too_small(room))
+    say(f"needs {room}")
     with ray_session():
         for name, store, samples in stores:
             if verify:

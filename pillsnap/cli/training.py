@@ -76,6 +76,12 @@ def preflight(
 
         codes = [entry.code for entry in read_classes(chosen if chosen.is_dir() else chosen.parent)]
         checks += readiness_checks(settings, read_manifest(chosen), codes, root)
+        if settings.data.store != "off":
+            from pillsnap.data.fill_store import store_folder
+            from pillsnap.tasks.stores import store_check
+
+            folder = store_folder(settings.data.store_dir, where)
+            checks.append(store_check(settings, directory, chosen, folder, root))
     print_checks(checks, console)
     raise typer.Exit(0 if all_passed(checks) else 1)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from pillsnap.data.windows import JPEG_QUALITY, Codec
 from pillsnap.errors import UserError
 from pillsnap.photos.decode import BadImage
 from pillsnap.photos.reader import PhotoReader
-from pillsnap.storage import join
+from pillsnap.storage import is_uri, join
 
 if TYPE_CHECKING:
     import ray
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 VERSION = 1
 """Increased when the same parameters give other pixels."""
 SAMPLES_PER_SHARD = 256
+KEPT_FREE_BYTES = 2 * 10**9
+"""Disk space that a store leaves for checkpoints and logs."""
+_WINDOWS_TRIED = 8
 Progress = Callable[[int, int], None]
 
 
@@ -44,6 +48,42 @@ class Filled:
     """Size of the store on disk."""
     bad: list[tuple[str, str]]
     """(sample id, reason) of photos that cannot be read."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """Disk space for a store; `free_bytes` is None where it is not limited, in object storage."""
+
+    needed_bytes: int
+    free_bytes: int | None
+    folder: str
+
+    @property
+    def is_enough(self) -> bool:
+        return self.free_bytes is None or self.needed_bytes + KEPT_FREE_BYTES <= self.free_bytes
+
+    def __str__(self) -> str:
+        free = "" if self.free_bytes is None else f" of {self.free_bytes / 1e9:.1f} GB free"
+        return f"about {self.needed_bytes / 1e9:.1f} GB{free} in {self.folder}"
+
+
+def room_for(stores: Iterable[tuple[SplitStore, pa.Table]], folder: str, reader: PhotoReader) -> Room:
+    """Space for the windows that stores in `folder` still lack, from the sizes of a few windows of each.
+
+    A photo that cannot be read counts as stored.
+    """
+    needed_bytes = 0
+    for store, samples in stores:
+        numbers = np.unique(np.linspace(0, len(samples) - 1, _WINDOWS_TRIED).astype(int)) if len(samples) else ()
+        source = store.source(reader)
+        for number in numbers:
+            source.fetch(samples, int(number))
+        if source.fresh:
+            needed_bytes += len(samples) * sum(len(window.data) for _, window in source.fresh) // len(numbers)
+    if is_uri(folder):
+        return Room(needed_bytes, None, folder)
+    existing = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists())
+    return Room(needed_bytes, shutil.disk_usage(existing).free, folder)
 
 
 def store_folder(store_dir: str | None, run: str | Path) -> str:

@@ -12,6 +12,7 @@ from rich.console import Console
 from pillsnap.cluster.node_checks import node_checks, require_alike
 from pillsnap.cluster.preflight import disk_check, gpu_checks
 from pillsnap.cluster.session import Workers, count_workers, ray_session
+from pillsnap.data.fill_store import store_folder
 from pillsnap.data.malloc import return_freed_memory
 from pillsnap.data.samples import TaskSamples
 from pillsnap.errors import UserError
@@ -35,7 +36,7 @@ from pillsnap.train.diagnosis import diagnose
 from pillsnap.train.epochs import notes
 from pillsnap.train.pseudo_labels import photos_without_boxes, predict_boxes
 from pillsnap.train.readiness import require_train_samples
-from pillsnap.train.trainer import fit, make_stream, make_trainer
+from pillsnap.train.trainer import fit, make_stream, make_trainer, within_room
 
 _log = logging.getLogger(__name__)
 
@@ -140,6 +141,9 @@ def _train_task(run: Run, name: str, workers: Workers, events: EventLog, relay: 
         samples = task.samples(run.manifest, found_boxes)
         _check_samples(task, samples, events)
         stream = make_stream(run, name, samples, task.recipe(samples))
+        stream, no_room = within_room(stream, samples, store_folder(run.settings.data.store_dir, run.where))
+        if no_room:
+            events.write("warning", message=f"{name}: {no_room}")
         del samples  # the stream holds them in the object store
         return_freed_memory()
         try:

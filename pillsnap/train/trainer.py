@@ -7,13 +7,14 @@ import shutil
 import signal
 import threading
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from pillsnap.cluster.session import Workers
 from pillsnap.config import Settings
-from pillsnap.data.fill_store import has_jpeg, split_stores, store_folder
+from pillsnap.data.fill_store import has_jpeg, room_for, split_stores, store_folder
 from pillsnap.data.recipes import Recipe
 from pillsnap.data.samples import TaskSamples
 from pillsnap.data.stream import Stream, share_samples, warm_up_reading
@@ -23,6 +24,7 @@ from pillsnap.photos.reader import PhotoReader
 from pillsnap.runs.directory import STOP_FILE, Run
 from pillsnap.runs.elapsed import ElapsedTime
 from pillsnap.storage import is_uri
+from pillsnap.tasks.stores import too_small
 from pillsnap.tracking.task_run import wandb_id
 from pillsnap.train.epochs import stream_plan
 from pillsnap.train.worker import STREAM, WorkerConfig, run_worker
@@ -121,6 +123,21 @@ def make_stream(run: Run, name: str, samples: TaskSamples, recipe: Recipe, *, re
         ship_bytes=ship_bytes,
         ship_stored=not _all_workers_read(folder),
     )
+
+
+def within_room(stream: Stream, samples: TaskSamples, folder: str) -> tuple[Stream, str]:
+    """The stream, and a message if the disk has no room for its store in `folder`: then nothing is added to the store.
+
+    The samples stay the same: windows that are not kept are encoded and decoded all the same.
+    """
+    train, val = stream.train_store, stream.val_store
+    if train is None or val is None:
+        return stream, ""
+    room = room_for([(train, samples.train), (val, samples.val)], folder, stream.reader)
+    if room.is_enough:
+        return stream, ""
+    stream = replace(stream, train_store=replace(train, read_only=True), val_store=replace(val, read_only=True))
+    return stream, f"{too_small(room)} Its windows are made anew in each epoch."
 
 
 def _decodes_in_workers(settings: Settings) -> bool:
