@@ -185,7 +185,7 @@ def detect(detector: Any, images: torch.Tensor, *, nms_iou: float, min_score: fl
     from ultralytics.utils.nms import non_max_suppression
 
     output = detector(images)
-    end_to_end = bool(getattr(detector.model[-1], "end2end", False))
+    end_to_end = is_end_to_end(detector)
     # Its default time limit drops detections silently on slow machines.
     kept = non_max_suppression(
         output, min_score, nms_iou, nc=1, max_det=MAX_DETECTIONS, end2end=end_to_end, max_time_img=60.0
@@ -196,6 +196,11 @@ def detect(detector: Any, images: torch.Tensor, *, nms_iou: float, min_score: fl
         boxes = np.concatenate([rows[:, :2], rows[:, 2:4] - rows[:, :2], rows[:, 4:5]], axis=1)
         found.append(boxes[np.argsort(-boxes[:, 4], kind="stable")].astype(np.float32))
     return found
+
+
+def is_end_to_end(detector: Any) -> bool:
+    """Whether its head chooses one box per pill, without non-maximum suppression."""
+    return bool(getattr(detector.model[-1], "end2end", False))
 
 
 def export_for_ultralytics(detector: Any, path: Path, train_args: dict[str, Any]) -> None:

@@ -160,6 +160,52 @@ class Checkpoint(_Event):
     """Whether it holds the best model so far."""
 
 
+class Decay(_Event):
+    """The learning rate begins to decay, or its decay is shortened, in the schedule `wsd`."""
+
+    task: Task
+    """The task."""
+    epoch: int
+    """Completed epochs."""
+    step: int
+    """Completed steps, counted over the whole task."""
+    reason: Literal["planned", "budget", "patience"]
+    """Why it begins: at its planned step, for the time budget, or because validations were not better."""
+    end_epoch: int
+    """The last epoch of the task, from 1."""
+    planned_epochs: int
+    """The setting `epochs`."""
+    num_steps: int
+    """Steps of the decay."""
+    share: float
+    """Its share of all steps."""
+
+
+class Budget(_Event):
+    """What fits into the time budget, by the rate measured so far."""
+
+    task: Task
+    """The task."""
+    epoch: int
+    """Epoch, from 1."""
+    step: int
+    """Completed steps, counted over the whole task."""
+    planned_epochs: int
+    """The setting `epochs`."""
+    epochs_fitting: int
+    """Epochs that fit, with their decay."""
+    decay_step: int
+    """Step after which the decay then begins."""
+    allowed_s: float
+    """Seconds that the task may take, over all sessions."""
+    left_s: float
+    """Seconds of them that are left."""
+    step_s: float
+    """Seconds per training step."""
+    validation_s: float
+    """Seconds per validation."""
+
+
 class Quarantine(_Event):
     """A photo could not be used."""
 
@@ -251,6 +297,8 @@ KINDS: dict[str, type[_Event]] = {
     "epoch": Epoch,
     "validation": Validation,
     "checkpoint": Checkpoint,
+    "decay": Decay,
+    "budget": Budget,
     "quarantine": Quarantine,
     "warning": Warn,
     "failure": Failure,

@@ -28,7 +28,7 @@ SCHEMA_VERSION = 1
 EVENTS_FILE = "events.jsonl"
 
 # Kinds that are repeated when a task restarts from an earlier position.
-_REPEATED_KINDS = ("step", "epoch", "validation", "checkpoint")
+_REPEATED_KINDS = ("step", "epoch", "validation", "checkpoint", "budget")
 
 
 class EventSink(Protocol):
@@ -119,6 +119,8 @@ def drop_superseded(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
         # A checkpoint after the last step of an epoch precedes the epoch event, which is repeated at the same step.
         if kind in ("epoch", "validation") and event["epoch"] > restart_epoch.get(task, math.inf):
             continue
+        if kind == "decay" and event["step"] >= restart_step.get(task, math.inf):
+            continue  # a worker that starts at its step writes it again
         if kind == "task" and event["status"] == "started":
             restart_step[task] = min(event["step"], restart_step.get(task, math.inf))
             restart_epoch[task] = min(event["epoch"], restart_epoch.get(task, math.inf))

@@ -114,9 +114,19 @@ def plain_line(event: dict[str, Any], state: RunState) -> str | None:
         return printable(f"warning: {event['message']}")
     if kind == "failure":
         return printable(" ".join(filter(None, (f"failure: {event['message']}", event["cause"], event["advice"]))))
-    if kind not in ("task", "epoch", "validation"):
+    if kind not in ("task", "epoch", "validation", "decay", "budget"):
         return None
     name, task = event["task"], state.tasks[event["task"]]
+    if kind == "budget":
+        return (
+            f"{name}: {event['epochs_fitting']} of {event['planned_epochs']} epochs fit in the "
+            f"{format_duration(event['left_s'])} left for it; the decay begins after step {event['decay_step']}"
+        )
+    if kind == "decay":
+        return (
+            f"{name}: the learning rate decays from step {event['step']} on ({event['reason']}), for "
+            f"{event['num_steps']} steps, {100 * event['share']:.0f} % of all; the last epoch is {event['end_epoch']}"
+        )
     if kind == "task":
         return _task_line(event, task)
     prefix = f"{name} epoch {event['epoch']}/{task.epochs or '?'}"

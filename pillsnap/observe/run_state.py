@@ -269,6 +269,9 @@ class RunState:
     def _apply_checkpoint(self, event: dict[str, Any]) -> None:
         self.tasks[event["task"]].checkpoint = event
 
+    def _apply_decay(self, event: dict[str, Any]) -> None:
+        self.tasks[event["task"]].epochs = event["end_epoch"]
+
     def _apply_examples(self, event: dict[str, Any]) -> None:
         self.tasks[event["task"]].examples = event["path"]
 

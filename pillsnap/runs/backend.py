@@ -31,7 +31,7 @@ class RunBackend(Protocol):
         """Exclude workers of earlier starts from writing checkpoints and events; gives the event log."""
         ...
 
-    def publish(self, path: Path, *, best: bool, keep: int, announce: Callable[[], None]) -> None:
+    def publish(self, path: Path, *, best: bool, keep: int, announce: Callable[[], None], branch: bool = False) -> None:
         """Make a checkpoint that is committed in `run_dir` count for the run. `announce` writes its event first."""
         ...
 
@@ -61,7 +61,7 @@ class LocalBackend:
         with only_writer(self._checkpoints), EventLog(self.run_dir) as events:
             yield events
 
-    def publish(self, path: Path, *, best: bool, keep: int, announce: Callable[[], None]) -> None:
+    def publish(self, path: Path, *, best: bool, keep: int, announce: Callable[[], None], branch: bool = False) -> None:
         announce()
 
     def share(self, path: Path) -> None:

@@ -8,6 +8,8 @@
             meta.json             config, class codes, manifest hash, versions, metrics, sha256 of itself and the files
         last.json                 names the last complete checkpoint
         best.json                 names the checkpoint with the best validation metric
+        branch.json               names the last checkpoint from which the run can be extended to more epochs
+        branch-best.json          names the best checkpoint at that time
 
 `save_checkpoint` commits: it writes under a temporary name, syncs, hashes, renames, and moves the pointers last. It
 replaces no checkpoint: one of the same position gets a new name, and the old one is deleted after the pointers moved. A
@@ -38,7 +40,7 @@ if TYPE_CHECKING:  # Ray Train's dataset manager needs only positions: torch wou
 FORMAT = 1
 CHECKPOINT_FILES = ("model.safetensors", "ema.safetensors", "trainer.pt")
 META_FILE = "meta.json"
-POINTERS = ("last", "best")
+POINTERS = ("last", "best", "branch", "branch-best")
 _NAME = re.compile(r"step-(\d+)(?:-epoch-(\d+))?(?:-(\d+))?")
 
 
@@ -112,9 +114,10 @@ def save_checkpoint(
     meta: dict[str, Any],
     best: bool,
     keep: int,
+    branch: bool = False,
 ) -> Path:
-    """Write and commit one checkpoint, move the pointers, and prune all but the last `keep` and the best. Returns its
-    path. `model` and `ema` come from `copy_weights`.
+    """Write and commit one checkpoint, move the pointers, and prune all but the last `keep` and those that pointers
+    name. `branch`: the run can be extended from it. Returns its path. `model` and `ema` come from `copy_weights`.
     """
     import torch
     from safetensors.torch import save_file
@@ -141,9 +144,8 @@ def save_checkpoint(
         raise
     os.rename(partial, final)
     _sync(folder)
-    if best:
-        point_to(folder, "best", final.name)
-    point_to(folder, "last", final.name)
+    for pointer, name in moved_pointers(folder, final.name, best=best, branch=branch).items():
+        point_to(folder, pointer, name)
     _prune(folder, keep)
     return final
 
@@ -255,12 +257,35 @@ def outdated(names: Iterable[str], pointed: Collection[str | None], keep: int) -
     return [name for name in names if name not in kept]
 
 
+def moved_pointers(folder: Path, name: str, *, best: bool, branch: bool) -> dict[str, str]:
+    """The pointers that the new checkpoint `name` moves, in this order, and the checkpoints that they name then."""
+    moved = {"best": name} if best else {}
+    if branch:
+        file = folder / "best.json"
+        at_best = name if best else pointed_by(file.read_bytes()) if file.exists() else None
+        moved |= {"branch-best": at_best} if at_best else {}
+        moved["branch"] = name
+    return moved | {"last": name}
+
+
 def point_to(folder: Path, pointer: str, name: str) -> None:
-    """Atomically set the pointer `last` or `best` to the checkpoint `name`."""
+    """Atomically set a pointer to the checkpoint `name`."""
     partial = folder / f".{pointer}.json.partial"
     _write_synced(partial, json.dumps({"checkpoint": name}))
     os.replace(partial, folder / f"{pointer}.json")
     _sync(folder)
+
+
+def return_to_branch(folder: Path) -> None:
+    """Make the branch the last checkpoint and the best one of its time the best; delete all that no pointer names."""
+    best, branch = (folder / f"{pointer}.json" for pointer in ("branch-best", "branch"))
+    if best.exists():
+        point_to(folder, "best", str(pointed_by(best.read_bytes())))
+    else:
+        (folder / "best.json").unlink(missing_ok=True)
+    point_to(folder, "last", str(pointed_by(branch.read_bytes())))
+    for name in {*_names(folder)} - _pointed(folder):
+        shutil.rmtree(folder / name)
 
 
 def _read(path: Path, load: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from pillsnap.manifest.table import (
 )
 from pillsnap.observe.events import read_events
 from pillsnap.observe.run_state import RunState
+from pillsnap.runs.extension import extend, way_out
 from pillsnap.storage import is_uri, join, local_manifest
 
 CONFIG_FILE = "config.json"
@@ -42,7 +43,8 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)?")
 _MAY_CHANGE = ("train.num_workers", "train.cpus_per_worker", "train.device", "train.keep_checkpoints",
                "train.checkpoint_minutes", "train.storage", "train.max_failures", "train.hang_timeout_s",
                "train.log_every_steps", "train.task", "train.compile", "train.amp", "train.ema_warmup_steps",
-               "detection.lr", "classification.lr", "detection.weights", "classification.weights")  # fmt: skip
+               "train.patience", "train.time_budget_minutes", "detection.lr", "classification.lr", "detection.weights",
+               "classification.weights")  # fmt: skip
 _MAY_CHANGE_GROUPS = ("data.", "evaluation.", "targets.", "wandb.", "sampling.")
 
 
@@ -119,22 +121,25 @@ def open_run(
     manifest_path = local_manifest(manifest_path)
     manifest = read_manifest(manifest_path)
     classes = read_classes(manifest_path if manifest_path.is_dir() else manifest_path.parent)
-    config = {
+    config: dict[str, Any] = {
         "run_id": f"{settings.name}-{uuid.uuid4().hex[:8]}",
         "data_root": str(data_root),
         "manifest": join(uri, PARQUET_NAME) if uri else named,
         "manifest_hash": manifest_hash(manifest_path),
         "classes": [entry.to_dict() for entry in classes],
-        "settings": settings.model_dump(mode="json"),
     }
     with only_driver(run_dir):
         path = run_dir / CONFIG_FILE
+        before = _read_config(run_dir, where) if path.exists() else None
+        for earlier in (before, like[1] if like else None):
+            settings = _scheduled_like(earlier, settings) if earlier else settings
+        config["settings"] = settings.model_dump(mode="json")
         notes = _compare(*like, config) if like else []
-        if resume and not path.exists():
+        if resume and not before:
             raise UserError(f"{where} holds no run that --resume could continue: name one with --run.")
-        if path.exists():
-            before = _read_config(run_dir, where)
+        if before:
             notes = _compare(where, before, config)
+            notes += extend(where, settings_from_dict(before["settings"]), settings)
             config["run_id"] = before["run_id"]
             if not resume and not notes and _is_finished(run_dir, settings.tasks):
                 raise UserError(
@@ -247,17 +252,25 @@ def _compare(name: str, before: dict[str, Any], now: dict[str, Any]) -> list[str
     defaults = Settings(name=now["settings"]["name"]).model_dump(mode="json")  # an older run lacks later settings
     old, new = _flat(defaults) | _flat(before["settings"]), _flat(now["settings"])
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-    fatal = [key for key in changed if key not in _MAY_CHANGE and not key.startswith(_MAY_CHANGE_GROUPS)]
+    may_change = {*_MAY_CHANGE}
+    if old["train.schedule"] == new["train.schedule"] == "wsd" and "run_id" in before:
+        may_change |= {f"{task}.epochs" for task in TASKS}  # see extension.py
+    fatal = [key for key in changed if key not in may_change and not key.startswith(_MAY_CHANGE_GROUPS)]
     if fatal:
         listed = ", ".join(f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in fatal[:5])
         way = "give the same ones, or use another --run"
         if all(key.endswith(".epochs") for key in fatal):  # on which the learning rates of all steps depend
-            tasks = [key.removesuffix(".epochs") for key in fatal]
-            models = {task: join(name, f"checkpoints/{old['name']}_{task}_best.pt") for task in tasks}
-            options = " ".join(f"--set {task}.weights={path}" for task, path in models.items())
-            way = f"train more in another directory, starting from its models, with --run OTHER {options}"
+            way = way_out(name, old["name"], [key.removesuffix(".epochs") for key in fatal])
         raise UserError(f"{name} was trained with other settings ({listed}): {way}.")
     return [f"{key} is now {new.get(key)!r} (it was {old.get(key)!r})" for key in changed]
+
+
+def _scheduled_like(earlier: dict[str, Any], settings: Settings) -> Settings:
+    """The settings, with the cosine if the `earlier` run is older than the other schedules."""
+    if "schedule" in earlier["settings"]["train"]:
+        return settings
+    train = {"schedule": "cosine", "patience": None, "time_budget_minutes": None}
+    return settings.model_copy(update={"train": settings.train.model_copy(update=train)})
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

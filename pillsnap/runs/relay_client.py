@@ -86,7 +86,7 @@ class RelayBackend:
             self._checkpoints.take_over()
             yield self._log
 
-    def publish(self, path: Path, *, best: bool, keep: int, announce: Callable[[], None]) -> None:
+    def publish(self, path: Path, *, best: bool, keep: int, announce: Callable[[], None], branch: bool = False) -> None:
         """Upload a checkpoint. Its event, with all events before it, is published before the pointers move."""
         log = self._log
         assert log is not None
@@ -95,7 +95,9 @@ class RelayBackend:
             announce()
             log.flush()
 
-        self._checkpoints.publish(path, best=best, keep=keep, before_pointers=before_pointers, check=log.check)
+        self._checkpoints.publish(
+            path, best=best, branch=branch, keep=keep, before_pointers=before_pointers, check=log.check
+        )
 
     def share(self, path: Path) -> None:
         self._relay.write_file.remote(path.relative_to(self.run_dir).as_posix(), path.read_bytes())

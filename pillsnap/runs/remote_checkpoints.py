@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from pillsnap.runs.checkpoint import (
     find_checkpoint,
     is_checkpoint_name,
     load_checkpoint,
+    moved_pointers,
     newest_sound,
     outdated,
     point_to,
@@ -90,10 +91,11 @@ class PublishedCheckpoints:
         *,
         best: bool,
         keep: int,
+        branch: bool = False,
         before_pointers: Callable[[], None],
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        """Upload a committed checkpoint, move the pointers to it, and delete all but the last `keep` and the best.
+        """Upload a committed checkpoint, move its pointers, and delete all but the last `keep` and those they name.
 
         `before_pointers` is called before the checkpoint becomes complete; when it raises, the previous checkpoint
         stays in place. `check` is called before each change of the storage, and raises when the run is no longer this
@@ -105,11 +107,22 @@ class PublishedCheckpoints:
         before_pointers()
         check()
         self._storage.upload(path / META_FILE, f"{path.name}/{META_FILE}")
-        for pointer in ("best", "last") if best else ("last",):
+        for pointer, name in moved_pointers(path.parent, path.name, best=best, branch=branch).items():
             check()
-            self._storage.write(f"{pointer}.json", json.dumps({"checkpoint": path.name}).encode())
+            self._storage.write(f"{pointer}.json", json.dumps({"checkpoint": name}).encode())
         check()
         self._prune(keep)
+
+    def return_to_branch(self) -> None:
+        """As checkpoint.return_to_branch, for the published checkpoints."""
+        best, branch = (self._storage.read(f"{pointer}.json") for pointer in ("branch-best", "branch"))
+        assert branch is not None
+        if best is None:
+            self._storage.remove("best.json")
+        else:
+            self._storage.write("best.json", best)
+        self._storage.write("last.json", branch)
+        self._delete_all_but(self._pointed(), self._storage.files())
 
     def _drop_all_but(self, names: list[str]) -> None:
         """Delete this node's copies of checkpoints that are not among `names`."""
@@ -118,11 +131,16 @@ class PublishedCheckpoints:
                 shutil.rmtree(path)
 
     def _prune(self, keep: int) -> None:
-        files = self._storage.files()
-        contents = [self._storage.read(f"{pointer}.json") for pointer in POINTERS]
-        pointed = {pointed_by(content) for content in contents if content is not None}
+        files, pointed = self._storage.files(), self._pointed()
         complete = self._complete(files)
-        kept = pointed | {*complete} - {*outdated(complete, pointed, keep)}
+        self._delete_all_but(pointed | {*complete} - {*outdated(complete, pointed, keep)}, files)
+
+    def _pointed(self) -> set[str | None]:
+        """What the published pointers name, None for a damaged one."""
+        contents = [self._storage.read(f"{pointer}.json") for pointer in POINTERS]
+        return {pointed_by(content) for content in contents if content is not None}
+
+    def _delete_all_but(self, kept: set[str | None], files: Iterable[str]) -> None:
         gone = [name for name in files if "/" in name and name.partition("/")[0] not in kept]
         for name in sorted(
             gone, key=lambda name: not name.endswith(META_FILE)

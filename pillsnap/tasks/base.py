@@ -46,6 +46,10 @@ class Task(Protocol):
         """Side of the model's square input in training in an epoch, from 0. A new size compiles the model again."""
         ...
 
+    def independent_epochs(self, model: nn.Module) -> int:
+        """The first epochs in which neither samples nor `model` depend on the number of epochs."""
+        ...
+
     def losses(self, model: nn.Module, batch: DeviceBatch) -> dict[str, torch.Tensor]:
         """Losses by name, each a sum over the batch's valid samples; () tensors."""
         ...

@@ -62,6 +62,9 @@ class ClassificationTask:
         s = self.settings
         return progressive_size(epoch, s.epochs, s.progressive_from_px, s.image_size_px)
 
+    def independent_epochs(self, model: nn.Module) -> int:
+        return self.settings.epochs if self.settings.progressive_from_px is None else 0
+
     def losses(self, model: nn.Module, batch: DeviceBatch) -> dict[str, torch.Tensor]:
         from pillsnap.models.classifier import classification_loss, mixed
 

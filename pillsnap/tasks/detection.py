@@ -74,6 +74,14 @@ class DetectionTask:
     def input_size_px(self, epoch: int) -> int:
         return self.settings.image_size_px
 
+    def independent_epochs(self, model: nn.Module) -> int:
+        from pillsnap.models.detector import is_end_to_end
+
+        s = self.settings
+        if is_end_to_end(model):  # its loss moves from many boxes per pill to one over all epochs
+            return 0
+        return max(0, s.epochs - s.mosaic_off_epochs) if s.mosaic else s.epochs
+
     def losses(self, model: nn.Module, batch: DeviceBatch) -> dict[str, torch.Tensor]:
         from pillsnap.models.detector import detection_loss
 

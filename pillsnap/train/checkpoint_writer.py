@@ -19,6 +19,7 @@ from pillsnap.train.collectives import WorkerGroup
 from pillsnap.train.diagnosis import diagnose
 from pillsnap.train.job import Job
 from pillsnap.train.known_faults import DISK_FULL, NOT_WRITTEN
+from pillsnap.train.lr_schedule import Schedule
 from pillsnap.train.task_log import TaskLog
 from pillsnap.train.training_state import TrainingState
 
@@ -32,23 +33,25 @@ class SaveDecision(NamedTuple):
     save: bool
     """A stop is requested, the last checkpoint is too old, or a node is about to be preempted."""
     stop: bool
+    end_epoch: int = 0
+    """The epoch with which the decay has to end, budget_clock.TOO_SMALL, or 0: as planned."""
 
 
 class CheckpointWriter:
     """Writes a task's checkpoints. Every worker makes the same calls; only rank 0 writes."""
 
-    def __init__(self, job: Job, group: WorkerGroup, state: TrainingState, log: TaskLog) -> None:
-        self._job, self._group, self._state, self._log = job, group, state, log
-        self._started_s = self._last_save_s = self._last_check_s = time.monotonic()
+    def __init__(self, job: Job, group: WorkerGroup, state: TrainingState, log: TaskLog, schedule: Schedule) -> None:
+        self._job, self._group, self._state, self._log, self._schedule = job, group, state, log, schedule
+        self._last_save_s = self._last_check_s = time.monotonic()
         self._preempted = False
         self._pending_sums: deque[Callable[[], list[float]]] = deque()
         """The workers' flags of the last steps, each being summed."""
         self._write: _Write | None = None
         self._unreported: dict[str, float] | None = None
 
-    def decide(self) -> SaveDecision:
-        """Agree with all workers on what to do after this step. Raises UserError when the checkpoint being written
-        failed.
+    def decide(self, end_epoch: int = 0) -> SaveDecision:
+        """Agree with all workers on what to do after this step; `end_epoch` is rank 0's decision, 0 on the others.
+        Raises UserError when the checkpoint being written failed.
         """
         now_s = time.monotonic()
         flags = [
@@ -56,11 +59,13 @@ class CheckpointWriter:
             now_s - self._last_save_s > 60 * self._job.train.checkpoint_minutes,
             now_s - self._last_check_s > _CHECK_PREEMPTION_EVERY_S,
             self._write is not None and self._write.wait(timeout_s=0),
+            end_epoch,
         ]
         self._pending_sums.append(self._group.sum_later(torch.tensor(flags, dtype=torch.float64)))
         if len(self._pending_sums) <= self._group.lag_steps:
             return SaveDecision(save=False, stop=False)
-        stop, due, check_preemption, written = (total > 0 for total in self._pending_sums.popleft()())
+        *sums, agreed_end = self._pending_sums.popleft()()
+        stop, due, check_preemption, written = (total > 0 for total in sums)
         if written:
             self.fence()
         if check_preemption:
@@ -73,17 +78,22 @@ class CheckpointWriter:
                     "the remaining workers."
                 )
             self._preempted = preempted
-        return SaveDecision(save=stop or due, stop=stop)
+        return SaveDecision(stop or due, stop, round(agreed_end))
 
     def save(
-        self, position: Position, progress: dict[str, Any], *, best: bool, metrics: dict[str, float] | None = None
+        self,
+        position: Position,
+        progress: dict[str, Any],
+        *,
+        best: bool,
+        metrics: dict[str, float] | None = None,
     ) -> None:
         """Copy the state and start to write it, once the previous checkpoint is published. `progress` is what the loop
         restores besides the state. `metrics` are given at the end of a validated epoch and reported after publishing.
         """
         self.fence()
         if self._group.rank == 0:
-            elapsed_s = self._job.elapsed_before_s + time.monotonic() - self._started_s
+            schedule = self._schedule
             self._write = _Write(
                 self._job.backend,
                 self._job.backend.run_dir / "checkpoints" / self._job.task.name,
@@ -91,9 +101,10 @@ class CheckpointWriter:
                 self._announce,
                 model=copy_weights(self._state.model.state_dict()),
                 ema=copy_weights(self._state.ema.module.state_dict()),
-                trainer=copy_state(self._state.trainer_state() | {"progress": progress}),
-                meta=self._job.meta | {"metrics": metrics or {}, "elapsed_s": elapsed_s},
+                trainer=copy_state(self._state.trainer_state() | {"progress": progress | schedule.progress}),
+                meta=self._job.meta | {"metrics": metrics or {}, "elapsed_s": self._job.elapsed_s()} | schedule.meta,
                 best=best,
+                branch=position.global_step == schedule.branch_step,
                 keep=self._job.train.keep_checkpoints,
             )
         self._unreported = metrics and metrics | {"epoch": position.epoch}
@@ -141,6 +152,7 @@ class _Write:
         *,
         best: bool,
         keep: int,
+        branch: bool = False,
         **contents: Any,
     ) -> None:
         self._error: Exception | None = None
@@ -148,8 +160,10 @@ class _Write:
 
         def write() -> None:
             try:
-                path = save_checkpoint(folder, position, best=best, keep=keep, **contents)
-                backend.publish(path, best=best, keep=keep, announce=lambda: announce(position, path, best))
+                path = save_checkpoint(folder, position, best=best, branch=branch, keep=keep, **contents)
+                backend.publish(
+                    path, best=best, branch=branch, keep=keep, announce=lambda: announce(position, path, best)
+                )
             except Exception as error:  # raised on the training thread by `failure`
                 self._error = error
 

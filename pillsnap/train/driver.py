@@ -25,6 +25,7 @@ from pillsnap.observe.progress import ProgressView
 from pillsnap.observe.versions import versions
 from pillsnap.runs.directory import FOUND_BOXES_FILE, STOP_FILE, Run, only_driver
 from pillsnap.runs.elapsed import ElapsedTime
+from pillsnap.runs.extension import is_trained
 from pillsnap.runs.relay import flush_relay, start_relay
 from pillsnap.runs.remote_checkpoints import find_run_checkpoint
 from pillsnap.storage import join
@@ -36,6 +37,7 @@ from pillsnap.train.diagnosis import diagnose
 from pillsnap.train.epochs import notes
 from pillsnap.train.pseudo_labels import photos_without_boxes, predict_boxes
 from pillsnap.train.readiness import require_train_samples
+from pillsnap.train.time_budget import task_budget
 from pillsnap.train.trainer import fit, make_stream, make_trainer, within_room
 
 _log = logging.getLogger(__name__)
@@ -136,7 +138,8 @@ def _train_task(run: Run, name: str, workers: Workers, events: EventLog, relay: 
     if last is not None and "from_run" in last.meta:
         events.write("initial_weights", task=name, **last.meta["from_run"])
     elapsed = ElapsedTime(folder, last.meta["elapsed_s"] if last else 0.0)
-    if last is None or last.position.epoch < task.settings.epochs:
+    if not is_trained(last, task.settings.epochs):
+        budget = task_budget(run, name)
         found_boxes = _boxes_for_unlabelled(run, events) if name == "classification" else None
         samples = task.samples(run.manifest, found_boxes)
         _check_samples(task, samples, events)
@@ -147,11 +150,11 @@ def _train_task(run: Run, name: str, workers: Workers, events: EventLog, relay: 
         del samples  # the stream holds them in the object store
         return_freed_memory()
         try:
-            fit(make_trainer(run, name, stream, workers, elapsed, relay), run.run_dir, elapsed)
+            fit(make_trainer(run, name, stream, workers, elapsed, relay, budget), run.run_dir, elapsed)
         except Exception as error:  # Ray raises whatever its parts raise
             raise _explained(run, error) from error
         last, _ = find_run_checkpoint(run.where, name, role="driver")
-        if last is None or last.position.epoch < task.settings.epochs:
+        if not is_trained(last, task.settings.epochs):
             raise _why_unfinished(run, name, last.position.epoch if last else 0, elapsed.started_at_s)
     elif run.export_path(name).exists() and _is_finished(run, name):
         events.write("task", task=name, status="skipped")
@@ -177,10 +180,9 @@ def _train_task(run: Run, name: str, workers: Workers, events: EventLog, relay: 
 
 
 def _is_finished(run: Run, name: str) -> bool:
-    """Whether the log has the task's end: a driver may have died between the export and that event."""
-    return any(
-        e["kind"] == "task" and e["task"] == name and e["status"] == "finished" for e in read_events(run.run_dir)
-    )
+    """Whether the log ends with the task's end: a driver may have died between the export and that event."""
+    latest = next((e for e in reversed(read_events(run.run_dir)) if e["kind"] == "task" and e["task"] == name), None)
+    return latest is not None and latest["status"] != "started"
 
 
 def _check_samples(task: Task, samples: TaskSamples, events: EventLog) -> None:

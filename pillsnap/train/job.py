@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from pillsnap.observe.events import EventSink
 from pillsnap.runs.backend import RunBackend
 from pillsnap.runs.checkpoint import Checkpoint
 from pillsnap.tasks.base import Task
+from pillsnap.train.time_budget import TimeBudget
 
 
 @dataclass
@@ -39,3 +41,10 @@ class Job:
     """Whether a node is about to be preempted; called by all workers at the same steps."""
     report: Callable[[dict[str, float]], None]
     """Called by all workers once per validated epoch, after its checkpoint is published."""
+    budget: TimeBudget | None = None
+    """The time that the task may take; rank 0 keeps it."""
+    started_s: float = field(default_factory=time.monotonic)
+
+    def elapsed_s(self) -> float:
+        """Seconds that the task took so far, under all drivers."""
+        return self.elapsed_before_s + time.monotonic() - self.started_s

@@ -6,18 +6,21 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import torch
 
 from pillsnap.data.loader import DeviceBatch
+from pillsnap.data.plan import StreamPlan
 from pillsnap.runs.checkpoint import Position
 from pillsnap.runs.directory import MEMORY_FILE
+from pillsnap.train.budget_clock import TOO_SMALL, BudgetClock
 from pillsnap.train.checkpoint_writer import CheckpointWriter
 from pillsnap.train.collectives import WorkerGroup
 from pillsnap.train.examples import draw_examples
 from pillsnap.train.job import Job
-from pillsnap.train.lr_schedule import learning_rate
+from pillsnap.train.lr_schedule import Schedule
 from pillsnap.train.meters import RunningMean, Throughput
 from pillsnap.train.microbatch import MicrobatchRunner
 from pillsnap.train.step_monitor import StepMonitor
@@ -38,38 +41,45 @@ def train(job: Job, batches: Iterator[DeviceBatch]) -> Position:
     state = TrainingState(task, job.train, job.device, group, microbatches, job.resume)
     for note in state.notes:
         log.warn(note)
-    num_trained = position.epoch * plan.epoch_samples + position.epoch_step * plan.batch_size
-    meter = Throughput(plan.epochs * plan.epoch_samples - num_trained)
+    free = task.independent_epochs(state.model) if job.train.schedule == "wsd" else 0
+    schedule = Schedule(plan, task.settings, job.train, free, position.global_step, progress.get("schedule", {}))
+    _log_decay(log, schedule, position)  # a worker may have died between this checkpoint and the event
+    meter = Throughput(_images_left(plan, schedule, position))
     epoch_loss = RunningMean(progress)
     monitor = StepMonitor(job, group, log, meter, epoch_loss)
-    with closing(CheckpointWriter(job, group, state, log)) as checkpoints:
-        for epoch in range(position.epoch, plan.epochs):
+    clock = BudgetClock(job, log)
+    with closing(CheckpointWriter(job, group, state, log, schedule)) as checkpoints:
+        for epoch in takewhile(lambda epoch: epoch < schedule.end_epoch, range(position.epoch, plan.epochs)):
             # --- training ---------------------------------------------------------------------------------------------
             first_step = position.epoch_step if epoch == position.epoch else 0
             meter.start_epoch()
             for step in range(first_step, plan.train_steps):
                 batch = _expected(microbatches.fetch(batches), epoch, training=True, step=step)
                 num_samples = plan.samples_in_step(True, step)
-                lr = learning_rate(
-                    position.global_step,
-                    base=task.settings.lr,
-                    total_steps=plan.epochs * plan.train_steps,
-                    warmup_steps=round(task.settings.warmup_epochs * plan.train_steps),
-                    final_fraction=task.settings.final_lr_fraction,
-                )
+                lr = schedule.lr(position.global_step)
                 result = state.step(batch, lr, num_samples, position.global_step)
                 position = Position(epoch, step + 1, position.global_step + 1)
                 meter.step(num_samples, batch)
+                clock.step()
                 log.count(batch)
                 monitor.add(position, lr, batch.index, result)
-                decision = checkpoints.decide()
+                decision = checkpoints.decide(clock.end_epoch(position, schedule))
+                if decision.end_epoch == TOO_SMALL:
+                    raise clock.refuse()
+                due = decision.save or decision.end_epoch or position.global_step == schedule.branch_step
                 # A checkpoint of a bad step would skip its samples for good.
-                if decision.save and not monitor.last_step_is_bad():
+                if due and not monitor.last_step_is_bad():
+                    if decision.end_epoch:
+                        schedule.end_early(position.global_step, decision.end_epoch, "budget")
+                        meter.images_left = _images_left(plan, schedule, position)
                     log.flush_quarantine()  # the samples of these steps are not seen again
                     checkpoints.save(position, epoch_loss.progress | log.progress, best=False)
                     if decision.stop:
                         checkpoints.fence()
                         return position
+                    if decision.end_epoch:
+                        checkpoints.fence()  # a decision that took effect is never made again
+                _log_decay(log, schedule, position)
             ends_badly = monitor.last_step_is_bad()
             log.write("epoch", epoch=epoch + 1, step=position.global_step, loss=epoch_loss.mean, **meter.epoch())
 
@@ -106,11 +116,24 @@ def train(job: Job, batches: Iterator[DeviceBatch]) -> Position:
             # --- checkpoint -------------------------------------------------------------------------------------------
             position = Position(epoch + 1, 0, position.global_step)
             epoch_loss.clear()
+            if schedule.validated(position, best):
+                meter.images_left = _images_left(plan, schedule, position)
+                _log_decay(log, schedule, position)
             checkpoints.save(position, log.progress, best=best, metrics=metrics)
-            if checkpoints.decide().stop and epoch + 1 < plan.epochs:
+            clock.validated()
+            if checkpoints.decide().stop and epoch + 1 < schedule.end_epoch:
                 break
         checkpoints.fence()
     return position
+
+
+def _images_left(plan: StreamPlan, schedule: Schedule, position: Position) -> int:
+    return (schedule.end_epoch - position.epoch) * plan.epoch_samples - position.epoch_step * plan.batch_size
+
+
+def _log_decay(log: TaskLog, schedule: Schedule, position: Position) -> None:
+    if schedule.decay is not None and position.global_step == schedule.decay.first_step:
+        log.write("decay", epoch=position.epoch, step=position.global_step, **schedule.decay_facts())
 
 
 def _expected(batch: DeviceBatch, epoch: int, *, training: bool, step: int) -> DeviceBatch:

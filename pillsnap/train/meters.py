@@ -41,14 +41,14 @@ class Throughput:
     """Images per second, fraction of time spent waiting for data, and time left."""
 
     def __init__(self, images_left: int) -> None:
-        self._images_left = images_left
+        self.images_left = images_left
         self._epoch = _Window()
         self._recent = _Window()
         self._rate, self._wait = 0.0, 0.0
 
     def step(self, images: int, batch: DeviceBatch) -> None:
         """Count one step: images of all workers, and the loading times of this worker's batch."""
-        self._images_left -= images
+        self.images_left -= images
         self._epoch.add(images, batch)
         self._recent.add(images, batch)
 
@@ -60,7 +60,7 @@ class Throughput:
         if self._recent.images:
             self._rate, self._wait = self._recent.rate(), self._recent.wait_fraction()
             self._recent = _Window()
-        eta_s = self._images_left / self._rate if self._rate else None
+        eta_s = self.images_left / self._rate if self._rate else None
         return {"images_per_s": self._rate, "data_wait_fraction": self._wait, "eta_s": eta_s}
 
     def epoch(self) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from pillsnap.storage import is_uri
 from pillsnap.tasks.stores import too_small
 from pillsnap.tracking.task_run import wandb_id
 from pillsnap.train.epochs import stream_plan
+from pillsnap.train.time_budget import TimeBudget
 from pillsnap.train.worker import STREAM, WorkerConfig, run_worker
 
 if TYPE_CHECKING:  # Ray reads its environment at import: session.py sets it first
@@ -36,7 +37,13 @@ _FEW_CPUS = 4
 
 
 def make_trainer(
-    run: Run, name: str, stream: Stream, workers: Workers, elapsed: ElapsedTime, relay: Any = None
+    run: Run,
+    name: str,
+    stream: Stream,
+    workers: Workers,
+    elapsed: ElapsedTime,
+    relay: Any = None,
+    budget: TimeBudget | None = None,
 ) -> TorchTrainer:
     """Ray Train's trainer for task `name`; `relay` is that of a remote run."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -60,6 +67,7 @@ def make_trainer(
         log_level=current_level(),
         uri=run.uri,
         relay=relay,
+        budget=budget,
     )
     resources = {"CPU": train.cpus_per_worker} | ({"GPU": 1} if workers.use_gpu else {})
     fixed = workers.least == workers.most

@@ -15,12 +15,14 @@ from pillsnap.data.plan import StreamPlan
 from pillsnap.data.stream import Stream
 from pillsnap.errors import UserError
 from pillsnap.observe.events import EventSink
+from pillsnap.runs.extension import last_epoch
 from pillsnap.storage import one_line
 
 if TYPE_CHECKING:  # torch and Ray load in `run_worker`: Ray's controller also imports this module
     import torch
 
     from pillsnap.runs.checkpoint import Checkpoint
+    from pillsnap.train.time_budget import TimeBudget
 
 STREAM = "stream"
 """Name of the workers' dataset."""
@@ -46,6 +48,8 @@ class WorkerConfig:
     """URI of the run when it is kept in remote storage; `run_dir` is then the driver's copy."""
     relay: Any = None
     """Handle of the remote run's relay."""
+    budget: TimeBudget | None = None
+    """The time that the task may take."""
 
 
 def run_worker(config: WorkerConfig) -> None:
@@ -92,6 +96,7 @@ def run_worker(config: WorkerConfig) -> None:
             sample_ids=lambda numbers: ray.get(stream.train_samples)["sample_id"].take(numbers).to_pylist(),
             preempted=lambda: ray_train.get_preemption_info() is not None,
             report=ray_train.report,
+            budget=config.budget,
         )
         try:
             with closing(Loader(batches, device)) as loader:
@@ -130,7 +135,7 @@ def _write_start(events: EventSink, task: str, plan: StreamPlan, resume: Checkpo
         "task",
         task=task,
         status="started",
-        epochs=plan.epochs,
+        epochs=last_epoch(resume, plan.epochs) if resume else plan.epochs,
         steps_per_epoch=plan.train_steps,
         batch_size=plan.batch_size,
         num_train=plan.num_train,

@@ -25,6 +25,7 @@ from pillsnap.tasks.registry import make_task
 from pillsnap.train.epochs import stream_plan
 from pillsnap.train.job import Job
 from pillsnap.train.loop import train
+from pillsnap.train.time_budget import TimeBudget
 from tests.processes import titled
 
 TINY = {
@@ -128,15 +129,19 @@ class LoopRun:
             device=torch.device("cpu"), backend=StoppableBackend(self.run_dir, self.name, stop_requested),
             meta={"task": self.name, "config": self.settings.model_dump(mode="json"), "codes": self.codes,
                   "manifest_hash": "0" * 64},
-            resume=resume, elapsed_before_s=0.0, events=events,
+            resume=resume, elapsed_before_s=resume.meta["elapsed_s"] if resume else 0.0, events=events,
             sample_ids=lambda numbers: self.samples.train["sample_id"].take(numbers).to_pylist(),
-            preempted=lambda: False, report=lambda metrics: None,
+            preempted=lambda: False, report=lambda metrics: None, budget=self._budget(),
         )  # fmt: skip
         try:
             return train(job, batches)
         finally:
             if events is not None:
                 events.close()
+
+    def _budget(self) -> TimeBudget | None:
+        minutes = self.settings.train.time_budget_minutes
+        return None if minutes is None else TimeBudget(60 * minutes, 0.0, 1.0, self.plan.num_val)
 
     def _batches(self, position: Position) -> Iterator[DeviceBatch]:
         recipe = self.task.recipe(self.samples)

@@ -38,7 +38,7 @@ def test_stop_request_is_acted_on_two_steps_later_and_once() -> None:
         train=SimpleNamespace(checkpoint_minutes=10.0), report=lambda metrics: None,
     )  # fmt: skip
     group: Any = LaggingGroup()
-    writer = CheckpointWriter(job, group, state=None, log=None)  # type: ignore[arg-type]
+    writer = CheckpointWriter(job, group, state=None, log=None, schedule=None)  # type: ignore[arg-type]
     assert [writer.decide().stop for _ in range(4)] == [False] * 4
     requested["stop"] = True
     assert [writer.decide().stop for _ in range(3)] == [False, False, True]
@@ -54,7 +54,7 @@ class Backend:
     def __init__(self, run_dir: Path, on_publish: Callable[[], None]) -> None:
         self.run_dir, self.on_publish = run_dir, on_publish
 
-    def publish(self, path: Path, *, best: bool, keep: int, announce: Callable[[], None]) -> None:
+    def publish(self, path: Path, *, best: bool, branch: bool, keep: int, announce: Callable[[], None]) -> None:
         assert (path / "meta.json").exists() and best and keep == 2
         self.on_publish()
         announce()

@@ -1,20 +1,118 @@
-"""Learning rate over a run."""
+"""Learning rate over a run: cosine, and warm-up, stable, decay with its early end."""
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 
-from pillsnap.train.lr_schedule import learning_rate
+from pillsnap.config import ClassificationSettings, TrainSettings
+from pillsnap.data.plan import StreamPlan
+from pillsnap.runs.checkpoint import Position
+from pillsnap.train.lr_schedule import Schedule
+
+
+def schedule(
+    epochs: int = 11,
+    *,
+    final: float = 0.1,
+    warmup_epochs: float = 1.0,
+    independent: int | None = None,
+    step: int = 0,
+    progress: dict[str, Any] | None = None,
+    **train: Any,
+) -> Schedule:
+    """Epochs of ten steps, peak learning rate 1."""
+    plan = StreamPlan(seed=0, epochs=epochs, num_train=40, num_val=4, batch_size=4, num_workers=1)
+    task = ClassificationSettings(epochs=epochs, lr=1.0, warmup_epochs=warmup_epochs, final_lr_fraction=final)
+    settings = TrainSettings(**train)
+    return Schedule(plan, task, settings, epochs if independent is None else independent, step, progress or {})
+
+
+def wsd(epochs: int = 10, **options: Any) -> Schedule:
+    return schedule(epochs, schedule="wsd", **options)
+
+
+def rates(made: Schedule, num_steps: int) -> list[float]:
+    return [made.lr(step) for step in range(num_steps)]
 
 
 def test_warm_up_then_half_a_cosine() -> None:
-    rates = [learning_rate(step, base=1.0, total_steps=110, warmup_steps=10, final_fraction=0.1) for step in range(110)]
-    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
-    assert rates[10] == pytest.approx(1.0)
-    assert rates[60] == pytest.approx(0.55)
-    assert rates[-1] == pytest.approx(0.1, abs=1e-3)
-    assert rates[10:] == sorted(rates[10:], reverse=True)
+    found = rates(schedule(), 110)
+    assert found[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert found[10] == pytest.approx(1.0)
+    assert found[60] == pytest.approx(0.55)
+    assert found[-1] == pytest.approx(0.1, abs=1e-3)
+    assert found[10:] == sorted(found[10:], reverse=True)
+    assert schedule(10, warmup_epochs=0, final=0.01).lr(500) == pytest.approx(0.01)
+    assert (schedule().progress, schedule().meta, schedule().end_epoch) == ({}, {}, 11)
 
 
-def test_steps_after_the_end_keep_the_last_rate() -> None:
-    assert learning_rate(500, base=2.0, total_steps=100, warmup_steps=0, final_fraction=0.01) == pytest.approx(0.02)
+def test_warm_up_stable_decay() -> None:
+    """Of 100 steps, 10 warm up, 70 are stable and 20 decay as 1 - sqrt, to a tenth."""
+    found = rates(wsd(), 100)
+    assert found[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert found[10:81] == [1.0] * 71
+    assert found[85] == pytest.approx(0.1 + 0.9 * (1 - math.sqrt(5 / 20)))
+    assert found[99] == pytest.approx(0.1 + 0.9 * (1 - math.sqrt(19 / 20)))
+    assert wsd().lr(100) == pytest.approx(0.1)
+
+
+def test_until_the_decay_more_epochs_change_nothing() -> None:
+    short, long = wsd(10), wsd(15)
+    assert short.branch_step == 80 and long.branch_step == 120
+    assert rates(short, 80) == rates(long, 80)
+    assert wsd(10, independent=7).branch_step == 70  # as mosaic ends then
+    assert wsd(10, independent=0).branch_step == 0
+
+
+def test_early_end_keeps_its_share_of_the_steps() -> None:
+    made = wsd()
+    made.end_early(42, 5, "budget")
+    assert (made.end_epoch, made.decays(41), made.decays(42), made.branch_step) == (5, False, True, 42)
+    facts = {"reason": "budget", "end_epoch": 5, "planned_epochs": 10, "num_steps": 8, "share": 0.16}
+    assert made.decay_facts() == facts
+    assert made.lr(41) == made.lr(42) == 1.0 and made.lr(44) == pytest.approx(0.1 + 0.9 * (1 - math.sqrt(2 / 8)))
+
+
+def test_decay_is_shortened_from_the_rate_it_has() -> None:
+    made = wsd(final=0.0)
+    before = made.lr(85)
+    made.end_early(85, 9, "budget")
+    assert made.lr(85) == pytest.approx(before) == pytest.approx(0.5)
+    assert made.lr(89) == pytest.approx(0.5 * (1 - math.sqrt(4 / 5))) and made.lr(90) == 0.0
+    assert made.branch_step == 80
+
+
+def test_early_end_is_restored_from_a_checkpoint() -> None:
+    made = wsd(time_budget_minutes=60)
+    made.end_early(42, 5, "budget")
+    kept = made.progress["schedule"]
+    for step in (42, 45):
+        again = wsd(time_budget_minutes=60, step=step, progress=kept)
+        assert (again.decay, again.branch_step, again.progress) == (made.decay, 42, made.progress)
+
+
+@pytest.mark.parametrize(("epochs", "minutes"), [(15, 60), (10, 90), (10, None)])
+def test_early_end_that_has_not_begun_is_dropped_with_its_setting(epochs: int, minutes: float | None) -> None:
+    made = wsd(time_budget_minutes=60)
+    made.end_early(42, 5, "budget")
+    kept = made.progress["schedule"]
+    assert wsd(epochs, time_budget_minutes=minutes, step=42, progress=kept).end_epoch == epochs
+    assert wsd(epochs, time_budget_minutes=minutes, step=43, progress=kept).end_epoch == 5
+
+
+def test_patience_begins_the_decay_after_validations_without_a_better_one() -> None:
+    made = wsd(patience=2)
+    outcomes = [made.validated(Position(epoch, 0, 10 * epoch), best) for epoch, best in enumerate([1, 0, 1, 0, 0], 1)]
+    assert outcomes == [False, False, False, False, True]
+    # 50 stable steps are 80 % of 62.5: the decay takes the rest of seven epochs.
+    assert made.decay_facts() | {"share": 0} == {
+        "reason": "patience", "end_epoch": 7, "planned_epochs": 10, "num_steps": 20, "share": 0,
+    }  # fmt: skip
+    assert not made.validated(Position(6, 0, 60), best=False)
+    kept = wsd(patience=2)
+    kept.validated(Position(1, 0, 10), best=False)
+    again = wsd(patience=2, step=10, progress=kept.progress["schedule"])
+    assert again.validated(Position(2, 0, 20), best=False)

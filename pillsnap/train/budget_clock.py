@@ -1,0 +1,118 @@
+"""Measures the rate of a task, says how many epochs fit into its time budget, and when the decay has to begin."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from pillsnap.errors import UserError
+from pillsnap.runs.checkpoint import Position
+from pillsnap.train.job import Job
+from pillsnap.train.lr_schedule import Schedule
+from pillsnap.train.task_log import TaskLog
+from pillsnap.train.time_budget import TimeBudget
+
+_WINDOW_STEPS = 200
+_FEWEST_STEPS = 5
+_FIRST_S, _FIRST_SHARE = 60.0, 0.01
+"""How long the rate is measured first: seconds, or that share of the task's time if it is less."""
+_MARGIN = 0.05
+_EVALUATION_MARGIN = 2.0
+"""The evaluation takes whole photos through both models, which validation does not."""
+_RESERVE = 0.02
+"""Share of the budget for starts, exports and the report."""
+TOO_SMALL = -1
+
+
+class BudgetClock:
+    """Measures a task on rank 0, which decides for all workers. Without a budget nothing is decided."""
+
+    def __init__(self, job: Job, log: TaskLog) -> None:
+        self._job, self._log = job, log
+        self._budget = job.budget if job.events is not None else None
+        self._last_s: float | None = None
+        self._trained_s = self._validated_s = 0.0
+        self._marks: deque[float] = deque(maxlen=_WINDOW_STEPS + 1)
+        self._told: tuple[int, int] | None = None
+
+    def step(self) -> None:
+        """Count a training step. The first one after a start, which may compile, is not measured."""
+        now_s = self._job.elapsed_s()
+        if self._last_s is not None:
+            self._trained_s += now_s - self._last_s
+            self._marks.append(self._trained_s)
+        self._last_s = now_s
+
+    def validated(self) -> None:
+        """Count a validation with the checkpoint after it."""
+        now_s = self._job.elapsed_s()
+        if self._last_s is not None:
+            self._validated_s = max(self._validated_s, now_s - self._last_s)
+        self._last_s = now_s
+
+    def end_epoch(self, position: Position, schedule: Schedule) -> int:
+        """The epoch with which the decay has to end if it must begin or be shortened now, else 0. TOO_SMALL when the
+        budget does not hold warm-up and decay.
+        """
+        if self._budget is None or not self._is_measured(self._budget):
+            return 0
+        step, ends = position.global_step, schedule.ends(position)
+        decays = schedule.decays(step)
+        left_s = self.allowed_s - self._job.elapsed_s()
+        needed_s = {end: self._needed_s(position, end) * (1 if decays else 1 + _MARGIN) for end in ends}
+        fitting = max((end for end in ends if needed_s[end] <= left_s), default=0)
+        if (
+            self._told is None
+            and step <= schedule.warmup_steps
+            and schedule.decay_start(fitting) < max(schedule.warmup_steps, 1)
+        ):
+            return TOO_SMALL
+        end = fitting or ends[0]
+        self._tell(position, schedule, end, left_s)
+        must = end < schedule.end_epoch and (decays or step >= schedule.decay_start(end))
+        return end if must else 0
+
+    @property
+    def allowed_s(self) -> float:
+        """Seconds that the task may take, from its first attempt on."""
+        budget, plan = self._budget, self._job.plan
+        assert budget is not None
+        judging_s = budget.judging_s + budget.num_judged * self._validation_s / max(plan.num_val, 1)
+        after_s = _RESERVE * budget.total_s + _EVALUATION_MARGIN * judging_s
+        return (budget.total_s - budget.spent_s - after_s) * budget.share
+
+    def refuse(self) -> UserError:
+        """The error of a budget that is too small."""
+        name = self._job.task.name
+        return UserError(
+            f"train.time_budget_minutes is too small for {name} on this machine: warm-up and decay alone take longer "
+            f"than the time left for it. Raise it, set it to null, or lower {name}.warmup_epochs or its work per epoch."
+        )
+
+    @property
+    def _step_s(self) -> float:
+        return (self._marks[-1] - self._marks[0]) / (len(self._marks) - 1)
+
+    @property
+    def _validation_s(self) -> float:
+        return self._validated_s or self._step_s * self._job.plan.val_steps  # before the first, an upper limit
+
+    def _is_measured(self, budget: TimeBudget) -> bool:
+        return len(self._marks) > _FEWEST_STEPS and self._trained_s >= min(_FIRST_S, _FIRST_SHARE * budget.total_s)
+
+    def _needed_s(self, position: Position, end_epoch: int) -> float:
+        plan = self._job.plan
+        num_steps = end_epoch * plan.train_steps - position.global_step
+        num_validations = sum(plan.validates(epoch) for epoch in range(position.epoch, end_epoch))
+        return num_steps * self._step_s + num_validations * self._validation_s
+
+    def _tell(self, position: Position, schedule: Schedule, end: int, left_s: float) -> None:
+        """An event when the number of epochs that fit is known, and at most once per epoch when it has changed."""
+        if self._told is not None and (self._told[0] == position.epoch or self._told[1] == end):
+            return
+        self._told = (position.epoch, end)
+        step, first_step = position.global_step, schedule.decay_start(end)
+        self._log.write(
+            "budget", epoch=position.epoch + 1, step=step, planned_epochs=self._job.plan.epochs,
+            epochs_fitting=end, decay_step=first_step if step < first_step else step,
+            allowed_s=self.allowed_s, left_s=left_s, step_s=self._step_s, validation_s=self._validation_s,
+        )  # fmt: skip
