@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
 
 from pillsnap.errors import UserError
 from pillsnap.runs.checkpoint import Position
@@ -11,8 +12,9 @@ from pillsnap.train.lr_schedule import Schedule
 from pillsnap.train.task_log import TaskLog
 from pillsnap.train.time_budget import TimeBudget
 
-_WINDOW_STEPS = 200
-_FEWEST_STEPS = 5
+_WINDOW_STEPS, _WINDOW_SHARE = 20, 0.05
+"""The rate is that of the last steps: at least so many, and as many as fill that share of the budget."""
+_FEWEST_STEPS = 2
 _FIRST_S, _FIRST_SHARE = 60.0, 0.01
 """How long the rate is measured first: seconds, or that share of the task's time if it is less."""
 _MARGIN = 0.05
@@ -30,16 +32,21 @@ class BudgetClock:
         self._job, self._log = job, log
         self._budget = job.budget if job.events is not None else None
         self._last_s: float | None = None
-        self._trained_s = self._validated_s = 0.0
-        self._marks: deque[float] = deque(maxlen=_WINDOW_STEPS + 1)
+        rates = job.resume.meta.get("rates") if job.resume else None
+        self._earlier_step_s, self._validated_s = rates or (None, 0.0)
+        self._trained_s = 0.0
+        self._marks = deque[float]()
         self._told: tuple[int, int] | None = None
 
     def step(self) -> None:
         """Count a training step. The first one after a start, which may compile, is not measured."""
         now_s = self._job.elapsed_s()
-        if self._last_s is not None:
+        if self._budget and self._last_s is not None:
             self._trained_s += now_s - self._last_s
             self._marks.append(self._trained_s)
+            window_s = _WINDOW_SHARE * self._budget.total_s
+            while len(self._marks) > _WINDOW_STEPS + 1 and self._trained_s - self._marks[1] > window_s:
+                self._marks.popleft()
         self._last_s = now_s
 
     def validated(self) -> None:
@@ -89,14 +96,24 @@ class BudgetClock:
         )
 
     @property
+    def meta(self) -> dict[str, Any]:
+        """Kept in checkpoints, so that a resumed task knows its rates; empty while there are none."""
+        return {"rates": (self._step_s, self._validated_s)} if self._budget and self._is_measured(self._budget) else {}
+
+    @property
     def _step_s(self) -> float:
+        if self._earlier_step_s is not None and len(self._marks) <= _FEWEST_STEPS:
+            return self._earlier_step_s
         return (self._marks[-1] - self._marks[0]) / (len(self._marks) - 1)
 
     @property
     def _validation_s(self) -> float:
-        return self._validated_s or self._step_s * self._job.plan.val_steps  # before the first, an upper limit
+        """Until the first, the forward passes of its steps."""
+        return self._validated_s or self._step_s * self._job.plan.val_steps / 3
 
     def _is_measured(self, budget: TimeBudget) -> bool:
+        if self._earlier_step_s is not None:
+            return True
         return len(self._marks) > _FEWEST_STEPS and self._trained_s >= min(_FIRST_S, _FIRST_SHARE * budget.total_s)
 
     def _needed_s(self, position: Position, end_epoch: int) -> float:

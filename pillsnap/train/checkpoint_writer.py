@@ -15,6 +15,7 @@ from pillsnap.errors import UserError
 from pillsnap.runs.backend import RunBackend
 from pillsnap.runs.checkpoint import Position, copy_state, copy_weights, save_checkpoint
 from pillsnap.storage import StorageError
+from pillsnap.train.budget_clock import BudgetClock
 from pillsnap.train.collectives import WorkerGroup
 from pillsnap.train.diagnosis import diagnose
 from pillsnap.train.job import Job
@@ -40,8 +41,17 @@ class SaveDecision(NamedTuple):
 class CheckpointWriter:
     """Writes a task's checkpoints. Every worker makes the same calls; only rank 0 writes."""
 
-    def __init__(self, job: Job, group: WorkerGroup, state: TrainingState, log: TaskLog, schedule: Schedule) -> None:
-        self._job, self._group, self._state, self._log, self._schedule = job, group, state, log, schedule
+    def __init__(
+        self,
+        job: Job,
+        group: WorkerGroup,
+        state: TrainingState,
+        log: TaskLog,
+        schedule: Schedule,
+        clock: BudgetClock,
+    ) -> None:
+        self._job, self._group, self._state, self._log = job, group, state, log
+        self._schedule, self._clock = schedule, clock
         self._last_save_s = self._last_check_s = time.monotonic()
         self._preempted = False
         self._pending_sums: deque[Callable[[], list[float]]] = deque()
@@ -93,7 +103,6 @@ class CheckpointWriter:
         """
         self.fence()
         if self._group.rank == 0:
-            schedule = self._schedule
             self._write = _Write(
                 self._job.backend,
                 self._job.backend.run_dir / "checkpoints" / self._job.task.name,
@@ -101,10 +110,13 @@ class CheckpointWriter:
                 self._announce,
                 model=copy_weights(self._state.model.state_dict()),
                 ema=copy_weights(self._state.ema.module.state_dict()),
-                trainer=copy_state(self._state.trainer_state() | {"progress": progress | schedule.progress}),
-                meta=self._job.meta | {"metrics": metrics or {}, "elapsed_s": self._job.elapsed_s()} | schedule.meta,
+                trainer=copy_state(self._state.trainer_state() | {"progress": progress | self._schedule.progress}),
+                meta=self._job.meta
+                | {"metrics": metrics or {}, "elapsed_s": self._job.elapsed_s()}
+                | self._schedule.meta
+                | self._clock.meta,
                 best=best,
-                branch=position.global_step == schedule.branch_step,
+                branch=position.global_step == self._schedule.branch_step,
                 keep=self._job.train.keep_checkpoints,
             )
         self._unreported = metrics and metrics | {"epoch": position.epoch}

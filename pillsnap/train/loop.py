@@ -48,7 +48,7 @@ def train(job: Job, batches: Iterator[DeviceBatch]) -> Position:
     epoch_loss = RunningMean(progress)
     monitor = StepMonitor(job, group, log, meter, epoch_loss)
     clock = BudgetClock(job, log)
-    with closing(CheckpointWriter(job, group, state, log, schedule)) as checkpoints:
+    with closing(CheckpointWriter(job, group, state, log, schedule, clock)) as checkpoints:
         for epoch in takewhile(lambda epoch: epoch < schedule.end_epoch, range(position.epoch, plan.epochs)):
             # --- training ---------------------------------------------------------------------------------------------
             first_step = position.epoch_step if epoch == position.epoch else 0

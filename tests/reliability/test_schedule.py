@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pillsnap.runs.checkpoint import Checkpoint, find_checkpoint
+from pillsnap.config import load_settings
+from pillsnap.errors import UserError
+from pillsnap.runs.checkpoint import Checkpoint, Position, find_checkpoint
 from pillsnap.runs.extension import extend, is_trained
-from tests.reliability.harness import LoopRun, same_state, tiny
+from tests.conftest import ROOT
+from tests.reliability.budgets import BUDGET_S, DECISION, EPOCHS, KILLS, SLOW, STEPS, VALIDATION_STEP_S, SimulatedRun
+from tests.reliability.harness import LoopRun, same_state, say, tiny
 
 WSD = {"train__schedule": "wsd", "train__decay_share": 0.25, "classification__batch_size": 4}
 
@@ -51,3 +57,94 @@ def test_extended_run_equals_the_one_planned_so(runs: Runs, name: str) -> None:
         assert figures[0] == figures[1] and figures[0], kind
     best = [find_checkpoint(run.folder, "best")[0] for run in (whole, longer)]
     assert best[0] is not None and best[1] is not None and same_state(best[0], best[1]) == []
+
+
+@pytest.mark.parametrize(("slowness", "epochs"), [(1.0, 20), (3.0, 7), (10.0, 2)])
+def test_run_ends_within_its_budget_with_the_decay_done(slowness: float, epochs: int, tmp_path: Path) -> None:
+    run = SimulatedRun(tmp_path, slowness)
+    assert run.train() == Position(epochs, 0, epochs * STEPS)
+    (first, *_, told), (decay,) = [*run.events("budget")] * 2, run.events("decay")
+    assert first["step"] == 4 and (first["epoch"], first["planned_epochs"]) == (1, EPOCHS)
+    assert told["epochs_fitting"] == epochs
+    assert decay["reason"] == ("planned" if epochs == EPOCHS else "budget") and decay["end_epoch"] == epochs
+    assert decay["num_steps"] == round(0.2 * epochs * STEPS) and decay["step"] == told["decay_step"]
+    rates = [event["lr"] for event in run.events("step")]
+    assert rates[decay["step"]] == 0.01 > rates[decay["step"] + 1] and rates[-1] < 0.01 * (0.1 + 0.3)
+    evaluation_s = 2 * slowness * VALIDATION_STEP_S
+    assert run.now_s + evaluation_s <= BUDGET_S
+    assert run.last().meta["elapsed_s"] == run.now_s and is_trained(run.last(), EPOCHS)
+    assert first["epochs_fitting"] <= epochs and run.now_s > 0.8 * BUDGET_S
+    say(1, 1, f"1/{slowness:.0f} of the speed: {epochs} of {EPOCHS} epochs in {run.now_s:.0f} of {BUDGET_S:.0f} s")
+
+
+def test_decay_is_shortened_when_the_machine_slows_down(tmp_path: Path) -> None:
+    run = SimulatedRun(tmp_path, 1.0)
+    run.slower_from = {163: 3.0}
+    end = run.train()
+    planned, *shortened = run.events("decay")
+    assert (planned["step"], planned["reason"]) == (160, "planned") and shortened
+    assert {event["reason"] for event in shortened} == {"budget"} and end.epoch == shortened[-1]["end_epoch"] < EPOCHS
+    assert run.now_s + 2 * 3 * VALIDATION_STEP_S <= BUDGET_S
+    rates = [event["lr"] for event in run.events("step") if event["step"] > 160]
+    assert rates == sorted(rates, reverse=True) and rates[-1] < 0.01 * 0.35
+
+
+def test_budget_too_small_for_warm_up_and_decay_is_refused(tmp_path: Path) -> None:
+    run = SimulatedRun(tmp_path, 25.0)
+    with pytest.raises(UserError, match=r"train\.time_budget_minutes is too small for classification on this machine"):
+        run.train()
+    assert run.now_s < 0.4 * BUDGET_S and run.events("checkpoint") == []
+
+
+def test_killed_anywhere_the_run_ends_as_the_uninterrupted_one(tmp_path: Path) -> None:
+    whole = SimulatedRun(tmp_path / "whole", SLOW)
+    whole.train()
+    (decision,) = whole.events("decay")
+    assert decision["step"] == DECISION
+    subprocess.run([sys.executable, "-m", "tests.reliability.budgets", str(tmp_path)], check=True, cwd=ROOT)
+    equal = 0
+    for name in KILLS:
+        run = SimulatedRun(tmp_path / name, SLOW)
+        (again,) = run.events("decay")
+        assert {k: again[k] for k in again if k != "time"} == {k: decision[k] for k in decision if k != "time"}, name
+        assert same_state(whole.last(), run.last()) == [], name
+        equal += 1
+    say(equal, len(KILLS), "killed around the decision: equal to the uninterrupted run bit for bit")
+
+
+def test_run_that_the_budget_ended_is_extended_with_a_larger_one(tmp_path: Path) -> None:
+    """It goes on from the decision; the clock that decided then cannot decide again."""
+    large_s, name = 10 * BUDGET_S, "classification"
+    short, whole = SimulatedRun(tmp_path / "short", SLOW), SimulatedRun(tmp_path / "whole", SLOW, large_s)
+    assert (short.train().epoch, whole.train().epoch) == (7, EPOCHS)
+    small, large = (
+        load_settings(
+            "demo", {"train.schedule": "wsd", "train.time_budget_minutes": limit_s / 60, f"{name}.epochs": 20}
+        )
+        for limit_s in (BUDGET_S, large_s)
+    )
+    more = large.model_copy(update={name: large.classification.model_copy(update={"epochs": 30})})
+    unlimited = small.model_copy(update={name: more.classification})
+    with pytest.raises(UserError, match=r"because of train\.time_budget_minutes, .* set .* higher or to null as well"):
+        extend(str(short.run_dir), small, unlimited)
+    assert extend(str(short.run_dir), small, small) == [] and short.last().position.epoch == 7
+    assert extend(str(short.run_dir), small, large) == [f"{name} goes on from step-{DECISION:08d}, before its decay"]
+    assert short.last().position.global_step == DECISION
+    longer = SimulatedRun(tmp_path / "short", SLOW, large_s)
+    assert longer.train().epoch == EPOCHS
+    assert same_state(whole.last(), longer.last()) == []
+
+
+def test_patience_ends_a_run_alike_when_interrupted(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"time_budget_minutes": None, "patience": 2}
+    whole, broken = SimulatedRun(tmp_path / "whole", 1.0, **options), SimulatedRun(tmp_path / "broken", 1.0, **options)
+    whole.budget = broken.budget = None
+    end = whole.train()
+    (decay,) = whole.events("decay")
+    best = [event["epoch"] for event in whole.events("validation") if event["best"] and event["step"] <= decay["step"]]
+    assert decay["reason"] == "patience" and decay["step"] == STEPS * (best[-1] + 2)
+    assert end.epoch == decay["end_epoch"] < EPOCHS and decay["share"] >= 0.19
+    for stop in (40, 33 * decay["step"] // STEPS, 20, 1):
+        broken.train(stop_at=lambda polls, stop=stop: polls == stop)
+    broken.train()
+    assert same_state(whole.last(), broken.last()) == [] and len(broken.events("decay")) == 1

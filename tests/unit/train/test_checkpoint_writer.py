@@ -38,7 +38,7 @@ def test_stop_request_is_acted_on_two_steps_later_and_once() -> None:
         train=SimpleNamespace(checkpoint_minutes=10.0), report=lambda metrics: None,
     )  # fmt: skip
     group: Any = LaggingGroup()
-    writer = CheckpointWriter(job, group, state=None, log=None, schedule=None)  # type: ignore[arg-type]
+    writer = CheckpointWriter(job, group, state=None, log=None, schedule=None, clock=None)  # type: ignore[arg-type]
     assert [writer.decide().stop for _ in range(4)] == [False] * 4
     requested["stop"] = True
     assert [writer.decide().stop for _ in range(3)] == [False, False, True]

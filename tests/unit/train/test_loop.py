@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +23,7 @@ from pillsnap.runs.checkpoint import Checkpoint, Position, find_checkpoint
 from pillsnap.train import device_readback
 from pillsnap.train.job import Job
 from pillsnap.train.loop import train
+from pillsnap.train.time_budget import TimeBudget
 from tests.reliability.harness import StoppableBackend, same_state
 
 CPU = torch.device("cpu")
@@ -40,6 +43,9 @@ class SmallTask:
     def build(self) -> nn.Module:
         return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(0.3), nn.Linear(144, 2))
 
+    def independent_epochs(self, model: nn.Module) -> int:
+        return 10**6
+
     def input_size_px(self, epoch: int) -> int:
         return 8
 
@@ -54,14 +60,14 @@ class SmallTask:
         return [(int(right == 0), float(row.sum())) for right, row in zip(batch.targets["label"], logits, strict=True)]
 
     def score(self, facts: list[tuple[int, float]]) -> dict[str, float]:
-        assert len(facts) == PLAN.num_val
+        assert len(facts) == PLAN.num_val  # of every plan here
         return {"top1": float(np.mean([rank == 0 for rank, _ in facts])), "sum": sum(value for _, value in facts)}
 
 
-def batches_from(position: Position) -> Iterator[DeviceBatch]:
+def batches_from(position: Position, plan: StreamPlan = PLAN) -> Iterator[DeviceBatch]:
     """The batches from `position` on; each is a function of its place in the stream."""
-    for number in range(PLAN.first_slot(position.epoch, position.epoch_step), PLAN.num_slots):
-        slot = PLAN.slot(number)
+    for number in range(plan.first_slot(position.epoch, position.epoch_step), plan.num_slots):
+        slot = plan.slot(number)
         rng = np.random.default_rng(number)
         images = torch.from_numpy(rng.integers(0, 256, (4, 8, 8, 3), dtype=np.uint8))
         targets = {"label": torch.from_numpy(rng.integers(0, 2, 4)), "valid": torch.ones(4, dtype=torch.bool)}
@@ -71,11 +77,19 @@ def batches_from(position: Position) -> Iterator[DeviceBatch]:
 class LoopOfOne:
     """Runs of the loop in one directory; each continues from the last checkpoint."""
 
-    def __init__(self, run_dir: Path, bad_steps: tuple[int, ...] = (), checkpoint_minutes: float = 10.0) -> None:
-        self.run_dir, self.task = run_dir, SmallTask(bad_steps)
-        self.settings = SETTINGS.train.model_copy(update={"checkpoint_minutes": checkpoint_minutes})
+    def __init__(
+        self,
+        run_dir: Path,
+        bad_steps: tuple[int, ...] = (),
+        checkpoint_minutes: float = 10.0,
+        plan: StreamPlan = PLAN,
+        **train: Any,
+    ) -> None:
+        self.run_dir, self.task, self.plan = run_dir, SmallTask(bad_steps), plan
+        self.settings = SETTINGS.train.model_copy(update={"checkpoint_minutes": checkpoint_minutes} | train)
+        self.budget: TimeBudget | None = None
         self.reported: list[dict[str, float]] = []
-        self.batches_from = batches_from
+        self.batches_from: Callable[[Position], Iterator[DeviceBatch]] = partial(batches_from, plan=plan)
         self.data = SETTINGS.data
 
     def last(self) -> Checkpoint:
@@ -85,7 +99,7 @@ class LoopOfOne:
 
     def train(self, stop_at: Callable[[int], bool] = lambda polls: False) -> Position:
         """`stop_at(polls)` is asked after every step of training and validation, and at the end of an epoch."""
-        polls = iter(range(1, 100))
+        polls = itertools.count(1)
         backend = StoppableBackend(self.run_dir, "classification", lambda: stop_at(next(polls)))
         resume, _ = backend.last_checkpoint()
         with EventLog(self.run_dir) as events:
@@ -93,8 +107,9 @@ class LoopOfOne:
             events.write("task", task=self.task.name, status="started", epoch=position.epoch, step=position.global_step)
             task: Any = self.task
             job = Job(
-                task=task, plan=PLAN, train=self.settings, data=self.data, device=CPU, backend=backend, meta={},
-                resume=resume, elapsed_before_s=0.0, events=events, preempted=lambda: False,
+                task=task, plan=self.plan, train=self.settings, data=self.data, device=CPU, backend=backend, meta={},
+                resume=resume, elapsed_before_s=resume.meta["elapsed_s"] if resume else 0.0, events=events,
+                preempted=lambda: False, budget=self.budget,
                 sample_ids=lambda numbers: [f"photo{number}" for number in numbers], report=self.reported.append,
             )  # fmt: skip
             return train(job, self.batches_from(position))
