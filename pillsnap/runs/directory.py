@@ -131,8 +131,9 @@ def open_run(
     with only_driver(run_dir):
         path = run_dir / CONFIG_FILE
         before = _read_config(run_dir, where) if path.exists() else None
-        for earlier in (before, like[1] if like else None):
-            settings = _scheduled_like(earlier, settings) if earlier else settings
+        given = settings
+        for earlier in filter(None, (before, like[1] if like else None)):
+            settings = _keep_cosine(earlier, settings)
         config["settings"] = settings.model_dump(mode="json")
         notes = _compare(*like, config) if like else []
         if resume and not before:
@@ -146,6 +147,8 @@ def open_run(
                     f"{where} holds a finished run: evaluate it with `pillsnap evaluate --run {where}`, "
                     "continue it with --resume, or train into another directory with --run."
                 )
+            if settings != given:
+                notes.append("train.schedule stays 'cosine', with which the run began")
             notes.insert(0, f"continuing the run {before['run_id']} in {where}")
         if uri:
             _copy_manifest(manifest_path, run_dir)
@@ -265,9 +268,9 @@ def _compare(name: str, before: dict[str, Any], now: dict[str, Any]) -> list[str
     return [f"{key} is now {new.get(key)!r} (it was {old.get(key)!r})" for key in changed]
 
 
-def _scheduled_like(earlier: dict[str, Any], settings: Settings) -> Settings:
-    """The settings, with the cosine if the `earlier` run is older than the other schedules."""
-    if "schedule" in earlier["settings"]["train"]:
+def _keep_cosine(earlier: dict[str, Any], settings: Settings) -> Settings:
+    """The settings, with the cosine if the `earlier` run began with it, as all did before presets had `wsd`."""
+    if earlier["settings"].get("train", {}).get("schedule", "cosine") != "cosine":
         return settings
     train = {"schedule": "cosine", "patience": None, "time_budget_minutes": None}
     return settings.model_copy(update={"train": settings.train.model_copy(update=train)})

@@ -32,8 +32,9 @@ class BudgetClock:
         self._job, self._log = job, log
         self._budget = job.budget if job.events is not None else None
         self._last_s: float | None = None
-        rates = job.resume.meta.get("rates") if job.resume else None
-        self._earlier_step_s, self._validated_s = rates or (None, 0.0)
+        rates: list[Any] = (job.resume.meta.get("rates") if job.resume else None) or [None, 0.0]
+        self._earlier_step_s: float | None = rates[0]
+        self._validated_s: float = rates[1]
         self._trained_s = 0.0
         self._marks = deque[float]()
         self._told: tuple[int, int] | None = None
@@ -98,7 +99,7 @@ class BudgetClock:
     @property
     def meta(self) -> dict[str, Any]:
         """Kept in checkpoints, so that a resumed task knows its rates; empty while there are none."""
-        return {"rates": (self._step_s, self._validated_s)} if self._budget and self._is_measured(self._budget) else {}
+        return {"rates": [self._step_s, self._validated_s]} if self._budget and self._is_measured(self._budget) else {}
 
     @property
     def _step_s(self) -> float:
