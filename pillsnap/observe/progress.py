@@ -71,7 +71,7 @@ class ProgressView:
         ) as progress:
             for event in follow_events(self.run_dir, self._stop, self._offset):
                 state.apply(event)
-                if event["kind"] in ("warning", "failure"):
+                if event["kind"] in ("warning", "failure", "budget", "decay"):
                     progress.console.out(plain_line(event, state), highlight=False)
                 name = event.get("task")
                 if name is None or state.tasks[name].status == "skipped":

@@ -12,11 +12,12 @@ import pytest
 
 from pillsnap.config import load_settings
 from pillsnap.errors import UserError
+from pillsnap.observe.events import read_events
 from pillsnap.runs.checkpoint import Checkpoint, Position, find_checkpoint
 from pillsnap.runs.extension import extend, is_trained
 from tests.conftest import ROOT
 from tests.reliability.budgets import BUDGET_S, DECISION, EPOCHS, KILLS, SLOW, STEPS, VALIDATION_STEP_S, SimulatedRun
-from tests.reliability.harness import LoopRun, same_state, say, tiny
+from tests.reliability.harness import LoopRun, same_state, say, tiny, train_two
 
 WSD = {"train__schedule": "wsd", "train__decay_share": 0.25, "classification__batch_size": 4}
 
@@ -75,6 +76,15 @@ def test_run_ends_within_its_budget_with_the_decay_done(slowness: float, epochs:
     assert run.last().meta["elapsed_s"] == run.now_s and is_trained(run.last(), EPOCHS)
     assert first["epochs_fitting"] <= epochs and run.now_s > 0.8 * BUDGET_S
     say(1, 1, f"1/{slowness:.0f} of the speed: {epochs} of {EPOCHS} epochs in {run.now_s:.0f} of {BUDGET_S:.0f} s")
+
+
+def test_budget_without_a_rate_decides_nothing(tmp_path: Path) -> None:
+    """The cosine, and `wsd` without a limit, go through all epochs and write no such event."""
+    for number, train in enumerate(({"schedule": "cosine"}, {"time_budget_minutes": None})):
+        run = SimulatedRun(tmp_path / str(number), 50.0, **train)
+        run.budget = None
+        assert run.train().epoch == EPOCHS and run.events("budget") == []
+        assert [event["reason"] for event in run.events("decay")] == ["planned"] * number
 
 
 def test_decay_is_shortened_when_the_machine_slows_down(tmp_path: Path) -> None:
@@ -148,3 +158,18 @@ def test_patience_ends_a_run_alike_when_interrupted(tmp_path: Path) -> None:
         broken.train(stop_at=lambda polls, stop=stop: polls == stop)
     broken.train()
     assert same_state(whole.last(), broken.last()) == [] and len(broken.events("decay")) == 1
+
+
+def test_clock_of_rank_0_decides_for_all_workers(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
+    """By the real clock: of 400 epochs, 12 s allow a few."""
+    settings = tiny(
+        **WSD, classification__epochs=400, classification__warmup_epochs=0.5, train__time_budget_minutes=0.2
+    )
+    ends = train_two(tmp_path, "classification", settings, toy_manifest, toy_tree, {"step_pause_s": 0.05})
+    assert [end["error"] for end in ends] == ["", ""]
+    last, events = find_checkpoint(tmp_path / "checkpoints" / "classification")[0], read_events(tmp_path)
+    assert last is not None and is_trained(last, 400) and last.position.epoch < 400
+    decays = [event for event in events if event["kind"] == "decay"]
+    assert {event["reason"] for event in decays} == {"budget"} and decays[-1]["end_epoch"] == last.position.epoch
+    places = [[(epoch, step) for epoch, step, _ in end["ids"] if epoch < last.position.epoch] for end in ends]
+    assert places[0] == places[1] and places[0][-1][0] == last.position.epoch - 1

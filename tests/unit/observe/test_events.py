@@ -149,6 +149,27 @@ def test_restart_within_a_validation_keeps_one_epoch_end(tmp_path: Path) -> None
     assert [e["kind"] for e in read_events(tmp_path)] == ["task", "task", "epoch", "validation"]
 
 
+def test_restart_at_the_beginning_of_the_decay_keeps_one_event(tmp_path: Path) -> None:
+    """It is logged again at the same step; one of a later step, and what fitted then, never came about."""
+    decay = {
+        "task": "detection",
+        "reason": "budget",
+        "end_epoch": 7,
+        "planned_epochs": 18,
+        "num_steps": 9,
+        "share": 0.2,
+    }
+    rates = {"epochs_fitting": 7, "decay_step": 4, "allowed_s": 9.0, "left_s": 9.0, "step_s": 1.0, "validation_s": 1.0}
+    with EventLog(tmp_path) as log:
+        log.write("decay", epoch=1, step=3, **decay)
+        log.write("decay", epoch=1, step=6, **decay)
+        log.write("budget", task="detection", epoch=1, step=6, planned_epochs=18, **rates)
+        log.write("task", task="detection", status="started", epoch=1, step=3)
+        log.write("decay", epoch=1, step=3, **decay)
+        log.write("task", task="detection", status="started", epoch=1, step=5)
+    assert [(e["kind"], e["step"]) for e in read_events(tmp_path)] == [("task", 3), ("decay", 3), ("task", 5)]
+
+
 def test_the_earliest_of_two_restarts_applies(tmp_path: Path) -> None:
     with EventLog(tmp_path) as log:
         write_steps(log, "detection", 1, 9)

@@ -72,6 +72,22 @@ def test_line_of_short_epochs_and_rare_validations(tmp_path: Path) -> None:
     ]
 
 
+def test_budget_and_decay_are_lines_and_change_the_last_epoch(tmp_path: Path) -> None:
+    out = io.StringIO()
+    at = {"task": "detection", "planned_epochs": 18}
+    with EventLog(tmp_path) as log, ProgressView(tmp_path, Console(file=out, width=40)):
+        log.write("task", task="detection", status="started", epochs=18)
+        log.write("budget", **at, epoch=1, step=9, epochs_fitting=7, decay_step=56, allowed_s=7200.0, left_s=7110.0,
+                  step_s=1.5, validation_s=20.0)  # fmt: skip
+        log.write("decay", **at, epoch=5, step=56, reason="budget", end_epoch=7, num_steps=14, share=0.2)
+        log.write("epoch", task="detection", epoch=6, step=60, loss=1.0)
+    assert out.getvalue().splitlines()[1:] == [
+        "detection: 7 of 18 epochs fit in the 1:58:30 left for it; the decay begins after step 56",
+        "detection: the learning rate decays from step 56 on (budget), for 14 steps, 20 % of all; the last epoch is 7",
+        "detection epoch 6/7  loss 1.0000",
+    ]
+
+
 def test_bars_on_a_terminal(tmp_path: Path) -> None:
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=160, color_system=None)

@@ -19,6 +19,7 @@ from pillsnap.errors import UserError
 from pillsnap.runs.checkpoint import Checkpoint
 from pillsnap.train import worker
 from pillsnap.train.job import Job
+from pillsnap.train.time_budget import TimeBudget
 from pillsnap.train.worker import WorkerConfig, run_worker
 
 POSITION = {"epoch": 1, "epoch_step": 2, "global_step": 12}
@@ -41,6 +42,7 @@ class Worker:
         self.events: list[dict[str, Any]] = []
         self.connected: tuple[Any, ...] = ()
         self.job: Job | None = None
+        self.meta: dict[str, Any] = {}
         self.run_dir = run_dir
         self.send_log = None
         self.train: Callable[[], None] = lambda: None
@@ -80,7 +82,7 @@ class Worker:
 
     def last_checkpoint(self) -> tuple[Checkpoint, list[str]]:
         self.calls.append("last checkpoint")
-        return Checkpoint(self.run_dir, {"position": POSITION}), ["step-00000013 is damaged."]
+        return Checkpoint(self.run_dir, {"position": POSITION, **self.meta}), ["step-00000013 is damaged."]
 
     def write(self, kind: str, **fields: Any) -> None:
         self.events.append({"kind": kind, **fields})
@@ -101,6 +103,15 @@ def test_rank_0_becomes_the_writer_before_the_stream_starts(monkeypatch: pytest.
     assert job.meta["run_id"] == "demo-1" and job.task.name == "classification"
     assert job.elapsed_before_s > 5.0
     assert first.connected == (str(tmp_path), "", None, {"task": "classification", "rank": 0})
+
+
+def test_start_within_an_early_decay_names_its_last_epoch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    first = Worker(monkeypatch, tmp_path, rank=0)
+    for first_step, epochs in ((12, 3), (11, 2)):  # a decay that has not begun may still be dropped
+        first.meta = {"schedule": {"reason": "budget", "first_step": first_step, "end_epoch": 2}}
+        first.run(budget=TimeBudget(60.0, 0.0, 1.0, 4))
+        assert first.events[-1]["epochs"] == epochs
+        assert first.job is not None and first.job.budget == TimeBudget(60.0, 0.0, 1.0, 4)
 
 
 def test_other_ranks_write_no_events(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
