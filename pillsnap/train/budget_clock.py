@@ -10,14 +10,13 @@ from pillsnap.runs.checkpoint import Position
 from pillsnap.train.job import Job
 from pillsnap.train.lr_schedule import Schedule
 from pillsnap.train.task_log import TaskLog
-from pillsnap.train.time_budget import TimeBudget
 
 _WINDOW_STEPS, _WINDOW_SHARE = 20, 0.05
 """The rate is that of the last steps: at least so many, and as many as fill that share of the budget."""
 _FEWEST_STEPS = 2
 _FIRST_S, _FIRST_SHARE = 60.0, 0.01
-"""How long the rate is measured first: seconds, or that share of the task's time if it is less."""
-_MARGIN = 0.05
+"""How long the rate is measured first: seconds, or that share of the budget if it is less."""
+_MARGIN = 1.05
 _EVALUATION_MARGIN = 2.0
 """The evaluation takes whole photos through both models, which validation does not."""
 _RESERVE = 0.02
@@ -54,20 +53,24 @@ class BudgetClock:
         """Count a validation with the checkpoint after it."""
         now_s = self._job.elapsed_s()
         if self._last_s is not None:
-            self._validated_s = max(self._validated_s, now_s - self._last_s)
+            self._validated_s = now_s - self._last_s
         self._last_s = now_s
 
     def end_epoch(self, position: Position, schedule: Schedule) -> int:
         """The epoch with which the decay has to end if it must begin or be shortened now, else 0. TOO_SMALL when the
         budget does not hold warm-up and decay.
         """
-        if self._budget is None or not self._is_measured(self._budget):
+        if not self._has_rate:
             return 0
         step, ends = position.global_step, schedule.ends(position)
         decays = schedule.decays(step)
         left_s = self.allowed_s - self._job.elapsed_s()
-        needed_s = {end: self._needed_s(position, end) * (1 if decays else 1 + _MARGIN) for end in ends}
-        fitting = max((end for end in ends if needed_s[end] <= left_s), default=0)
+        step_s, validation_s, margin, fitting = self._step_s, self._validation_s, 1.0 if decays else _MARGIN, 0
+        for num_validations, end in enumerate(ends, 1):
+            num_steps = end * self._job.plan.train_steps - step
+            if margin * (num_steps * step_s + num_validations * validation_s) > left_s:
+                break
+            fitting = end
         if (
             self._told is None
             and step <= schedule.warmup_steps
@@ -99,11 +102,11 @@ class BudgetClock:
     @property
     def meta(self) -> dict[str, Any]:
         """Kept in checkpoints, so that a resumed task knows its rates; empty while there are none."""
-        return {"rates": [self._step_s, self._validated_s]} if self._budget and self._is_measured(self._budget) else {}
+        return {"rates": [self._step_s, self._validated_s]} if self._has_rate else {}
 
     @property
     def _step_s(self) -> float:
-        if self._earlier_step_s is not None and len(self._marks) <= _FEWEST_STEPS:
+        if not self._has_own_rate and self._earlier_step_s is not None:
             return self._earlier_step_s
         return (self._marks[-1] - self._marks[0]) / (len(self._marks) - 1)
 
@@ -112,16 +115,14 @@ class BudgetClock:
         """Until the first, the forward passes of its steps."""
         return self._validated_s or self._step_s * self._job.plan.val_steps / 3
 
-    def _is_measured(self, budget: TimeBudget) -> bool:
-        if self._earlier_step_s is not None:
-            return True
-        return len(self._marks) > _FEWEST_STEPS and self._trained_s >= min(_FIRST_S, _FIRST_SHARE * budget.total_s)
+    @property
+    def _has_own_rate(self) -> bool:
+        first_s = min(_FIRST_S, _FIRST_SHARE * self._budget.total_s) if self._budget else 0.0
+        return len(self._marks) > _FEWEST_STEPS and self._trained_s >= first_s
 
-    def _needed_s(self, position: Position, end_epoch: int) -> float:
-        plan = self._job.plan
-        num_steps = end_epoch * plan.train_steps - position.global_step
-        num_validations = sum(plan.validates(epoch) for epoch in range(position.epoch, end_epoch))
-        return num_steps * self._step_s + num_validations * self._validation_s
+    @property
+    def _has_rate(self) -> bool:
+        return self._budget is not None and (self._has_own_rate or self._earlier_step_s is not None)
 
     def _tell(self, position: Position, schedule: Schedule, end: int, left_s: float) -> None:
         """An event when the number of epochs that fit is known, and at most once per epoch when it has changed."""
