@@ -10,7 +10,7 @@ from typing import Any
 
 from pillsnap.config import Settings
 from pillsnap.errors import UserError
-from pillsnap.planner.loader_rates import measure_task_loader, sample_run
+from pillsnap.planner.loader_rates import measure_task_loader, sample_run, with_whole_epochs
 from pillsnap.planner.measure import LoaderRates, StepRates
 from pillsnap.planner.step_rates import Target, device_name, step_rates
 from pillsnap.planner.times import (
@@ -124,6 +124,7 @@ def _counts(run: Run) -> dict[str, Counts]:
     for name in run.settings.tasks:
         task = make_task(name, run.settings, run.codes)
         samples = task.samples(run.manifest, None)
+        whole = make_task(name, with_whole_epochs(run.settings), run.codes).samples(run.manifest, None)
         photos = samples.train["photo_id" if name == "classification" else "sample_id"].to_pylist()
         stored, data = 0.0, run.settings.data
         if data.store != "off":
@@ -131,5 +132,5 @@ def _counts(run: Run) -> dict[str, Counts]:
             store = split_stores(folder, name, recipe, data.store, run.manifest_hash, read_only=True)["train"]
             stored = float(store.shards.stored(recipe.keys(samples.train)).mean())
         combinations = sum(kinds[photo] == "combination" for photo in photos)
-        counts[name] = Counts(len(samples.train), len(samples.val), combinations, stored)
+        counts[name] = Counts(len(samples.train), len(whole.val), combinations, stored)
     return counts

@@ -43,6 +43,14 @@ def read_run(settings: Settings, where: str, manifest: Path, data_root: str) -> 
     return Run(Path(where), settings, table, manifest_hash(manifest), classes, data_root, "plan", uri)
 
 
+def with_whole_epochs(settings: Settings) -> Settings:
+    """The settings with epochs and validations of all samples. A loader's rate does not depend on their sizes."""
+    whole = {"samples_per_epoch": None, "validation_samples": None, "validate_every": 1}
+    detection = settings.detection.model_copy(update=whole | {"combination_share": None})
+    classification = settings.classification.model_copy(update=whole)
+    return settings.model_copy(update={"detection": detection, "classification": classification})
+
+
 def measure_task_loader(run: Run, name: str, seconds: float, folder: Path) -> LoaderRates:
     """Rates of a task's stream, the same as in training, with a store of its own in `folder`. Ray must be initialised.
 
@@ -54,7 +62,7 @@ def measure_task_loader(run: Run, name: str, seconds: float, folder: Path) -> Lo
     from pillsnap.train.trainer import make_stream
 
     data = run.settings.data.model_copy(update={"store_dir": str(folder)})
-    run = replace(run, settings=run.settings.model_copy(update={"data": data}))
+    run = replace(run, settings=with_whole_epochs(run.settings).model_copy(update={"data": data}))
     task = make_task(name, run.settings, run.codes)
     samples = task.samples(run.manifest, None)
     recipe = task.recipe(samples)

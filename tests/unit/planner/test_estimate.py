@@ -125,7 +125,8 @@ def test_cores_scale_the_loader_and_the_time_budget_is_a_limit(monkeypatch: pyte
 def test_counts_of_a_manifest_have_combinations_and_what_is_stored(
     toy_manifest: Path, toy_tree: Path, tmp_path: Path
 ) -> None:
-    settings = load_settings("demo", {"classification.image_size_px": 32, "data.store": "jpeg"})
+    part = {"detection.validation_samples": 2, "detection.combination_share": 0.5, "detection.samples_per_epoch": 4}
+    settings = load_settings("demo", {"classification.image_size_px": 32, "data.store": "jpeg"} | part)
     run = read_run(settings, str(tmp_path / "run"), toy_manifest, str(toy_tree))
     train = run.manifest.filter(pc.equal(run.manifest["split"], "train"))
     combinations = train.filter(pc.equal(train["image_type"], "combination"))
@@ -141,6 +142,7 @@ def test_counts_of_a_manifest_have_combinations_and_what_is_stored(
     counts = planning._counts(run)
     assert counts["detection"].train == len(train) and counts["detection"].stored == 0
     assert counts["detection"].train_combinations == len(combinations)
+    assert counts["detection"].val == len(run.manifest) - len(train)  # all of it is evaluated at the end
     pills = sum(len(codes) for codes in combinations["codes"].to_pylist())
     assert counts["classification"].train_combinations == pills
     assert counts["classification"].stored == pytest.approx(len(numbers) / len(samples.train))
