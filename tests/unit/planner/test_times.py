@@ -49,7 +49,7 @@ def test_only_the_first_pass_reads_photos_where_there_is_a_store() -> None:
 def test_passes_follow_the_sizes_of_epochs_and_validations() -> None:
     counts = Counts(1000, 200, train_combinations=50)
     chosen = {"epochs": 7, "samples_per_epoch": 100, "validation_samples": 40, "validate_every": 3}
-    detection = load_settings("stage3").detection.model_copy(update=chosen)
+    detection = load_settings("demo").detection.model_copy(update=chosen)
     # Validated after epochs 3, 6 and 7, the last.
     assert Passes.of(detection, counts) == Passes(700, 700, 120, 40, 7)
     # 350 combination photos are 50 seen seven times; of the single ones, 350 are seen.
@@ -59,7 +59,7 @@ def test_passes_follow_the_sizes_of_epochs_and_validations() -> None:
     assert Passes.of(whole, counts) == Passes(7000, 1000, 1400, 200, 7)
     half_stored = Counts(1000, 200, stored=0.5)
     assert Passes.of(whole, half_stored) == Passes(7000, 500, 1400, 100, 7)
-    assert Passes.of(load_settings("stage3").classification.model_copy(update=chosen), counts).train == 700
+    assert Passes.of(load_settings("demo").classification.model_copy(update=chosen), counts).train == 700
 
 
 def test_epochs_are_scaled_to_the_budget() -> None:
