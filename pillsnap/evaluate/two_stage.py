@@ -122,7 +122,9 @@ class TwoStage:
             answered = logits.isfinite().all(1, keepdim=True)
             finite = torch.where(answered, logits, 0)
             calibrated = finite / self.temperature
-            probs, top = (calibrated + self._log_ratios).softmax(1).topk(self._num_named)
+            aided = calibrated + self._log_ratios
+            top = aided.topk(self._num_named).indices  # of logits: small probabilities are all 0
+            probs = aided.softmax(1).gather(1, top)
             alone = calibrated.softmax(1)
             unaided_probs, unaided = alone.max(1)
             forbidden = alone[:, self._log_ratios == -math.inf].sum(1)

@@ -47,8 +47,9 @@ class Pipeline:
         logits = self.logits(photo, boxes)
         ratios = 0.0 if evidence is None else evidence.log_ratios
         num_named = min(5, len(self.facts["classes"]) if evidence is None else evidence.num_allowed)
-        for box, score, alone, probabilities in zip(boxes, scores, logits, softmax(logits + ratios), strict=True):
-            top = np.argsort(-probabilities, kind="stable")[:num_named]
+        for box, score, alone, aided in zip(boxes, scores, logits, logits + ratios, strict=True):
+            top = np.argsort(-aided, kind="stable")[:num_named]
+            (probabilities,) = softmax(aided[None])
             named = [self.facts["classes"][i] for i in top]
             pills.append({
                 "box": [round(float(value), 1) for value in box],

@@ -82,6 +82,10 @@ def test_evidence_is_added_to_the_calibrated_logits(run_dir: Path) -> None:
     np.testing.assert_allclose(names.unaided_probs, alone.probs[:, 0], rtol=1e-5)
     np.testing.assert_allclose(names.forbidden, photo_alone[:, np.isneginf(log_ratios)].sum(1), rtol=1e-4)
     assert not alone.forbidden.any()
+    # A possible code of a probability of 0 comes before those that are not possible.
+    with torch.no_grad():
+        models.classifier.fc.weight *= 1e5
+    assert set(models.classify([photo()], [boxes])[0].top.ravel()) == {1, 2, 5}
 
 
 def test_crops_of_several_photos_keep_their_order(run_dir: Path) -> None:
