@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -99,15 +100,20 @@ def predict(
     """
     from pillsnap.cluster.session import ray_session
     from pillsnap.evaluate.predict import evidence_for, list_photos, predict_manifest_photos, predict_photos
-    from pillsnap.manifest.attribute_table import read_attribute_table
+    from pillsnap.manifest.attribute_table import add_attributes, read_attribute_table
 
     if mode not in ("auto", "single", "combination"):
         raise UserError(f"--mode {mode!r} is none of auto, single, combination.")
     single = mode == "single"
     is_manifest = len(paths) == 1 and paths[0].endswith(".parquet")
     photos = [] if is_manifest else list_photos([Path(path) for path in paths])
-    table = read_attribute_table(attributes) if attributes else None
-    run, evidence = evidence_for(opened_run(named_run(run_dir)), allow, hint or (), table)
+    run = opened_run(named_run(run_dir))
+    if attributes:
+        classes, notes = add_attributes(run.classes, read_attribute_table(attributes))
+        run = replace(run, classes=classes)
+        for note in notes:
+            typer.echo(note, err=True)  # stdout has the JSON
+    evidence = evidence_for(run, allow, hint or ())
     with ray_session():
         if is_manifest:
             results = predict_manifest_photos(run, paths[0], data_root, split, single=single, evidence=evidence)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import pyarrow.compute as pc
 from pillsnap.errors import UserError
 from pillsnap.evaluate.inference import infer
 from pillsnap.manifest.aihub import parse_name
-from pillsnap.manifest.attribute_table import AttributeTable, add_attributes
 from pillsnap.manifest.table import read_manifest
 from pillsnap.metrics.evidence import Evidence, gather, read_allowed
 from pillsnap.photos.decode import PHOTO_SUFFIXES
@@ -88,16 +86,12 @@ def predict_manifest_photos(
     return _predict(run, names, locations, data_root or run.data_root, sides, single, evidence)
 
 
-def evidence_for(
-    run: Run, allow: Path | None = None, hints: Sequence[str] = (), table: AttributeTable | None = None
-) -> tuple[Run, Evidence | None]:
-    """The run, with the attributes of `table` added, and the evidence of a list of codes and of hints, if any."""
-    if table is not None:
-        run = replace(run, classes=add_attributes(run.classes, table)[0])
+def evidence_for(run: Run, allow: Path | None = None, hints: Sequence[str] = ()) -> Evidence | None:
+    """Evidence of a file of possible codes and of hints, if any. Raises UserError as `read_allowed` and `gather` do."""
     if allow is None and not hints:
-        return run, None
+        return None
     classes = [{"code": info.code, "attributes": info.attributes} for info in run.classes]
-    return run, gather(classes, None if allow is None else read_allowed(allow, run.codes), hints)
+    return gather(classes, None if allow is None else read_allowed(allow, run.codes), hints)
 
 
 def _predict(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from pillsnap.cli.main import app
 from pillsnap.config import load_settings
 from pillsnap.errors import UserError
 from pillsnap.evaluate import predict
-from pillsnap.manifest.attribute_table import AttributeTable
 from pillsnap.manifest.table import SCHEMA, ClassInfo, write_manifest
 from pillsnap.metrics.evidence import Evidence
 from pillsnap.photos.archives import parse_location
@@ -68,7 +68,7 @@ FOUND = {
 def other_run(run: Run) -> Run:
     classes = [
         ClassInfo("K-1", 0, attributes={"shape": "원형"}),
-        ClassInfo("K-2", 1),
+        ClassInfo("K-2", 1, attributes={"shape": "팔각형"}),
         ClassInfo("K-3", 2, attributes={"shape": "타원형"}),
     ]
     return replace(run, classes=classes)
@@ -86,9 +86,8 @@ def test_answer_says_how_it_was_restricted_and_hinted(
 
     monkeypatch.setattr(predict, "infer", infer)
     (tmp_path / "codes.txt").write_text("K-2\nK-1\n", encoding="utf-8")
-    table = AttributeTable(tmp_path / "a.csv", {"K-2": {"shape": "팔각형"}})
-    run, evidence = predict.evidence_for(other_run, tmp_path / "codes.txt", ["shape=octagon"], table)
-    (entry,) = predict.predict_photos(run, photos, evidence=evidence)
+    evidence = predict.evidence_for(other_run, tmp_path / "codes.txt", ["shape=octagon"])
+    (entry,) = predict.predict_photos(other_run, photos, evidence=evidence)
     assert given["evidence"] is evidence and evidence is not None
     near = (1 + 1.3) / 3  # an octagon, a circle that it may be mistaken for, and one more that fits
     ratios = [0.1 + 0.9 * 0.3 / near, 0.1 + 0.9 / near, 0]
@@ -104,7 +103,7 @@ def test_answer_says_how_it_was_restricted_and_hinted(
     }  # fmt: skip
     (plain,) = predict.predict_photos(other_run, photos)
     assert not {"unaided", "restricted", "hints"} & set(plain["pills"][0])
-    assert predict.evidence_for(other_run) == (other_run, None)
+    assert predict.evidence_for(other_run) is None
 
 
 def test_commands_refuse_an_unknown_code_before_anything_starts(run: Run, tmp_path: Path) -> None:
@@ -115,3 +114,24 @@ def test_commands_refuse_an_unknown_code_before_anything_starts(run: Run, tmp_pa
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 2
         assert "1 of 1 codes are not known to the model: 'K-11' (nearest: K-1)" in " ".join(result.output.split())
+
+
+def test_attributes_of_a_table_serve_hints(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "photo.png").write_bytes(b"")
+    (tmp_path / "drugs.csv").write_text("code,shape,price\nK-1,원형,5\n", encoding="utf-8")
+    given: dict[str, Any] = {}
+
+    def predicted(run: Run, *_: Any, evidence: Evidence | None, **__: Any) -> list[dict[str, Any]]:
+        given.update(classes=run.classes, evidence=evidence)
+        return [{"error": None}]
+
+    monkeypatch.setattr("pillsnap.evaluate.predict.predict_photos", predicted)
+    monkeypatch.setattr("pillsnap.cluster.session.ray_session", nullcontext)
+    words = ["predict", str(tmp_path / "photo.png"), "--run", str(run.run_dir), "--hint", "shape=round"]
+    refused = CliRunner().invoke(app, words)
+    assert refused.exit_code == 2 and "no class has a known shape; add them" in " ".join(refused.output.split())
+    result = CliRunner().invoke(app, [*words, "--attributes", str(tmp_path / "drugs.csv")])
+    assert result.exit_code == 0, result.output
+    assert given["classes"] == [ClassInfo("K-1", 0, attributes={"shape": "원형"})]
+    assert given["evidence"].hints["shape=round"] == pytest.approx([0.1 + 0.9 / 1])
+    assert "columns not read: price" in result.stderr and "columns not read" not in result.stdout

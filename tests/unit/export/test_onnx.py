@@ -152,7 +152,7 @@ def assert_same_pills(
 def assert_same_evidence(run: Run, folder: Path, photo: np.ndarray, boxes: np.ndarray) -> None:
     """The exported pipeline restricts and weighs answers as prediction does, and says the same about it."""
     (folder / "codes.txt").write_text("\n".join(CODES[1:4]), encoding="utf-8")
-    run, evidence = evidence_for(run, folder / "codes.txt", ["shape=round"])
+    evidence = evidence_for(run, folder / "codes.txt", ["shape=round"])
     assert evidence is not None
     models = TwoStage(run.run_dir, run.settings, CODES, evidence=evidence)
     (names,) = models.classify([photo], [boxes])
