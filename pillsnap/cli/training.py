@@ -106,7 +106,7 @@ def train(
     ] = None,
     from_run: Annotated[
         str | None,
-        typer.Option(help="Start a new run from the best models of this run, of other classes.", show_default="none"),
+        typer.Option(help="Start a new run from the best models of this one; classes may differ.", show_default="none"),
     ] = None,
     log_level: Annotated[str, typer.Option(help="Level of train.log.")] = "INFO",
     assignments: Assignments = None,
