@@ -48,7 +48,7 @@ def step_rates(
     if target:
         ratios = speed_ratios(target.card, card_of(device))
         notes.append(_scaling(target.card, card_of(device)))
-    choices: Choices = {}
+    choices: Choices = {name: {} for name in settings.tasks}
     for name in settings.tasks:
         own = (getattr(settings, name).model, getattr(settings, name).image_size_px)
         models = dict.fromkeys([*(ALTERNATIVES[name] if alternatives else ()), own])
@@ -60,7 +60,7 @@ def step_rates(
                 say(f"{name}: {model} at {size_px} px cannot be measured: {error}")
                 continue
             slow, fast = (rates.times(ratio) for ratio in ratios)
-            choices.setdefault(name, {})[model, size_px] = slow, fast
+            choices[name][model, size_px] = slow, fast
     return choices, notes
 
 

@@ -11,6 +11,7 @@ import torch
 
 from pillsnap.config import load_settings
 from pillsnap.data.fill_store import split_stores
+from pillsnap.errors import UserError
 from pillsnap.models.precision import this_device
 from pillsnap.photos.reader import PhotoReader
 from pillsnap.planner import estimate as planning
@@ -110,6 +111,19 @@ def test_another_card_is_planned_with_sources_and_both_ratios(monkeypatch: pytes
     ratio = 500 / (detection["num_train_seen"] / detection["epochs"])
     assert fewer["parts_s"]["training"] == pytest.approx(ratio * detection["parts_s"]["training"])
     assert fewer["num_val_seen"] == 100 * -(-fewer["epochs"] // 6)
+
+
+def test_a_task_whose_models_cannot_be_measured_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise UserError("There is no detection model.")
+
+    monkeypatch.setattr(planning, "measure_task_loader", lambda *_: LoaderRates(200.0, 2000.0))
+    monkeypatch.setattr(planning, "sample_run", lambda *_: None)
+    monkeypatch.setattr("pillsnap.planner.step_rates.measure_choice", fails)
+    said: list[str] = []
+    with pytest.raises(UserError, match="nothing to plan"):
+        planning.estimate(load_settings("stage3"), None, seconds=0.1, alternatives=False, say=said.append)
+    assert any("cannot be measured: There is no detection model." in line for line in said)
 
 
 def test_cores_scale_the_loader_and_the_time_budget_is_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
