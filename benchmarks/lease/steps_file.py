@@ -10,8 +10,14 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from pillsnap.tasks.registry import make_task
 
 _OLDER: dict[str, tuple[str, int, int]] = {
     "detection-yolo11m": ("yolo11m", 640, 16),
@@ -43,7 +49,22 @@ def measured_steps(report: dict[str, Any], source: str) -> Iterator[dict[str, An
                 "peak_memory_bytes": figures.get(f"{kind}_peak_bytes"),
                 "busy_ms": figures.get(f"{kind}_busy_ms"),
                 "launches": figures.get(f"{kind}_launches"),
+                "forward_gflop": forward_gflop(part.split("-")[0], model, size_px),
             }
+
+
+@cache
+def forward_gflop(name: str, model: str, size_px: int) -> float:
+    """Billions of floating-point operations of one image's forward pass, counted by torch on the meta device."""
+    from benchmarks.gpu import settings_for
+
+    settings = settings_for(quick=False)
+    chosen = getattr(settings, name).model_copy(update={"model": model, "image_size_px": size_px})
+    codes = [f"K-{number:06}" for number in range(1000)]
+    built = make_task(name, settings.model_copy(update={name: chosen}), codes, untrained=True).build().to("meta")
+    with FlopCounterMode(display=False) as counter:
+        built.train()(torch.empty(1, 3, size_px, size_px, device="meta"))
+    return round(counter.get_total_flops() / 1e9, 2)
 
 
 def main() -> None:

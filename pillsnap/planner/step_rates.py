@@ -13,7 +13,7 @@ from pillsnap.errors import UserError
 from pillsnap.models.precision import this_device
 from pillsnap.planner.cards import CARDS, card_of, speed_ratios
 from pillsnap.planner.measure import StepRates, measure_steps
-from pillsnap.planner.steps_file import read_steps, step_for
+from pillsnap.planner.steps_file import ARITHMETIC_SHARE, MeasuredStep, read_steps, step_for
 
 # From fast to accurate. The model of the settings is always measured.
 ALTERNATIVES: dict[str, tuple[tuple[str, int], ...]] = {
@@ -84,7 +84,8 @@ def _from_file(settings: Settings, target: Target) -> tuple[Choices, list[str]]:
         if step.batch_size != batch_size:
             part += f", and a step of {batch_size} as so many images and one launch"
         notes.append(f"{name} steps: {step.model} on {step.device}, {whole}, {part} ({step.source})")
-        notes.append(_scaling(target.card, card_of(step.device)))
+        notes.append(_roofline(step, target.card) if step.forward_gflop and step.busy_ms
+                     else _scaling(target.card, card_of(step.device)))  # fmt: skip
     return choices, list(dict.fromkeys(notes))
 
 
@@ -94,6 +95,16 @@ def _scaling(there: str, here: str) -> str:
         f"{there} against {here}: {slow:.2f} to {fast:.2f} times as fast, by bfloat16 arithmetic "
         f"({one.tflops:.0f} to {other.tflops:.0f} TFLOPS) and bandwidth ({one.bandwidth_gb_s:.0f} to "
         f"{other.bandwidth_gb_s:.0f} GB/s); the slower decides"
+    )
+
+
+def _roofline(step: MeasuredStep, card: str) -> str:
+    there, here, (slow, _) = CARDS[card], CARDS[card_of(step.device)], step.ratios(card)
+    limit = "arithmetic" if slow < 0.999 * there.bandwidth_gb_s / here.bandwidth_gb_s else "bandwidth"
+    return (
+        f"{step.task}: {card} against {card_of(step.device)}: {slow:.2f} times as fast, by {limit} "
+        f"({there.bandwidth_gb_s:.0f} to {here.bandwidth_gb_s:.0f} GB/s; arithmetic is taken to reach "
+        f"{100 * ARITHMETIC_SHARE:.0f} % of {there.tflops:.0f} TFLOPS)"
     )
 
 

@@ -11,9 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from pillsnap.config import ClassificationSettings, DetectionSettings
 from pillsnap.errors import UserError
-from pillsnap.planner.cards import card_of, speed_ratios
+from pillsnap.planner.cards import CARDS, card_of, speed_ratios
 from pillsnap.planner.measure import StepRates
 
+ARITHMETIC_SHARE = 0.4
+"""Share of a card's peak arithmetic that a convolutional network's training is taken to reach."""
 _HOST_BOUND = 0.9
 
 
@@ -41,9 +43,11 @@ class MeasuredStep(BaseModel):
     """Milliseconds per step in which the GPU works; null where it was not profiled."""
     launches: float | None = None
     """Kernels and copies per step."""
+    forward_gflop: float | None = Field(default=None, gt=0)
+    """Billions of floating-point operations of one image's forward pass; a training step takes three times as many."""
 
     def on(self, card: str, batch_size: int) -> tuple[StepRates, StepRates]:
-        """The rates on another card, by the lower and by the higher of the published ratios.
+        """The rates on another card: the lower, which decides, and the higher estimate.
 
         Only the GPU's part of a step is scaled, and grows with the batch. Where the host limits the step, it takes as
         long per step on the other card.
@@ -63,8 +67,24 @@ class MeasuredStep(BaseModel):
                 self.peak_memory_bytes,
                 self.first_step_s,
             )
-            for ratio in speed_ratios(card, card_of(self.device))
+            for ratio in self.ratios(card)
         )
+        return slow, fast
+
+    def ratios(self, card: str) -> tuple[float, float]:
+        """Speed of `card` as a multiple of this device's while the GPU works: the lower and the higher estimate.
+
+        A roofline (Williams et al., 2009): a step takes as long as its memory traffic or its arithmetic, whichever is
+        longer. The traffic is taken as what limits it on this device, since its arithmetic is far from the peak; the
+        arithmetic as ARITHMETIC_SHARE of the other card's peak, or all of it. Where operations or working time are not
+        known, the published ratios of arithmetic and bandwidth are the two estimates.
+        """
+        one, other = CARDS[card], CARDS[card_of(self.device)]
+        if self.forward_gflop is None or self.busy_ms is None:
+            return speed_ratios(card, card_of(self.device))
+        tflop = 3 * self.forward_gflop * self.batch_size / 1000
+        times = (tflop / (share * one.tflops) / (self.busy_ms / 1000) for share in (ARITHMETIC_SHARE, 1.0))
+        slow, fast = (1 / max(time, other.bandwidth_gb_s / one.bandwidth_gb_s) for time in times)
         return slow, fast
 
 

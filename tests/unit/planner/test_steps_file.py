@@ -49,6 +49,15 @@ def test_only_the_time_in_which_the_gpu_works_is_scaled() -> None:
     assert step_ms(busy_ms=49) == pytest.approx([49 / SLOW, 49 / FAST])
 
 
+def test_known_arithmetic_and_traffic_give_a_roofline() -> None:
+    size = STEP["batch_size"]
+    # 1.13 TFLOP a step: 25 ms at 40 % of 113 TFLOPS, 10 ms at all of it; the traffic alone takes 20 ms / FAST.
+    little = {"busy_ms": 20, "forward_gflop": 1130 / 3 / size}
+    assert step_ms(**little) == pytest.approx([20 / FAST, 20 / FAST])
+    much = {"busy_ms": 40, "forward_gflop": 11300 / 3 / size}
+    assert step_ms(**much) == pytest.approx([250, 40 / FAST])
+
+
 def test_a_faster_card_does_not_hurry_the_host() -> None:
     assert step_ms(card="H100", device="RTX 5080", busy_ms=20) == pytest.approx([50, 50])
     assert step_ms(card="H100", device="RTX 5080", busy_ms=50) == pytest.approx([50 * FAST, 50 * SLOW])
