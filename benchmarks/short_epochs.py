@@ -4,7 +4,7 @@
 
 Photos as in benchmarks.imprints, split by group. One process trains with the real loop, order, augmentation and
 checkpoints; windows are decoded once and kept in memory. Prints photo passes and the metrics of all validation samples
-after the last epoch. Killed, the same command continues. Detection takes every third photo.
+after the last epoch. Killed, the same command continues.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 
@@ -32,9 +31,8 @@ from tests.reliability.harness import LoopRun
 WHOLE_EPOCHS = 18
 SETTINGS: dict[str, dict[str, Any]] = {
     "detection": {"model": "yolo11n", "image_size_px": 96, "lr": 2e-3, "batch_size": 16},
-    "classification": {"model": "tf_efficientnet_lite0", "image_size_px": 96, "lr": 1e-3, "drop_rate": 0.2},
+    "classification": {"model": "tf_efficientnet_lite0", "image_size_px": 80, "lr": 1e-3, "drop_rate": 0.2},
 }
-PHOTOS_OF_DETECTION = 3
 
 
 class KeptSource(Source):
@@ -83,12 +81,6 @@ def main() -> None:
     folder.mkdir(exist_ok=True)
     run = LoopRun(folder, name, settings, options.out / "run" / "manifest.parquet", options.out / "photos")
     torch.set_num_threads(options.threads)
-    if name == "detection":
-        train, num_others = run.samples.train, len(run.samples.train) - run.samples.num_combinations
-        rows = np.arange(0, len(train), PHOTOS_OF_DETECTION)
-        run.samples = replace(run.samples, train=train.take(rows), num_combinations=int((rows >= num_others).sum()))
-        if options.combinations is None:
-            run.samples = replace(run.samples, num_combinations=0)
     own = getattr(settings, name)
     if passes < 1:
         per_epoch = passes * WHOLE_EPOCHS * len(run.samples.train) / options.epochs
