@@ -9,6 +9,10 @@ from pillsnap.runs.remote_checkpoints import PublishedCheckpoints, find_run_chec
 from pillsnap.storage import is_uri, join
 
 
+_LIMITS = {"budget": "time_budget_minutes", "patience": "patience"}
+"""The settings in `train` from which an early decay follows, by its reason."""
+
+
 def last_epoch(checkpoint: Checkpoint, epochs: int) -> int:
     """The last epoch, from 1, of a run of `epochs` epochs: less when the checkpoint is within an early decay."""
     schedule = checkpoint.meta.get("schedule", {"reason": "planned"})
@@ -46,6 +50,8 @@ def way_out(where: str, name: str, tasks: list[str]) -> str:
 def _branch(where: str, task: str, before: Settings, now: Settings) -> Checkpoint | None:
     """The checkpoint to go back to; None when there is no need to."""
     old, new = getattr(before, task).epochs, getattr(now, task).epochs
+    if new == old and all(getattr(now.train, limit) == getattr(before.train, limit) for limit in _LIMITS.values()):
+        return None
     last, _ = find_run_checkpoint(where, task, role="driver")
     if last is None or "schedule" not in last.meta:
         return None
@@ -55,7 +61,7 @@ def _branch(where: str, task: str, before: Settings, now: Settings) -> Checkpoin
             f"{where} has begun to train {task} for {old} epochs, which cannot become {new}: give {task}.epochs={old}; "
             "a smaller train.time_budget_minutes ends it earlier."
         )
-    limit = {"budget": "time_budget_minutes", "patience": "patience"}.get(schedule["reason"])
+    limit = _LIMITS.get(schedule["reason"])
     raised = limit is not None and _is_more(getattr(now.train, limit), getattr(before.train, limit))
     if last.position.global_step <= schedule["branch_step"] or not (new > old or raised):
         return None

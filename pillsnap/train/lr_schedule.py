@@ -68,7 +68,7 @@ class Schedule:
     def decay_start(self, end_epoch: int) -> int:
         """Steps before the decay of a run that is planned with `end_epoch` epochs."""
         steps = end_epoch * self._plan.train_steps
-        return steps - round(self._share * steps)
+        return steps - max(1, round(self._share * steps))
 
     def decays(self, step: int) -> bool:
         """Whether the decay has begun after `step` steps."""

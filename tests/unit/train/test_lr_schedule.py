@@ -67,6 +67,11 @@ def test_until_the_decay_more_epochs_change_nothing() -> None:
     assert wsd(10, independent=0).branch_step == 0
 
 
+def test_shortest_decay_is_one_step() -> None:
+    made = wsd(1, decay_share=0.01, warmup_epochs=0.0)
+    assert (made.decay_start(1), made.lr(8), made.lr(9), made.lr(10)) == (9, 1.0, 1.0, pytest.approx(0.1))
+
+
 def test_early_end_keeps_its_share_of_the_steps() -> None:
     made = wsd()
     made.end_early(42, 5, "budget")
