@@ -8,7 +8,6 @@ from pillsnap.runs.checkpoint import Checkpoint, return_to_branch
 from pillsnap.runs.remote_checkpoints import PublishedCheckpoints, find_run_checkpoint
 from pillsnap.storage import is_uri, join
 
-
 _LIMITS = {"budget": "time_budget_minutes", "patience": "patience"}
 """The settings in `train` from which an early decay follows, by its reason."""
 
