@@ -36,7 +36,7 @@ def prepare(
 ) -> None:
     """Decode every photo once into a store of crops and reduced frames, which training then reads.
 
-    Needs data.store=jpeg or data.store=png. Exit code 1 when a photo could not be read.
+    Needs data.store=jpeg2x, jpeg or png. Exit code 1 when a photo could not be read.
     """
     from pillsnap.config import run_location
     from pillsnap.data.fill_store import remove_stores, room_for, store_folder
@@ -49,7 +49,7 @@ def prepare(
         say(f"removed {folder}")
         return
     if settings.data.store == "off":
-        raise UserError("These settings use no store: add --set data.store=jpeg (small) or data.store=png (exact).")
+        raise UserError("These settings use no store: add --set data.store=jpeg2x (small) or data.store=png (exact).")
     root = checked_data_root(data_root)
     from pillsnap.cluster.session import ray_session
     from pillsnap.data.fill_store import fill

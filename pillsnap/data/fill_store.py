@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from pillsnap.data.samples import TaskSamples
 from pillsnap.data.sources import Cutter, SplitStore
 from pillsnap.data.store.shard_files import shard_folder
 from pillsnap.data.store.shards import DESCRIPTION_NAME, ShardStore
@@ -97,20 +95,16 @@ def remove_stores(folder: str) -> None:
 
 
 def split_stores(
-    folder: str, task: str, cutter: Cutter, codec: Codec, manifest_hash: str, *, reduced: bool = False,
-    read_only: bool = False,
-) -> dict[str, SplitStore]:  # fmt: skip
+    folder: str, task: str, cutter: Cutter, codec: Codec, manifest_hash: str, *, read_only: bool = False
+) -> dict[str, SplitStore]:
     """The stores of a task's two splits in `folder`, perhaps empty or partly filled; writes their descriptions, unless
     `read_only`.
 
     The name of a store has a hash of everything that determines its content, such as manifest, crop size and margin.
-    `reduced` is whether some photos are decoded at less than their size (`has_jpeg`).
     """
     stores = {}
     for split in ("train", "val"):
-        parts: dict[str, Any] = {"version": VERSION, "cutter": repr(cutter), "codec": codec, "quality": JPEG_QUALITY}
-        if reduced:
-            parts["decoded"] = "reduced"
+        parts = {"version": VERSION, "cutter": repr(cutter), "codec": codec, "quality": JPEG_QUALITY}
         transform = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
         path = join(folder, f"{manifest_hash[:12]}-{task}-{split}-{transform}")
         about = {"task": task, "split": split, "manifest_hash": manifest_hash} | parts
@@ -118,13 +112,6 @@ def split_stores(
             shard_folder(path).write(DESCRIPTION_NAME, json.dumps(about, indent=2).encode())
         stores[split] = SplitStore(ShardStore(path), cutter, codec, split == "train", read_only)
     return stores
-
-
-def has_jpeg(samples: TaskSamples) -> bool:
-    """Whether a photo of either split is a JPEG by its name."""
-    named = r"(?i)\.(jpe?g|jpe|jfif|mpo)$"
-    tables = (samples.train, samples.val)
-    return any(bool(pc.any(pc.match_substring_regex(table["location"], named)).as_py()) for table in tables)
 
 
 def fill(

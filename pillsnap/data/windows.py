@@ -13,13 +13,17 @@ import numpy as np
 from pillsnap.data.augment import CropJitter
 from pillsnap.photos.decode import BadImage, Scale, decode_image, reduction
 
-Codec = Literal["jpeg", "png"]
-"""`jpeg`: lossy (quality 95, 4:2:0), at the scale of the task. `png`: crops in the photo's own pixels."""
+Codec = Literal["jpeg", "jpeg2x", "png"]
+"""`jpeg`: lossy (quality 95, 4:2:0), crops at the scale of use. `jpeg2x`: the same, at twice that scale or in the
+photo's own pixels. `png`: crops in the photo's own pixels.
+"""
 JPEG_QUALITY = 95
-_ENCODE = {
-    "jpeg": (".jpg", [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]),
-    "png": (".png", [cv2.IMWRITE_PNG_COMPRESSION, 1]),
-}
+_JPEG = (".jpg", [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+_ENCODE = {"jpeg": _JPEG, "jpeg2x": _JPEG, "png": (".png", [cv2.IMWRITE_PNG_COMPRESSION, 1])}
+_DETAIL = {"jpeg": 1.0, "jpeg2x": 2.0, "png": float("inf")}
+"""Pixels of a stored crop per pixel of the output, along each axis. With 1, crops lose detail when they are turned or
+enlarged, and are blurrier than those of the evaluation, which come from the photo.
+"""
 # Windows start on a grid of 8, so that halving them three times averages the same pixels as halving the photo.
 _GRID_PX = 8
 _INTERPOLATION_PX = 2
@@ -117,8 +121,8 @@ def crop_window(
 ) -> Window:
     """The part of a photo that `augment.crop` can reach around one box under `jitter`.
 
-    `png`: in the photo's pixels, so that crops equal those from the photo. `jpeg`: reduced, never enlarged, to the
-    scale at which a crop without jitter is `size_px` wide.
+    `png`: in the photo's pixels, so that crops equal those from the photo. `jpeg`, `jpeg2x`: reduced, never enlarged,
+    to once or twice the scale at which a crop without jitter is `size_px` wide.
     """
     x, y, width, height = photo.map_boxes(box).tolist()
     side = _side((x, y, width, height), margin)
@@ -130,8 +134,8 @@ def crop_window(
     high = np.clip(np.ceil((middle + reach) / _GRID_PX) * _GRID_PX, low + 1, frame).astype(int)
     pixels = photo.pixels[low[1] : high[1], low[0] : high[0]]
     left, top = low / (photo.scale_x, photo.scale_y)
-    scale = size_px / side
-    if codec == "png" or scale >= 1.0:
+    scale = _DETAIL[codec] * size_px / side
+    if scale >= 1.0:
         return Window(pixels, float(left), float(top), photo.scale_x, photo.scale_y)
     size = np.maximum(np.round((high - low) * scale), 1).astype(int)
     reduced = cv2.resize(pixels, (int(size[0]), int(size[1])), interpolation=cv2.INTER_AREA)

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pillsnap.checklist import Check
 from pillsnap.config import Settings
-from pillsnap.data.fill_store import KEPT_FREE_BYTES, Room, has_jpeg, room_for, split_stores
+from pillsnap.data.fill_store import KEPT_FREE_BYTES, Room, room_for, split_stores
 from pillsnap.data.sources import SplitStore
 from pillsnap.manifest.table import manifest_hash, read_classes, read_manifest
 from pillsnap.photos.reader import PhotoReader
@@ -34,9 +34,8 @@ def run_stores(
         task = make_task(name, settings, codes)
         samples = task.samples(manifest, found_boxes)
         made = split_stores(
-            folder, name, task.recipe(samples), settings.data.store, manifest_hash(manifest_path),
-            reduced=has_jpeg(samples), read_only=read_only,
-        )  # fmt: skip
+            folder, name, task.recipe(samples), settings.data.store, manifest_hash(manifest_path), read_only=read_only
+        )
         stores += [(f"{name} {split}", store, getattr(samples, split)) for split, store in made.items()]
     return stores
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pillsnap.cluster.session import Workers
 from pillsnap.config import Settings
-from pillsnap.data.fill_store import has_jpeg, room_for, split_stores, store_folder
+from pillsnap.data.fill_store import room_for, split_stores, store_folder
 from pillsnap.data.recipes import Recipe
 from pillsnap.data.samples import TaskSamples
 from pillsnap.data.stream import Stream, share_samples, warm_up_reading
@@ -115,9 +115,7 @@ def make_stream(run: Run, name: str, samples: TaskSamples, recipe: Recipe, *, re
     folder = store_folder(data.store_dir, run.where)
     stores = {}
     if data.store != "off":
-        stores = split_stores(
-            folder, name, recipe, data.store, run.manifest_hash, reduced=has_jpeg(samples), read_only=read_only
-        )
+        stores = split_stores(folder, name, recipe, data.store, run.manifest_hash, read_only=read_only)
     return Stream(
         plan=stream_plan(getattr(run.settings, name), run.settings.train.seed, samples),
         recipe=recipe,

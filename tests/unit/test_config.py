@@ -148,6 +148,7 @@ def test_file_extends_a_preset_and_every_value_has_its_source(tmp_path: Path) ->
         "sampling.num_classes": "stage3.yaml",
         "sampling.combination_fraction": "stage3.yaml",
         "sampling.val_fraction": "stage3.yaml",
+        "data.store": "stage3.yaml",
         "targets.top1": "stage3.yaml",
         "targets.map50": "stage3.yaml",
         "targets.total_time_s": "stage3.yaml",

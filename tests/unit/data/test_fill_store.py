@@ -98,3 +98,8 @@ def test_preflight_names_room_and_lack(
         assert check.ok is ok, check
         assert f"{free_bytes / 1e9:.1f} GB free in {tmp_path / 'store'}" in check.found
     assert not (tmp_path / "store").exists()
+
+
+def test_stages_keep_a_store() -> None:
+    assert {load_settings(f"stage{number}").data.store for number in (1, 2, 3, 4)} == {"jpeg2x"}
+    assert load_settings("demo").data.store == "off"

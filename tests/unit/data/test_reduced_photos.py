@@ -11,10 +11,8 @@ import pytest
 
 from pillsnap.data import windows
 from pillsnap.data.augment import CropJitter, FrameJitter
-from pillsnap.data.fill_store import has_jpeg, split_stores
 from pillsnap.data.plan import Slot
 from pillsnap.data.recipes import CropRecipe, FrameRecipe
-from pillsnap.data.samples import TaskSamples
 from pillsnap.data.sources import FetchTimes, ShippedSource, Source, SplitStore
 from pillsnap.data.store.shards import ShardStore
 from pillsnap.photos.decode import decode_image
@@ -127,13 +125,3 @@ def test_window_maps_boxes_of_a_reduced_photo_exactly(root: Path) -> None:
     np.testing.assert_array_equal(window.map_boxes(np.array(BOXES)), np.array(BOXES) / 4)
     green = np.abs(window.pixels.astype(int) - (30, 200, 90)).max(axis=2) < 30
     assert green[40:115, 50:155].mean() > 0.99 and not green[:39].any() and not green[:, :49].any()
-
-
-def test_only_stores_of_jpeg_photos_have_a_new_name(root: Path) -> None:
-    names = []
-    for photo in ("large.png", "large.jpg", "a/b.JPEG"):
-        samples = TaskSamples(frame_samples(photo), frame_samples(photo), {})
-        stores = split_stores(str(root), "t", FRAMES, "jpeg", "0" * 64, reduced=has_jpeg(samples), read_only=True)
-        names.append(stores["train"].shards.folder)
-    assert names[0] == split_stores(str(root), "t", FRAMES, "jpeg", "0" * 64, read_only=True)["train"].shards.folder
-    assert names[1] == names[2] != names[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import cv2
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from pillsnap.data import augment
 from pillsnap.data.augment import CropJitter
-from pillsnap.data.windows import EncodedWindow, Window, crop_window, frame_window
+from pillsnap.data.windows import Codec, EncodedWindow, Window, crop_window, frame_window
 from pillsnap.manifest.table import read_manifest
 from pillsnap.photos.decode import BadImage, decode_image
 
@@ -21,6 +22,14 @@ JITTER = CropJitter(center=0.06, scale=0.12, rotation_deg=180.0)
 def smooth_photo(width: int = 640, height: int = 800) -> np.ndarray:
     noise = np.random.default_rng(3).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
     return cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def fine_photo() -> np.ndarray:
+    """Smooth light and fine dark strokes, as of an imprint."""
+    photo = smooth_photo() // 4 + 140
+    for number in range(10):
+        cv2.line(photo, (100 + 40 * number, 180), (140 + 40 * number, 520), (60, 60, 70), 10, cv2.LINE_AA)
+    return photo
 
 
 @pytest.mark.parametrize("box", [(300, 400, 120, 90), (0, 0, 60, 60), (560, 700, 100, 120), (5, 300, 300, 20)])
@@ -65,6 +74,25 @@ def test_window_is_no_larger_than_the_reach_of_its_crops() -> None:
     reduced = crop_window(Window(photo), box, 224, MARGIN, JITTER, "jpeg")
     assert reduced.pixels.shape[0] == pytest.approx(turning * 224 / side, abs=1)
     assert reduced.scale_x == pytest.approx(224 / side, abs=0.002)
+    fine = crop_window(Window(photo), box, 96, MARGIN, JITTER, "jpeg2x")
+    assert fine.scale_x == pytest.approx(2 * 96 / side, abs=0.002)
+    assert fine.pixels.shape[0] == pytest.approx(turning * 2 * 96 / side, abs=1)
+    assert crop_window(Window(photo), box, 224, MARGIN, JITTER, "jpeg2x").scale_x == 1.0  # never enlarged
+
+
+def test_crops_of_twice_the_detail_are_those_of_the_photo() -> None:
+    """Mean difference of 255 between crops from the store and from a photo with large pills of fine structure."""
+    photo, target = fine_photo(), np.array((150, 200, 300, 260), np.float32)
+    errors = {}
+    for codec in get_args(Codec):
+        window = crop_window(Window(photo), target, 96, MARGIN, JITTER, codec).encode(codec).decode(10**7)
+        stored, direct = (
+            np.stack([augment.crop(p, box, 96, MARGIN, JITTER, np.random.default_rng(seed)) for seed in range(12)])
+            for p, box in ((window.pixels, window.map_boxes(target)), (photo, target))
+        )
+        errors[codec] = np.abs(stored.astype(int) - direct).mean()
+    assert errors["png"] < 0.01
+    assert errors["jpeg2x"] < 4.5 and errors["jpeg2x"] < 0.65 * errors["jpeg"], errors
 
 
 def test_frames_are_halved_while_they_keep_the_size() -> None:
