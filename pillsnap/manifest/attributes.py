@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import TypedDict
 
 SEPARATOR = "|"
@@ -46,10 +47,22 @@ Texts = tuple[tuple[str, str], ...]
 """(field, text) pairs of the attributes that are known, in the order of FIELDS."""
 
 
+_KEYS = tuple(key for keys in _LABEL_FIELDS.values() for key in keys)
+
+
 def label_attributes(image: Mapping[str, object]) -> Texts:
     """Attributes that `images[0]` of an AI Hub label states."""
-    texts = ((field, _joined(image.get(key) for key in keys)) for field, keys in _LABEL_FIELDS.items())
-    return known_texts(texts)
+    values = tuple(map(image.get, _KEYS))
+    try:
+        return _stated(values)
+    except TypeError:  # a list or an object in place of a text: not hashable
+        return _stated(tuple(value if isinstance(value, str | int | float) else None for value in values))
+
+
+@lru_cache(maxsize=1024)  # the labels of a class state the same, and share one object
+def _stated(values: tuple[object, ...]) -> Texts:
+    given = dict(zip(_KEYS, values, strict=True))
+    return known_texts((field, _joined(given[key] for key in keys)) for field, keys in _LABEL_FIELDS.items())
 
 
 def known_texts(texts: Iterable[tuple[str, str]]) -> Texts:

@@ -37,10 +37,7 @@ class Label(NamedTuple):
 
 def read_labels(root: str, jobs: Sequence[tuple[str, str]]) -> list[Label]:
     """Labels of (location under `root`, expected K-code) jobs, in order; "" is missing. Bad files do not raise."""
-    labels = [_read_label(root, location, code) for location, code in jobs]
-    # The labels of a class state the same: kept, and sent to another process, once.
-    known: dict[Texts, Texts] = {}
-    return [label._replace(attributes=known.setdefault(label.attributes, label.attributes)) for label in labels]
+    return [_read_label(root, location, code) for location, code in jobs]
 
 
 def _read_label(root: str, location: str, code: str) -> Label:

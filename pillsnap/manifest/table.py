@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from pillsnap.errors import UserError
 from pillsnap.files import write_atomically, write_json
-from pillsnap.manifest.attributes import Attributes
+from pillsnap.manifest.attributes import Attributes, to_attributes, to_texts
 from pillsnap.photos.archives import Place, to_location
 
 PARQUET_NAME = "manifest.parquet"
@@ -68,6 +68,11 @@ class ClassInfo:
     num_train: int = 0
     num_val: int = 0
     attributes: Attributes = field(default_factory=Attributes)
+
+    def __post_init__(self) -> None:
+        known = isinstance(self.attributes, dict) and to_attributes(to_texts(self.attributes).items())
+        if known != self.attributes:
+            raise TypeError(f"attributes of class {self.code!r} of an unknown name, type or spelling")
 
     def to_dict(self) -> dict[str, Any]:
         """Its entry in classes.json; without known attributes that of earlier versions."""

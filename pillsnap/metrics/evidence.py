@@ -55,7 +55,7 @@ _SHAPES = (
     ("기타", "other"),
 )
 _COLOURS = (
-    ("하양", "white", "흰색", "하얀", "백색"),
+    ("하양", "white", "흰", "하얀", "백색"),
     ("노랑", "yellow", "노란", "황색"),
     ("주황", "orange"),
     ("분홍", "pink"),
@@ -123,9 +123,8 @@ def gather(
         possible[:] = False
         possible[[index[code] for code in allowed]] = True
     ratios = {}
-    for hint in hints:
-        name, value = _parsed(hint)
-        ratios[hint] = _ratios(classes, possible, name, value, hint)
+    for (name, wanted), hint in {_parsed(hint): hint for hint in hints}.items():
+        ratios[hint] = _ratios(classes, possible, name, wanted, hint)
     with np.errstate(divide="ignore"):
         total = np.log(possible) + sum(np.log(ratio) for ratio in ratios.values())
     return Evidence(total, int(possible.sum()), ratios)
@@ -185,26 +184,29 @@ def imprint_text(text: str) -> str:
 
 
 def _parsed(hint: str) -> tuple[str, str]:
+    """Attribute and value of a hint; two spellings of one hint are equal."""
     key, equals, value = hint.partition("=")
     key = unicodedata.normalize("NFC", key).strip().casefold()
     name = next((name for name, keys in _KEYS.items() if key in keys), "")
     if not name or not equals or not value.strip():
         raise UserError(f"--hint {hint!r} is not understood: write shape=round, colour=white or imprint=YH")
-    return name, value.strip()
+    wanted = imprint_text(value) if name == "imprint" else canonical(name, value)
+    if not wanted:
+        raise UserError(f"--hint {hint!r}: an imprint has letters or digits")
+    return name, wanted
 
 
-def _ratios(classes: Sequence[Mapping[str, Any]], possible: np.ndarray, name: str, value: str, hint: str) -> np.ndarray:
+def _ratios(
+    classes: Sequence[Mapping[str, Any]], possible: np.ndarray, name: str, wanted: str, hint: str
+) -> np.ndarray:
     values = [known_values(entry.get("attributes") or {}, name) for entry in classes]
     known = np.array([bool(texts) for texts in values])
     if not known.any():
         raise UserError(f"--hint {hint!r}: no class has a known {name}; add them with --attributes")
-    wanted = imprint_text(value) if name == "imprint" else canonical(name, value)
     if name != "imprint":
         spellings = {**_names(name), **{text: text for texts in values for text in texts}}
         if wanted not in spellings:
             raise UserError(f"--hint {hint!r}: unknown {name}{_nearest(wanted, spellings)}")
-    elif not wanted:
-        raise UserError(f"--hint {hint!r}: an imprint has letters or digits")
     fits = np.array([max((_fit(name, wanted, text) for text in texts), default=0.0) for texts in values])
     counted = known & possible
     mean = (1 + fits[counted].sum()) / (counted.sum() + 1)

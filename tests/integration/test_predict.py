@@ -22,7 +22,8 @@ from pillsnap.cli.main import app
 from pillsnap.config import load_settings
 from pillsnap.data import augment
 from pillsnap.data.augment import CropJitter
-from pillsnap.evaluate.predict import predict_manifest_photos
+from pillsnap.evaluate.evaluator import evaluate_run
+from pillsnap.evaluate.predict import evidence_for, predict_manifest_photos
 from pillsnap.evaluate.two_stage import Names, TwoStage
 from pillsnap.manifest.table import read_classes, read_manifest
 from pillsnap.models.classifier import input_statistics, normalise
@@ -139,3 +140,44 @@ def test_single_mode_keeps_the_pill_of_the_highest_score(run: Run, toy_manifest:
     for entry in entries[2:]:
         (found,) = models.detect([reader.read(entry["path"])], run.settings.evaluation.confidence)
         assert [pill["score"] for pill in entry["pills"]] == pytest.approx(found.scores[:1].tolist(), abs=2e-4)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_list_and_hint_reach_the_models_and_the_metrics(run: Run, toy_manifest: Path, tmp_path: Path) -> None:
+    allowed = tmp_path / "codes.txt"
+    allowed.write_text("\n".join(run.codes[1:3]), encoding="utf-8")
+    shape = run.classes[1].attributes["shape"]
+    out = tmp_path / "named.json"
+    words = ["predict", toy_manifest, "--run", run.run_dir, "--split", "val", "--json", out]
+    words += ["--allow", allowed, "--hint", f"shape={shape}"]
+    assert CliRunner().invoke(app, [str(word) for word in words]).exit_code == 1  # two photos could not be read
+    entries = json.loads(out.read_text(encoding="utf-8"))
+    evidence = evidence_for(run, allowed, [f"shape={shape}"])
+    models, reader = (
+        TwoStage(run.run_dir, run.settings, run.codes, evidence=evidence),
+        PhotoReader(run.data_root, 10**7),
+    )
+    pills = [pill for entry in entries for pill in entry["pills"]]
+    assert {pill["code"] for pill in pills} <= set(run.codes[1:3])
+    assert {entry["side"] for entry in entries} <= {"front", "back"}
+    assert any(pill["unaided"]["code"] != pill["code"] for pill in pills)
+    for entry in entries[2:]:
+        photo = reader.read(entry["path"])
+        (found,) = models.detect([photo], run.settings.evaluation.confidence)
+        (names,) = models.classify([photo], [found.boxes])
+        for number, pill in enumerate(entry["pills"]):
+            check_pill(pill, names, number, run)
+            assert pill["attributes"] == run.classes[names.top[number, 0]].attributes
+            assert pill["restricted"]["forbidden"] == pytest.approx(float(names.forbidden[number]), abs=2e-3)
+
+    counts = dict.fromkeys(run.codes, 1.0)
+    metrics = evaluate_run(run, allowed=run.codes[1:3], counts=counts)
+    restricted = metrics["restricted"]["classification"]
+    num_pills = restricted["restricted"]["num_samples"]
+    assert 0 < num_pills == restricted["unrestricted"]["num_samples"] < metrics["classification"]["num_samples"]
+    assert restricted["restricted"]["top1"] >= restricted["unrestricted"]["top1"]
+    assert metrics["classification"]["weighted"]["covered"] == 1.0
+    rows = metrics["classification"]["by_attribute"]["shape"]
+    assert sum(row["num_samples"] for row in rows) == metrics["classification"]["num_samples"]
+    text = " ".join((run.run_dir / "report.html").read_text(encoding="utf-8").split())
+    assert "Restricted to 2 codes" in text and "By attribute" in text

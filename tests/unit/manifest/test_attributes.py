@@ -105,6 +105,16 @@ def test_manifest_without_attributes_keeps_its_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a/manifest.parquet").read_bytes() == (tmp_path / "b/manifest.parquet").read_bytes()
 
 
+@pytest.mark.parametrize(
+    "odd", [[], {"colours": "하양"}, {"colours": [5]}, {"long_mm": "9"}, {"weight": 5}, {"shape": {}}]
+)
+def test_class_map_with_other_attributes_is_refused(tmp_path: Path, odd: object) -> None:
+    payload = {"classes": [{"code": "K-1", "index": 0, "attributes": odd}]}
+    (tmp_path / "classes.json").write_text(json.dumps(payload), encoding="utf-8")
+    with pytest.raises(UserError, match=r"not a class map .attributes of class 'K-1' of an unknown name, type"):
+        read_classes(tmp_path)
+
+
 NEW = Attributes(shape="원형", colours=["하양", "노랑"], long_mm=9.1)
 
 

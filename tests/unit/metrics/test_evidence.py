@@ -70,6 +70,8 @@ def test_hint_multiplies_by_the_stated_ratio() -> None:
     ratios = [0.1 + 0.9 / mean, 0.1, 0.1 + 0.9 / mean, 1.0]
     np.testing.assert_allclose(np.exp(evidence.log_ratios), ratios)
     assert evidence.facts(0, "K-000002", 0.9, 0.0)["hints"] == {"shape=Round": 1.3}
+    twice = gather(CLASSES, hints=["shape=원형", "모양 = round"])
+    np.testing.assert_allclose(np.exp(twice.log_ratios), ratios)
     both = gather(CLASSES, ["K-000001", "K-000002"], ["모양=원형", "colour=blue"])
     mean = (1 + 1) / (2 + 1)
     expected = (0.1 + 0.9 / mean) * 0.15, 0.1 * (0.15 + 0.85 / mean)
