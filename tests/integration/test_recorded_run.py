@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from pillsnap.config import Settings
 from pillsnap.data.plan import StreamPlan
 from pillsnap.data.sources import Source
+from pillsnap.files import write_json
 from pillsnap.manifest.build import build_manifest
 from pillsnap.manifest.table import manifest_hash, read_classes, read_manifest
 from pillsnap.observe.events import read_events
@@ -24,6 +25,7 @@ from pillsnap.train.driver import train_run
 from tests.conftest import ROOT
 
 RECORDED = ROOT / "tests" / "assets" / "recorded_run"
+LOOKS = [("사각형", ["청록"], 11.82), ("마름모형", ["회색"], 12.77), ("팔각형", ["연두"], 10.72)]
 
 
 @pytest.fixture
@@ -49,8 +51,14 @@ def test_the_manifest_is_built_to_the_same_bytes(recorded: Path, tmp_path: Path)
     again, before = read_manifest(built.path), read_manifest(recorded / "manifest")
     assert again.equals(before)
     assert manifest_hash(built.path) == json.loads((recorded / "run" / "config.json").read_text())["manifest_hash"]
-    for name in ("manifest_train.csv", "manifest_val.csv", "classes.json"):
+    for name in ("manifest_train.csv", "manifest_val.csv"):
         assert (tmp_path / "again" / name).read_bytes() == (recorded / "manifest" / name).read_bytes()
+    # classes.json is that of the recording and what its labels say about the drugs, which was not kept then.
+    classes = json.loads((tmp_path / "again" / "classes.json").read_text(encoding="utf-8"))
+    attributes = [entry.pop("attributes") for entry in classes["classes"]]
+    assert [(each["shape"], each["colours"], each["long_mm"]) for each in attributes] == LOOKS
+    write_json(tmp_path / "classes.json", classes)
+    assert (tmp_path / "classes.json").read_bytes() == (recorded / "manifest" / "classes.json").read_bytes()
 
 
 def test_order_labels_and_pixels_are_the_recorded_ones(recorded: Path) -> None:
