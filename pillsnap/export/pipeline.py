@@ -188,7 +188,7 @@ def main() -> None:
             allowed = read_allowed(options.allow, [entry["code"] for entry in classes]) if options.allow else None
             evidence = gather(classes, allowed, options.hint)
         except ValueError as error:
-            sys.exit(str(error))
+            parser.exit(2, f"{error}\n")
     for path in options.photos:
         found: dict[str, Any] = {"path": str(path), "error": None, "pills": []}
         try:

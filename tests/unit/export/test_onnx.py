@@ -177,7 +177,7 @@ def assert_same_evidence(run: Run, folder: Path, photo: np.ndarray, boxes: np.nd
     refused = subprocess.run(
         [sys.executable, "pipeline.py", "photo.png", "--hint", "shape=rond"], cwd=folder, capture_output=True, text=True
     )
-    assert refused.returncode == 1 and "unknown shape (nearest: round" in refused.stderr
+    assert refused.returncode == 2 and "unknown shape (nearest: round" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 

@@ -176,4 +176,12 @@ def test_commands_take_a_table(tree: Tree, tmp_path: Path) -> None:
     assert "attributes added from drugs.csv: 1 values" in result.output
     assert read_classes(tmp_path / "out")[0].attributes == {"shape": "원형"}
     result = CliRunner().invoke(app, [*map(str, words), "--attributes", str(tmp_path / "none.csv")])
-    assert result.exit_code != 0
+    assert result.exit_code == 2 and "cannot be read" in " ".join(result.output.split())
+    (tmp_path / "set.csv").write_text(
+        "image_path,mapping_code,split\na.png,K-000001,train\nb.png,K-000001,val\n", encoding="utf-8"
+    )
+    words = ["manifest", "import", tmp_path / "set.csv", "--out", tmp_path / "again", "--attributes", table]
+    result = CliRunner().invoke(app, [*map(str, words)], env={"PILLSNAP_DATA_ROOT": ""})
+    assert result.exit_code == 0, result.output
+    assert "attributes added from drugs.csv: 1 values" in result.output
+    assert read_classes(tmp_path / "again")[0].attributes == {"shape": "원형"}
