@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -20,12 +20,13 @@ from typer.exceptions import Abort, Exit, TyperException
 
 import pillsnap
 from pillsnap.cli.config import config_app
+from pillsnap.cli.environment import NARROWEST, clean_environment, require_utf8
 from pillsnap.cli.manifest import manifest_app
 from pillsnap.cli.plan import plan
 from pillsnap.cli.prepare import prepare
 from pillsnap.cli.results import evaluate, export, predict, verify
 from pillsnap.cli.synth import synth
-from pillsnap.cli.terminal import STOPPED, dispensable_output
+from pillsnap.cli.terminal import STOPPED, console, dispensable_output
 from pillsnap.cli.training import demo, preflight, train
 from pillsnap.cli.watching import logs, monitor
 from pillsnap.errors import UserError
@@ -34,6 +35,7 @@ _ORDER = (
     "demo", "manifest", "prepare", "plan", "preflight", "train", "evaluate", "predict", "export", "verify", "monitor",
     "logs", "synth", "config",
 )  # fmt: skip
+_USUAL_WIDTH = 80
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
@@ -41,6 +43,12 @@ class _Commands(TyperGroup):
     """Ends every command alike: an error is one line and exit code 2. Lists the commands in the order of use."""
 
     def main(self, *args: Any, **options: Any) -> Any:
+        require_utf8()
+        clean_environment()
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # which the kernel ignores for process 1 of a container
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if console.width < NARROWEST:
+            console.width = _USUAL_WIDTH
         with dispensable_output():
             return super().main(*args, **options)
 
@@ -106,5 +114,3 @@ def _main(
     ] = False,
 ) -> None:
     """Train, evaluate and run a two-stage pill recogniser."""
-    # A run of somebody else may be the working directory: `python -m` in a child process would import from it.
-    os.environ.setdefault("PYTHONSAFEPATH", "1")

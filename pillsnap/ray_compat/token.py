@@ -11,25 +11,47 @@ from pillsnap.caches import private_folder
 from pillsnap.errors import UserError
 
 _PATH = "RAY_AUTH_TOKEN_PATH"
+_IN_HOME = Path(".ray/auth_token")
 
 
 def token_variables() -> dict[str, str]:
-    """Variables of the environment by which Ray finds its token; the file is made when there is none.
+    """Variables of the environment by which Ray finds its token; the file is made when there is none, in the home
+    folder or, where that cannot be written to, in the private cache folder.
 
     Nothing is done when the user passes a token (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH) or turns authentication off.
     Raises UserError when the file belongs to another user.
     """
-    mode = os.environ.get("RAY_AUTH_MODE", "token").lower()
-    if mode != "token" or os.environ.get("RAY_AUTH_TOKEN") or os.environ.get(_PATH):
+    if not _is_used() or os.environ.get(_PATH):
         return {}
-    path = Path.home() / ".ray" / "auth_token"
     try:
-        _make(path)
-    except OSError:  # a home folder that is missing, or cannot be written to
-        path = private_folder("ray") / "auth_token"
+        _make(_in_home())
+    except OSError:
+        path = private_folder("ray") / _IN_HOME.name
         _make(path)
         return {_PATH: str(path)}
     return {}
+
+
+def check_token() -> None:
+    """Raise UserError or OSError when the token file is empty, cannot be read, or is named and not there."""
+    if not _is_used():
+        return
+    named = os.environ.get(_PATH)
+    path = Path(named) if named else _in_home()
+    if os.path.exists(path):
+        if not path.read_bytes().strip():
+            raise UserError(f"Ray's token file {path} is empty: delete it, so that Ray makes another.")
+    elif named:
+        raise UserError(f"Ray's token {path} is not there and cannot be made: unset {_PATH}, or set RAY_AUTH_TOKEN.")
+
+
+def _is_used() -> bool:
+    return os.environ.get("RAY_AUTH_MODE", "token").lower() == "token" and not os.environ.get("RAY_AUTH_TOKEN")
+
+
+def _in_home() -> Path:
+    home = os.path.expanduser("~")  # Path.home() raises for a user without a home folder
+    return Path(home if os.path.isabs(home) else os.devnull, _IN_HOME)
 
 
 def _make(path: Path) -> None:

@@ -18,6 +18,7 @@ from pillsnap.config import Settings
 from pillsnap.data.samples import TaskSamples
 from pillsnap.errors import UserError
 from pillsnap.photos.files import PhotoStore
+from pillsnap.ray_compat.token import check_token
 from pillsnap.tasks.base import Task
 from pillsnap.tasks.registry import make_task
 
@@ -166,22 +167,5 @@ def _try_ray_folders() -> str:
     folder = next(path for path in (Path(base, "ray"), *Path(base, "ray").absolute().parents) if path.exists())
     if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
         raise UserError(f"Ray cannot write its session to {folder}: set RAY_TMPDIR to a folder of yours.")
-    if os.environ.get("RAY_AUTH_MODE", "token").lower() == "token":
-        _try_token()
+    check_token()
     return base
-
-
-def _try_token() -> None:
-    if os.environ.get("RAY_AUTH_TOKEN"):
-        return
-    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    path = Path(named or Path.home() / ".ray/auth_token")
-    if path.exists():
-        if not path.read_text().strip():
-            raise UserError(f"Ray's token file {path} is empty: delete it, so that Ray makes another.")
-        return
-    above = next(folder for folder in path.absolute().parents if folder.exists())
-    if named or not os.access(above, os.W_OK | os.X_OK):
-        raise UserError(
-            f"Ray's token {path} is not there and cannot be made: set RAY_AUTH_TOKEN, or HOME to your folder."
-        )

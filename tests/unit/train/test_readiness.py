@@ -67,10 +67,8 @@ def deep_folder(folder: Path, patch: Patch) -> list[str]:
     return []
 
 
-def file_for_a_home(folder: Path, patch: Patch) -> list[str]:
-    (folder / "home").write_text("")
-    patch.setenv("HOME", str(folder / "home"))
-    patch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+def missing_token(folder: Path, patch: Patch) -> list[str]:
+    patch.setenv("RAY_AUTH_TOKEN_PATH", str(folder / "none"))
     return []
 
 
@@ -115,7 +113,7 @@ WRONG: dict[str, tuple[Callable[[Path, Patch], list[str]], str]] = {
     ),
     "evaluation not importable": (no_pages, "evaluation: cannot be imported (libxml2.so.2"),
     "sockets too long": (deep_folder, "set RAY_TMPDIR to a short folder"),
-    "no place for the token": (file_for_a_home, "is not there and cannot be made"),
+    "no token where it is said to be": (missing_token, "is not there and cannot be made"),
     "token empty": (empty_token, "token is empty: delete it"),
     "no validation photos": (no_validation_photos, "val photos: none of 8 tried"),
     "no boxes": (no_boxes, "detection samples: The manifest has no photo"),

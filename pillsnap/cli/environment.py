@@ -1,0 +1,46 @@
+"""Keeps variables that are meant for other programs from this command and from every process that it starts."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+_FOREIGN = (
+    "RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE",
+    "MASTER_ADDR", "MASTER_PORT",
+    "MPLBACKEND",
+    "PYTHONOPTIMIZE", "PYTHONWARNINGS", "PYTHONINSPECT", "PYTHONSTARTUP", "PYTHONDEVMODE", "PYTHONVERBOSE",
+    "PYTHONPROFILEIMPORTTIME", "PYTHONTRACEMALLOC", "PYTHONDUMPREFS", "PYTHONDEBUG", "PYTHONIOENCODING",
+)  # fmt: skip
+"""Of a launcher whose process this is not; of a notebook; and of an interpreter that is debugged. Ray does not start
+without docstrings, or where a warning is an error."""
+_FOREIGN_PREFIXES = ("TORCHELASTIC_",)
+NARROWEST = 20
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def require_utf8() -> None:
+    """Start this command again in Python's UTF-8 mode where the locale has another encoding: a path or a photo's name
+    in UTF-8 would not be found. Output keeps the encoding of the locale.
+    """
+    if sys.getfilesystemencoding() != "utf-8":
+        kept = {b"PYTHONUTF8": b"1", b"PYTHONIOENCODING": getattr(sys.stdout, "encoding", "utf-8").encode()}
+        words = Path("/proc/self/cmdline").read_bytes().split(b"\0")[:-1]  # sys.argv has lost what it cannot decode
+        os.execve(sys.executable, words, os.environb | kept)
+
+
+def clean_environment() -> None:
+    """Remove variables of launchers, notebooks and interpreters, and a width in which nothing can be printed; keep this
+    machine's addresses from proxies, and the working directory off the import path of children.
+    """
+    for name in [*os.environ]:
+        if name in _FOREIGN or name.startswith(_FOREIGN_PREFIXES):
+            del os.environ[name]
+    if not os.environ.get("COLUMNS", "80").isdigit() or int(os.environ.get("COLUMNS", "80")) < NARROWEST:
+        del os.environ["COLUMNS"]
+    if any(name.lower().endswith("_proxy") for name in os.environ):
+        known = os.environ.get("no_proxy", os.environ.get("NO_PROXY", "")).split(",")
+        spared = ",".join(dict.fromkeys([part for part in known if part] + [*_LOOPBACK]))
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = spared
+    os.environ.setdefault("PYTHONSAFEPATH", "1")  # `python -m` would import from it, and it may be somebody else's
