@@ -56,7 +56,10 @@ def preflight(
     manifest: Manifest = None,
     assignments: Assignments = None,
 ) -> None:
-    """Check GPUs, packages, manifest, photos and disk before a run. Exit code 1 when a check fails."""
+    """Check GPUs, packages, manifest, photos, models and disk before a run.
+
+    Exit code 2 when `train` would refuse the manifest, photos, models or settings, 1 when another check fails.
+    """
     from pillsnap.checklist import all_passed, print_checks
     from pillsnap.config import run_location
     from pillsnap.runs.mirror import local_run
@@ -66,16 +69,19 @@ def preflight(
     root = checked_data_root(data_root)
     where = run_location(settings, run_dir)
     directory = local_run(where)
+    from pillsnap.cluster.preflight import INPUT_CHECKS
     from pillsnap.cluster.preflight import preflight as run_checks
 
     chosen = local_manifest(manifest or default_manifest(settings, run_dir, directory))
     checks = run_checks(settings, directory, chosen, root, uri_of(where))
+    inputs = [check for check in checks if check.name in INPUT_CHECKS]
     if next(check.ok for check in checks if check.name == "manifest") is not False:
         from pillsnap.manifest.table import read_classes, read_manifest
         from pillsnap.train.readiness import readiness_checks
 
         codes = [entry.code for entry in read_classes(chosen if chosen.is_dir() else chosen.parent)]
-        checks += readiness_checks(settings, read_manifest(chosen), codes, root)
+        ready = readiness_checks(settings, read_manifest(chosen), codes, root)
+        inputs, checks = inputs + ready, checks + ready
         if settings.data.store != "off":
             from pillsnap.data.fill_store import store_folder
             from pillsnap.tasks.stores import store_check
@@ -83,7 +89,7 @@ def preflight(
             folder = store_folder(settings.data.store_dir, where)
             checks.append(store_check(settings, directory, chosen, folder, root))
     print_checks(checks, console)
-    raise typer.Exit(0 if all_passed(checks) else 1)
+    raise typer.Exit(2 if not all_passed(inputs) else 0 if all_passed(checks) else 1)
 
 
 def train(

@@ -16,11 +16,12 @@ from pillsnap.errors import UserError
 from pillsnap.manifest.audit.quick import reasons_not_to_train
 from pillsnap.manifest.table import read_classes, read_manifest
 from pillsnap.observe.telemetry import named_gpu, sample
-from pillsnap.photos.files import PhotoStore
+from pillsnap.photos.trial import try_photos
 
 MAX_GPU_MEMORY_USED = 0.20
 MIN_DISK_BYTES = 10 * 10**9
-_PHOTOS_TRIED = 20
+INPUT_CHECKS = ("manifest", "labels", "photos")
+"""Names of the checks of what the user gives, not of the machines."""
 
 
 def preflight(settings: Settings, run_dir: Path, manifest_path: Path, data_root: str, uri: str = "") -> list[Check]:
@@ -187,14 +188,10 @@ def _manifest_checks(settings: Settings, manifest_path: Path, data_root: str) ->
         )
     folder = manifest_path if manifest_path.is_dir() else manifest_path.parent
     checks.append(_csv_check(folder, splits))
-    step = max(1, len(manifest) // _PHOTOS_TRIED)
-    paths = manifest["location"].to_pylist()[::step][:_PHOTOS_TRIED]
-    lacking = [problem for path in paths if (problem := _photo_problem(PhotoStore(data_root), path))]
+    tried, lacking = try_photos(manifest["location"].to_pylist(), data_root)
     first = f", the first {lacking[0]}" if lacking else ""
     advice = "look at --data-root, and run `pillsnap manifest validate`"
-    checks.append(
-        Check("photos", not lacking, f"{len(paths) - len(lacking)} of {len(paths)} tried can be read{first}", advice)
-    )
+    checks.append(Check("photos", not lacking, f"{tried - len(lacking)} of {tried} tried can be read{first}", advice))
     return checks
 
 
@@ -211,14 +208,6 @@ def _csv_check(folder: Path, splits: Counter[str]) -> Check:
     return Check(
         "manifest CSV", True if same else None, found, "" if same else "they are not what manifest.parquet holds"
     )
-
-
-def _photo_problem(store: PhotoStore, path: str) -> str:
-    """Why a photo cannot be read; empty when it can."""
-    try:
-        return "" if store.read(path) else f"{path} (empty)"
-    except (OSError, UserError) as error:
-        return f"{path} ({error})"
 
 
 def disk_check(run_dir: Path) -> Check:

@@ -17,12 +17,11 @@ from pillsnap.checklist import Check
 from pillsnap.config import Settings
 from pillsnap.data.samples import TaskSamples
 from pillsnap.errors import UserError
-from pillsnap.photos.files import PhotoStore
+from pillsnap.photos.trial import try_photos
 from pillsnap.ray_compat.token import check_token
 from pillsnap.tasks.base import Task
 from pillsnap.tasks.registry import make_task
 
-_PHOTOS_TRIED = 20
 _SOCKET_BYTES = 107
 _SOCKET = "ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 _EVALUATION = ("evaluator", "inference", "two_stage", "report.page", "report.gallery")
@@ -141,17 +140,10 @@ def _same_random_numbers() -> Iterator[None]:
 def _read_photos(manifest: pa.Table, data_root: str, split: str) -> Check | str:
     """Some photos of a split may be bad, which training masks; when none can be read, they are not there."""
     paths = manifest.filter(pc.equal(manifest["split"], split))["location"].to_pylist()
-    tried = paths[:: max(1, len(paths) // _PHOTOS_TRIED)][:_PHOTOS_TRIED]
-    store = PhotoStore(data_root)
-    problems = []
-    for path in tried:
-        try:
-            store.read(path)
-        except (OSError, UserError) as error:
-            problems.append(f"{path} ({error})")
-    if tried and len(problems) == len(tried):
-        raise UserError(f"none of {len(tried)} tried under {data_root} can be read, the first {problems[0]}.")
-    found = f"{len(tried) - len(problems)} of {len(tried)} tried can be read"
+    tried, problems = try_photos(paths, data_root)
+    if problems and len(problems) == tried:
+        raise UserError(f"none of {tried} tried under {data_root} can be read, the first {problems[0]}.")
+    found = f"{tried - len(problems)} of {tried} tried can be read"
     return Check(f"{split} photos", None, f"{found}, not {problems[0]}") if problems else found
 
 

@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 
 from pillsnap.checklist import Check, print_checks
 from pillsnap.cli import app, main, terminal
-from pillsnap.cluster import preflight
 from pillsnap.config import load_settings
 from pillsnap.evaluate.predict import list_photos
 from pillsnap.evaluate.verify import exported_model_problem
@@ -23,7 +22,7 @@ from pillsnap.manifest.labels import read_label
 from pillsnap.manifest.table import read_classes, read_manifest
 from pillsnap.models.classifier import build_classifier, export_for_timm
 from pillsnap.models.detector import build_detector, export_for_ultralytics, read_exported
-from pillsnap.photos.files import PhotoStore
+from pillsnap.photos.trial import try_photos
 from pillsnap.runs.checkpoint import Position, find_checkpoint, save_checkpoint
 from tests.conftest import OtherUser
 
@@ -115,9 +114,9 @@ def test_photos_and_labels_of_another_user_have_their_reason(
         list_photos([other_user.folder])
     with other_user.reads(label):
         assert read_label(str(label), "K-1").problem == "unreadable_file"
-    store = PhotoStore(other_user.folder)
     with other_user.reads(photo):
-        assert preflight._photo_problem(store, "inner/a.png") == ("inner/a.png (unreadable_file: Permission denied)")
+        reason = "inner/a.png (unreadable_file: Permission denied)"
+        assert try_photos(["inner/a.png"], str(other_user.folder)) == (1, [reason])
     load_settings("demo")  # loads modules while this user may
     with other_user.reads(other_user.folder):
         line = fails("train", "--preset", "demo", "--data-root", str(inner), "--run", "/none")

@@ -146,7 +146,7 @@ def test_what_cannot_work_is_refused_at_second_zero(name: str, set_up: Path, mon
     assert (train.exit_code, line.startswith("pillsnap: ")) == (2, True), train.output
     assert expected in line
     preflight = CliRunner().invoke(app, ["preflight", *words])
-    assert preflight.exit_code == 1
+    assert preflight.exit_code == 2
     assert [
         line for line in preflight.output.splitlines() if line.startswith("no ") and expected.split(": ", 1)[-1] in line
     ]
