@@ -46,14 +46,13 @@ def ray_local() -> Iterator[None]:
     """A local Ray cluster of two CPUs for the test session, started like that of a training."""
     import ray
 
-    from pillsnap.cluster.session import shut_down
     from pillsnap.ray_compat.minimal_cluster import local_cluster
 
     if ray.is_initialized():  # shutting down would stop a cluster of the test module
         raise RuntimeError("Ray is already initialized in this process: use the fixture ray_local instead of ray.init")
     with local_cluster(num_cpus=2, object_store_memory=512 * 1024**2):
         yield
-        shut_down()
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")

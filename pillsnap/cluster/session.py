@@ -6,21 +6,27 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 import psutil
 
+from pillsnap.cluster.interruption import interrupted_by, stoppable
 from pillsnap.config import Settings
 from pillsnap.data.malloc import return_freed_memory
 from pillsnap.errors import UserError
 from pillsnap.ray_compat.capabilities import VARIABLE, capabilities, public_only
 from pillsnap.ray_compat.isolation import own_import_path
 from pillsnap.ray_compat.minimal_cluster import local_cluster
+from pillsnap.storage import one_line
 
 _log = logging.getLogger(__name__)
-_GRACE_S = 3.0
-"""Time for a cluster's processes to exit by themselves."""
+_JOIN_S = 50.0
+_PARTS = ("raylet", "gcs_server")
+
+
+class RayLost(Exception):
+    """A process without which the local Ray cannot work has ended."""
 
 
 @contextmanager
@@ -37,26 +43,56 @@ def ray_session() -> Iterator[None]:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     quiet = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0", "YOLO_AUTOINSTALL": "False"}
     if os.environ.get("RAY_ADDRESS"):
-        inherited = {VARIABLE: os.environ[VARIABLE]} if public_only() else {}
-        with own_import_path() as options:
-            ray.init(
-                address="auto",
-                runtime_env={"env_vars": quiet | inherited},
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **options,
-            )
+        _join(quiet | ({VARIABLE: os.environ[VARIABLE]} if public_only() else {}))
         with _connected():
             yield
         return
     # Workers inherit it. As a runtime environment it would keep out the processes that Ray starts beforehand.
     os.environ.update(quiet)
-    with local_cluster(logging_level=logging.ERROR) as folder, _connected():
-        yield
+    with ExitStack() as stack:
+        with stoppable():
+            folder = stack.enter_context(local_cluster(logging_level=logging.ERROR))
+        with _connected(), _watched():
+            yield
     shutil.rmtree(folder, ignore_errors=True)
     latest = folder.with_name("session_latest")
     if latest.is_symlink() and not latest.exists():
         latest.unlink(missing_ok=True)
+
+
+def _join(variables: dict[str, str]) -> None:
+    """Connect to the cluster of RAY_ADDRESS; UserError when it does not answer."""
+    import ray
+
+    where = f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}"
+    advice = "check the address, `ray status` and the network, or unset RAY_ADDRESS to start Ray on this machine."
+    late = UserError(f"No cluster of Ray answered at {where} within {_JOIN_S:.0f} s: {advice}")
+    with own_import_path() as options, stoppable(_JOIN_S, late):
+        try:
+            ray.init(
+                address="auto",
+                runtime_env={"env_vars": variables},
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **options,
+            )
+        except (ConnectionError, ValueError) as error:  # the latter for an address of another form
+            raise UserError(f"No cluster of Ray can be joined at {where} ({one_line(error)}): {advice}") from error
+
+
+@contextmanager
+def _watched() -> Iterator[None]:
+    """Raise RayLost in the body when the raylet or the GCS that this process started has ended."""
+    with ExitStack() as stack:
+        causes: dict[int, BaseException] = {}
+        for child in psutil.Process().children():
+            with suppress(psutil.Error, OSError):  # old kernels and sandboxes have no pidfd
+                if child.name() in _PARTS:
+                    descriptor = os.pidfd_open(child.pid)
+                    stack.callback(os.close, descriptor)
+                    causes[descriptor] = RayLost(f"{child.name()}, process {child.pid}")
+        stack.enter_context(interrupted_by(causes))
+        yield
 
 
 @contextmanager
@@ -71,28 +107,8 @@ def _connected() -> Iterator[None]:
     try:
         yield
     finally:
-        shut_down()
+        ray.shutdown()
         return_freed_memory()  # a program that trains repeatedly would keep the memory of each run
-
-
-def shut_down() -> None:
-    """Disconnect; a cluster that this process started ends, with every process of its node.
-
-    Ray processes occasionally deadlock at exit; survivors are killed.
-    """
-    import ray
-
-    started: list[psutil.Process] = []
-    for child in psutil.Process().children():
-        with suppress(psutil.Error):  # it may have exited meanwhile
-            if child.name() == "raylet":
-                started += child.children(recursive=True)
-    ray.shutdown()
-    _, left = psutil.wait_procs(started, timeout=_GRACE_S)
-    for process in left:
-        with suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(left, timeout=_GRACE_S)
 
 
 @dataclass(frozen=True)

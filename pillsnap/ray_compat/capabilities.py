@@ -25,6 +25,7 @@ class Capabilities:
     loopback: bool
     import_path: bool
     minimal_head: bool
+    worker_hook: bool
     no_stats_actor: bool
     no_location_actor: bool
     no_autoscaling_actor: bool
@@ -130,6 +131,16 @@ def minimal_head() -> bool:
         and _takes(Node.start_log_monitor, "self")
         and _takes(utils.get_dashboard_dependency_error)
     )
+
+
+@_probe
+def worker_hook() -> bool:
+    """Ray calls a function that a variable names in each worker that it starts."""
+    from ray._private import ray_constants
+    from ray._private.runtime_env import setup_hook
+
+    named = isinstance(ray_constants.WORKER_PROCESS_SETUP_HOOK_ENV_VAR, str)
+    return named and _takes(setup_hook.load_and_execute_setup_hook, "worker_process_setup_hook_key")
 
 
 @_probe

@@ -14,6 +14,7 @@ from typing import Any
 
 from pillsnap.ray_compat import capabilities
 from pillsnap.ray_compat.isolation import added_variables, on_loopback, own_import_path
+from pillsnap.ray_compat.lifetime import lifetime_variables, session_of_this_driver
 from pillsnap.ray_compat.patches import replaced
 from pillsnap.ray_compat.token import token_variables
 
@@ -43,14 +44,17 @@ def local_cluster(**options: Any) -> Iterator[Path]:
         stack.enter_context(on_loopback())
         import ray  # within: it reads the environment
 
+        stack.enter_context(added_variables(lifetime_variables()))
         with ExitStack() as start:
             options |= start.enter_context(own_import_path())
             if capabilities.minimal_head():
                 stack.enter_context(added_variables({_MARK: "1", **_HEAD}))
                 start.enter_context(_minimal_head())
             context = ray.init(**options)
+        folder = Path(context.address_info["session_dir"])
+        stack.enter_context(session_of_this_driver(folder))
         stack.enter_context(without_helper_actors())
-        yield Path(context.address_info["session_dir"])
+        yield folder
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pillsnap.errors import UserError
+from pillsnap.processes import machine, start_of
 from pillsnap.runs.directory import CONFIG_FILE, STOP_FILE
 from pillsnap.runs.mirror import RunMirror
 from pillsnap.storage import Storage, StorageError, drop_old_copies, is_uri, scratch
@@ -74,8 +75,8 @@ class DriverLock:
         first = _read(self._storage)
         if first is None:
             return
-        if first.get("machine") == _machine():
-            if _start_of(int(first["pid"])) == first.get("started"):
+        if first.get("machine") == machine():
+            if start_of(int(first["pid"])) == first.get("started"):
                 raise self._held(first)
             return
         self._say(
@@ -133,21 +134,7 @@ def _is_taken(storage: Storage, own_id: str) -> bool:
 
 def _this_process() -> dict[str, Any]:
     pid = os.getpid()
-    return {"pid": pid, "started": _start_of(pid), "machine": _machine()}
-
-
-def _machine() -> str:
-    """Identifies the PID namespace: the kernel's boot and the namespace's inode."""
-    return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}-{os.stat('/proc/self/ns/pid').st_ino}"
-
-
-def _start_of(pid: int) -> str | None:
-    """Start time of a process of this machine in kernel ticks; None when it has ended."""
-    try:
-        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if state in "ZX" else rest[18]
+    return {"pid": pid, "started": start_of(pid), "machine": machine()}
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """The process that mirrors a run's event log to Weights & Biases; started and stopped by mirror.py.
 
-It follows the log until its standard input closes (the driver closed the mirror, or died). Standard output has one JSON
-object per line: `{"warning": …}` after a failure, and at the end `{"offline": […]}`, the folders to upload.
+It follows the log until its standard input closes: the driver has closed the mirror, after a line, and limits the time
+of the end; or it has died, and the time is limited here. Standard output has one JSON object per line: `{"warning": …}`
+after a failure, and at the end `{"offline": […]}`, the folders to upload.
 
 Each task is a W&B run with the id `<run id>-<task>`, the evaluation has `<run id>-evaluation`, all in one group.
 """
@@ -16,9 +17,11 @@ import netrc
 import os
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +37,9 @@ from pillsnap.tracking.results import EVALUATION, log_results
 from pillsnap.tracking.task_run import MIRRORED_KINDS, POLL_INTERVAL_S, Cursor, Target, TaskRun, alert_failure, wandb_id
 
 CURSOR_FILE = "mirrored.json"
+ORPHAN_S = 15.0
+"""Time to finish after the death of the driver."""
+_LAST_S = 3.0
 
 
 def main() -> None:
@@ -44,6 +50,7 @@ def main() -> None:
     driver = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     stop = threading.Event()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_await_end_of_input, args=(stop,), daemon=True).start()
     run_dir = Path(arguments["run_dir"])
     lock = (run_dir / "wandb" / "mirror.lock").open("w")
@@ -68,8 +75,13 @@ def main() -> None:
 
 
 def _await_end_of_input(stop: threading.Event) -> None:
-    sys.stdin.read()
+    driver_lives = bool(sys.stdin.read())
     stop.set()
+    if not driver_lives:  # the mirror of the next driver uploads the rest
+        time.sleep(ORPHAN_S)
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(_LAST_S)
+        os._exit(0)
 
 
 def say(driver: Any, **message: Any) -> None:

@@ -104,6 +104,7 @@ class WandbMirror:
         process, self._process = self._process, None
         assert process.stdin is not None
         with contextlib.suppress(OSError):  # it may be dead
+            process.stdin.write("end\n")
             process.stdin.close()
         try:
             process.wait(timeout_s)

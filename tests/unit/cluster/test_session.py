@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+import threading
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pillsnap.cluster.session import Workers, count_workers
+from pillsnap.cluster import session
+from pillsnap.cluster.session import RayLost, Workers, count_workers, ray_session
 from pillsnap.config import load_settings
 from pillsnap.errors import UserError
 
@@ -65,6 +70,58 @@ def test_ray_datas_own_progress_bars_are_off() -> None:
     kept = {name: value for name, value in os.environ.items() if name != "RAY_DATA_DISABLE_PROGRESS_BARS"}
     done = subprocess.run([sys.executable, "-c", script], env=kept, capture_output=True, text=True, timeout=300)
     assert done.stdout.split() == ["False"], done.stderr[-2000:]
+
+
+def test_a_cluster_that_does_not_answer_ends_within_the_limit() -> None:
+    """A server that accepts connections and never answers, in a process whose limits are shortened."""
+    script = (
+        "from pillsnap.cluster import interruption, session\n"
+        "interruption.GRACE_S, session._JOIN_S = 1.0, 3.0\n"
+        "with session.ray_session():\n"
+        "    print('joined')\n"
+    )
+    with socket.create_server(("0.0.0.0", 0), backlog=50) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        started_s = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=os.environ | {"RAY_ADDRESS": address}, capture_output=True, text=True,
+            timeout=120,
+        )  # fmt: skip
+    assert done.returncode == 2 and done.stdout == ""
+    assert f"No cluster of Ray answered at RAY_ADDRESS={address} within 3 s: check" in done.stderr.splitlines()[-1]
+    assert time.monotonic() - started_s < 60
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionError("ray client connection timeout"), ValueError("Invalid address format: foo")]
+)
+def test_an_address_that_cannot_be_joined_is_one_line(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def init(**options: Any) -> None:
+        raise error
+
+    monkeypatch.setenv("RAY_ADDRESS", "foo")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(UserError) as caught, ray_session():
+        pass
+    assert str(caught.value) == (
+        f"No cluster of Ray can be joined at RAY_ADDRESS=foo ({error}): check the address, `ray status` and the "
+        "network, or unset RAY_ADDRESS to start Ray on this machine."
+    )
+
+
+def test_the_end_of_raylet_and_gcs_is_noticed_at_once(tmp_path: Path) -> None:
+    (tmp_path / "raylet").symlink_to(sys.executable)
+    part = subprocess.Popen([tmp_path / "raylet", "-c", "import time; print(flush=True); time.sleep(60)"], stdout=-1)
+    assert part.stdout is not None and part.stdout.readline()
+    threading.Timer(0.2, part.kill).start()
+    started_s = time.monotonic()
+    with pytest.raises(RayLost, match=rf"^raylet, process {part.pid}$"), session._watched():
+        time.sleep(60)
+    assert time.monotonic() - started_s < 5
+    part.communicate()
 
 
 def test_no_process_outlives_its_session() -> None:

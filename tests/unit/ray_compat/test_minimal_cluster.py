@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -95,18 +96,20 @@ def test_a_failed_start_puts_back_what_it_replaced(monkeypatch: pytest.MonkeyPat
     assert not minimal_cluster.is_minimal()
 
 
-def test_without_its_private_parts_ray_starts_by_its_public_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_its_private_parts_ray_starts_by_its_public_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import ray
 
     asked: dict[str, Any] = {}
 
     def init(**options: Any) -> Any:
         asked.update(options)
-        return SimpleNamespace(address_info={"session_dir": "/tmp/ray/session"})
+        return SimpleNamespace(address_info={"session_dir": str(tmp_path)})
 
     monkeypatch.delenv("PILLSNAP_MINIMAL_RAY", raising=False)
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(minimal_cluster.capabilities, "minimal_head", lambda: False)
     with minimal_cluster.local_cluster() as folder:
-        assert str(folder) == "/tmp/ray/session" and not minimal_cluster.is_minimal()
+        assert folder == tmp_path and not minimal_cluster.is_minimal()
     assert asked == {"address": "local", "include_dashboard": False, "log_to_driver": False}

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pillsnap.errors import UserError
+from pillsnap.processes import machine, start_of
 from pillsnap.runs import driver_lock
 from pillsnap.runs.driver_lock import LOCK_FILE, DriverLock, driving
 from pillsnap.storage import Storage, StorageError, scratch
@@ -60,8 +61,8 @@ def test_lock_of_another_machine_is_taken_over_when_stale(run_uri: str, monkeypa
 
 def test_lock_of_a_killed_process_is_taken_over_at_once(run_uri: str) -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    mark = {"id": "x", "host": "h", "pid": process.pid, "started": driver_lock._start_of(process.pid),
-            "machine": driver_lock._machine()}  # fmt: skip
+    mark = {"id": "x", "host": "h", "pid": process.pid, "started": start_of(process.pid),
+            "machine": machine()}  # fmt: skip
     Storage(run_uri).write(LOCK_FILE, json.dumps(mark).encode())
     with pytest.raises(UserError, match=f"Process {process.pid} on h"):
         DriverLock(run_uri, no_lines, lambda: None).acquire()
