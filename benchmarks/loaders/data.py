@@ -36,6 +36,8 @@ PHOTO_REPEATS = max(1, CORES // 2)
 """Repetitions of each photo per epoch, so that an epoch takes seconds."""
 STORE_REPEATS = 8 * PHOTO_REPEATS
 """Repetitions of each prepared crop per epoch."""
+YOLO_PHOTOS = 800
+"""At least as many photos has the folder of ultralytics' loader."""
 # Geometry only: colour augmentation differs between loaders.
 JITTER = CropJitter(0.06, 0.12, 180.0)
 RECIPE = CropRecipe(SIZE_PX, MARGIN, JITTER)
@@ -157,9 +159,10 @@ def _write_yolo(folder: Path, prepared: Prepared) -> None:
     for part in ("images", "labels"):
         (folder / part).mkdir(parents=True)
     samples = prepared.frame_samples()
-    for number, (path, boxes) in enumerate(
-        zip(samples["location"].to_pylist(), samples["boxes"].to_pylist(), strict=True)
-    ):
+    # ultralytics keeps the last 128 photos decoded: with fewer photos than that it would read each only once.
+    samples = pa.concat_tables([samples] * -(-YOLO_PHOTOS // len(samples)))
+    rows = zip(samples["location"].to_pylist(), samples["boxes"].to_pylist(), strict=True)
+    for number, (path, boxes) in enumerate(rows):
         photo = (prepared.photos / path).resolve()
         header = read_header(photo.read_bytes())
         (folder / "images" / f"{number:06d}{photo.suffix}").symlink_to(photo)
