@@ -52,7 +52,7 @@ MEANINGS = {
     "task_labelled_twice": "tasks have labels of several people and no ground truth: left out",
     "task_not_labelled": "tasks have no labels: left out",
     "too_large": "photos have too many bytes or pixels: left out",
-    "truncated": "photos are cut off: left out",
+    "truncated": "photos are cut off or of a kind that is not read: left out",
     "unreadable_name": "names have control characters or are not UTF-8: left out",
 }
 

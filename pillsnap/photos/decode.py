@@ -214,8 +214,6 @@ def _decode_with_pillow(data: bytes, header: Header, reduction: int = 1) -> np.n
     if image.mode.startswith("I;16") or (image.mode == "I" and header.format == "png"):
         wide = np.asarray(image).astype(np.uint32)
         return np.repeat((wide * 255 // 65535).astype(np.uint8)[..., None], 3, axis=2)
-    if image.mode in ("I", "F"):
-        raise BadImage("corrupt", f"pixels of 32 bits have no known range (mode {image.mode})")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)
@@ -278,7 +276,9 @@ def _other_header(data: bytes, name: str) -> Header:
         # Pillow does not say whether the bytes are bad or too few.
         if name in ("GIF", "BMP") or error.reason == "too_large" or "pip install" in error.detail:
             raise
-        raise BadImage("truncated", f"the {name} is cut off or damaged") from None
+        raise BadImage("truncated", f"the {name} is cut off, damaged or of a rare kind") from None
+    if image.mode in ("I", "F"):
+        raise BadImage("corrupt", f"pixels of 32 bits have no known range (mode {image.mode})")
     # Pillow turns TIFF itself, and the HEIF plug-in its photos.
     orientation = int(image.getexif().get(_EXIF_ORIENTATION, 1)) if name in ("WEBP", "AVIF") else 1
     width, height = image.size

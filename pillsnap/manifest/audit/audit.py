@@ -34,7 +34,7 @@ _MEANING = {
     "too_large": "photos have too many bytes or pixels",
     "empty": "photos have no bytes",
     "not_an_image": "files are no photos of a known format",
-    "truncated": "photos are cut off",
+    "truncated": "photos are cut off or of a kind that is not read",
     "corrupt": "photos cannot be decoded",
 }
 

@@ -218,8 +218,9 @@ def test_audit_and_training_accept_the_same_files(
 
 def test_pixels_of_no_known_range_are_refused() -> None:
     for mode in ("F", "I"):
-        with pytest.raises(BadImage, match="no known range"):
-            decode_image(encode(Image.new(mode, (8, 8)), "TIFF"))
+        for read in (read_header, decode_image):
+            with pytest.raises(BadImage, match="no known range"):
+                read(encode(Image.new(mode, (8, 8)), "TIFF"))
 
 
 def test_heic_names_the_package_that_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
