@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -143,7 +144,9 @@ def test_single_mode_keeps_the_pill_of_the_highest_score(run: Run, toy_manifest:
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_list_and_hint_reach_the_models_and_the_metrics(run: Run, toy_manifest: Path, tmp_path: Path) -> None:
+def test_list_and_hint_reach_the_models_and_the_metrics(
+    run: Run, toy_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     allowed = tmp_path / "codes.txt"
     allowed.write_text("\n".join(run.codes[1:3]), encoding="utf-8")
     shape = run.classes[1].attributes["shape"]
@@ -170,6 +173,8 @@ def test_list_and_hint_reach_the_models_and_the_metrics(run: Run, toy_manifest: 
             assert pill["attributes"] == run.classes[names.top[number, 0]].attributes
             assert pill["restricted"]["forbidden"] == pytest.approx(float(names.forbidden[number]), abs=2e-3)
 
+    checkpoint = SimpleNamespace(meta={"manifest_hash": run.manifest_hash})
+    monkeypatch.setattr("pillsnap.evaluate.evaluator.find_run_checkpoint", lambda *_: (checkpoint, None))
     counts = dict.fromkeys(run.codes, 1.0)
     metrics = evaluate_run(run, allowed=run.codes[1:3], counts=counts)
     restricted = metrics["restricted"]["classification"]

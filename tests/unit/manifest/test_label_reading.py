@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from pillsnap.manifest import label_reading
@@ -43,6 +44,14 @@ def test_every_reader_gives_the_same_labels_in_order(jobs: list[tuple[str, str]]
     assert read_all_labels(tmp_path, jobs, 2, lambda *call: calls.append(call), "processes") == here
     assert read_all_labels(tmp_path, jobs, 2, lambda *call: calls.append(call), "ray") == here
     assert calls.count(("labels", 40, 40)) == 2
+
+
+def test_blocks_of_ray_data_hold_whole_labels(jobs: list[tuple[str, str]], tmp_path: Path) -> None:
+    block = pa.table({"location": [job[0] for job in jobs], "code": [job[1] for job in jobs]})
+    labels = label_reading._from_table(label_reading._read_block(block, str(tmp_path)))
+    assert labels == read_all_labels(tmp_path, jobs, 1)
+    assert (labels[9].direction, labels[9].attributes) == (1, (("shape", "원형"), ("colours", "하양")))
+    assert labels[9].attributes is labels[17].attributes  # kept once
 
 
 def test_no_jobs_start_no_workers(tmp_path: Path) -> None:
