@@ -64,7 +64,7 @@ def difference(one: np.ndarray, other: np.ndarray) -> float:
 @pytest.mark.parametrize("training", [True, False])
 def test_crops_are_those_of_the_whole_photo(root: Path, training: bool, reductions: list[int]) -> None:
     source = Source(PhotoReader(str(root), 10**7))
-    slot = Slot(0, training, 0, np.array([0, 1]))
+    slot = Slot(0, training, 0, np.array([0, 1]), np.zeros(2, int))
     small, large = (CROPS.make(crop_samples(name), slot, 1, 2, source)["image"] for name in ("large.jpg", "large.png"))
     # 64 of 420 * 1.2 px enlarged by 1.13: a quarter; of 200 * 1.2 px: a half, without jitter too.
     assert reductions == [4, 2, 1, 1]
@@ -75,7 +75,7 @@ def test_crops_are_those_of_the_whole_photo(root: Path, training: bool, reductio
 def test_frames_are_those_of_the_whole_photo(root: Path, training: bool, reductions: list[int]) -> None:
     source = Source(PhotoReader(str(root), 10**7))
     for epoch in (0, 20):  # with and without mosaic
-        slot = Slot(epoch, training, 0, np.array([0]))
+        slot = Slot(epoch, training, 0, np.array([0]), np.array([epoch]))
         small, large = (FRAMES.make(frame_samples(name), slot, 1, 1, source) for name in ("large.jpg", "large.png"))
         np.testing.assert_allclose(small["boxes"], large["boxes"], atol=1e-3)
         assert small["num_boxes"] == large["num_boxes"]
@@ -95,7 +95,7 @@ def test_store_keeps_what_the_direct_path_makes(root: Path, codec: windows.Codec
     assert reductions == [4, 2]
     kept = store.source(PhotoReader("/nowhere", 10**7))
     sent = {number: kept.fetch(samples, number) for number in (0, 1)}
-    slot = Slot(0, True, 0, np.array([0, 1]))
+    slot = Slot(0, True, 0, np.array([0, 1]), np.zeros(2, int))
     direct = CROPS.make(samples, slot, 1, 2, Source(reader))["image"]
     stored = CROPS.make(samples, slot, 1, 2, kept)["image"]
     shipped = CROPS.make(samples, slot, 1, 2, ShippedSource(reader, shipped=sent, store=kept))["image"]
@@ -109,7 +109,7 @@ def test_store_keeps_what_the_direct_path_makes(root: Path, codec: windows.Codec
 def test_shipped_photo_is_decoded_as_the_read_one(root: Path) -> None:
     samples, reader = crop_samples("large.jpg"), PhotoReader(str(root), 10**7)
     direct = Source(reader)
-    slot = Slot(0, True, 0, np.array([0, 1]))
+    slot = Slot(0, True, 0, np.array([0, 1]), np.zeros(2, int))
     sent = {number: direct.fetch(samples, number) for number in (0, 1)}
     shipped = ShippedSource(reader, shipped=sent, store=Source(PhotoReader("/nowhere", 10**7)))
     one, other = (CROPS.make(samples, slot, 1, 2, source)["image"] for source in (direct, shipped))
