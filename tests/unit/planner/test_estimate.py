@@ -96,15 +96,15 @@ def planned(monkeypatch: pytest.MonkeyPatch, run: Any = None, **options: Any) ->
     )
 
 
-def test_another_card_is_planned_with_sources_and_both_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_card_is_planned_by_its_roofline_with_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     figures = planned(monkeypatch)
     detection = figures["tasks"][0]
     assert figures["device"] == "RTX 5080"
     assert detection["peak_memory_bytes"] and detection["parts_s"]["compile"] > 60
-    assert figures["fastest_total_s"] < figures["total_s"]
+    assert figures["fastest_total_s"] == figures["total_s"]  # bandwidth limits these steps in either estimate
     assert figures["fits"] is (figures["total_s"] <= 7200)
     texts = "\n".join(figures["assumptions"])
-    for part in ("benchmarks/log/", "arithmetic (113 to 989 TFLOPS)", "bandwidth (960 to", "the slower decides"):
+    for part in ("benchmarks/log/", "0.20 times as fast, by bandwidth (960 to 4800 GB/s", "40 % of 113 TFLOPS"):
         assert part in texts
     few = {"detection.samples_per_epoch": 500, "detection.validation_samples": 100, "detection.validate_every": 6}
     fewer = planned(monkeypatch, set=few)["tasks"][0]
