@@ -29,6 +29,9 @@ os.environ.update(
 
 import pytest  # noqa: E402
 
+# No test cuts the power, so nothing is lost without waiting for the disk: a busy one takes seconds for each file.
+os.fsync = lambda fd: None  # type: ignore[assignment]
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
