@@ -43,8 +43,8 @@ TINY = {
 }
 # Without batch normalisation, a step does not depend on how its batch is split.
 NO_BATCH_NORM = {
-    "classification.model": "vit_tiny_patch16_224",
-    "classification.image_size_px": 224,
+    "classification.model": "test_vit",
+    "classification.image_size_px": 160,
     "classification.batch_size": 8,
 }
 FAULTS_FILE = "faults.json"
