@@ -18,7 +18,10 @@ from tests.reliability.harness import LoopRun, tiny
 def test_average_precision_of_a_trained_detector_equals_pycocotools(
     toy_manifest: Path, toy_tree: Path, tmp_path: Path
 ) -> None:
-    # Overfitted: no augmentation, evaluated also on the training photos.
+    # Overfitted: no augmentation, evaluated also on the training photos. So short a training depends on the seed more
+    # than on anything else: mAP@0.5:0.95 of seeds 42 and 43 was 0.25 and 0.05 at 64 px and lr 5e-3 in single precision,
+    # 0.16 and 0.00 with boxes and scores in bfloat16, 0.40 and 0.07 at 96 px and 8e-3. These settings keep seed 42 far
+    # from the limit below; they make up for no loss of precision.
     still = dict.fromkeys(("mosaic", "scale", "translate", "flip_horizontal", "flip_vertical", "hue", "saturation",
                            "brightness"), 0.0)  # fmt: skip
     settings = tiny(
