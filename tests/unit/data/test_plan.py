@@ -19,6 +19,7 @@ def steps_of(plan: StreamPlan, first_slot: int = 0) -> list[tuple[int, bool, int
     return steps
 
 
+@settings(deadline=None)
 @given(
     num_train=st.integers(1, 90), num_val=st.integers(0, 40), per_worker=st.integers(1, 5), seed=st.integers(0, 2**31)
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pillsnap.errors import UserError
@@ -81,6 +81,7 @@ def test_formula_cells_are_neutralised(tmp_path: Path) -> None:
     assert cells[:2] == ["'@x/=cmd.png", "'=1+1"]
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_restore_inverts_neutralise(cell: str) -> None:
     safe = neutralise(cell)

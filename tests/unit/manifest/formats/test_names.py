@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pillsnap.errors import UserError
@@ -28,6 +28,7 @@ def test_nothing_is_taken_for_another_type(tmp_path: Path, form: str) -> None:
     assert read_names(tmp_path / "data.yaml") == TYPED
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=12), min_size=1, max_size=6))
 def test_any_names_are_read_as_written_or_refused(tmp_path_factory: pytest.TempPathFactory, names: list[str]) -> None:
     file = tmp_path_factory.mktemp("names") / "data.yaml"

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pillsnap.errors import UserError
@@ -63,6 +63,7 @@ def test_task_decides_what_a_row_is(
         assert load(names=names, labels=labels).rows["images/train/a.jpg"]["boxes"][0] == pytest.approx(expected)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 9), st.sampled_from(["{}", "{}.0", "{}e0", "+{}", " {}.00"]))
 def test_whole_numbers_written_as_floats_are_whole_numbers(index: int, form: str) -> None:
     values = [float(part) for part in f"{form.format(index)} {BOX}".split()]
