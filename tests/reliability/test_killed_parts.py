@@ -97,6 +97,7 @@ def check(tmp_path: Path, manifest: Path, root: Path, parts: Sequence[str], epoc
     return wrong
 
 
+@pytest.mark.reliability
 def test_killed_parts_leave_nothing_and_change_nothing(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
     assert check(tmp_path, toy_manifest, toy_tree, ("raylet", "driver", "gcs_server"), epochs=30, seed=3) == []
 
