@@ -17,7 +17,8 @@ import yaml
 from pillsnap.errors import UserError
 from pillsnap.manifest.table import CODE_SEPARATOR, check_code
 
-_SPLIT_KEYS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
+_SPLIT_KEYS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
+"""In any case: CVAT writes the names of its subsets."""
 _FILE_ENDINGS = (".yaml", ".yml", ".txt", ".names", ".json", ".csv", ".data", ".xml")
 
 
@@ -90,8 +91,8 @@ def read_data_yaml(file: Path) -> DataYaml:
     if count and not (re.fullmatch(r"\d+(\.0*)?", str(count)) and int(float(count)) == len(listed)):
         raise UserError(f"{file}: `nc` is {count}, but `names` has {len(listed)} classes: correct one of them")
     splits: dict[str, list[str]] = {}
-    for key, split in _SPLIT_KEYS.items():
-        entry = document.get(key) or []
+    for key in (key for split in _SPLIT_KEYS for key in document if key.lower() == split):
+        split, entry = _SPLIT_KEYS[key.lower()], document[key] or []
         entries = [entry] if isinstance(entry, str) else entry
         if not isinstance(entries, list) or not all(isinstance(one, str) and one for one in entries):
             raise UserError(f"{file}: `{key}` is neither a path nor a list of paths")

@@ -1,4 +1,4 @@
-"""Folders as labelling tools export them: file for file as their documentation and exporters have it."""
+"""Folders as labelling tools export them: CVAT's as documented, the others' as they are known to be laid out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ VOC_BOX = "<bndbox><xmin>40</xmin><ymin>90</ymin><xmax>60</xmax><ymax>110</ymax>
 HALF = {"val_fraction": 0.5}
 """For exports without splits."""
 LEFT = {
-    "cvat_ultralytics_project": ["Train.txt", "Validation.txt"],
     "cvat_yolo_1_1": ["train.txt", "valid.txt"],
     "cvat_voc": ["labelmap.txt"],
     "roboflow_darknet": ["train/_darknet.labels", "valid/_darknet.labels"],
