@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
 GRACE_S = 5.0
 """Time for the main thread to return from native code; then the process ends."""
+_LOOK_S = 0.5
 _WAKE = signal.SIGUSR2
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
 def interrupted_by(
-    causes: Mapping[int, BaseException], limit_s: float | None = None, late: BaseException | None = None
+    causes: Mapping[int, BaseException],
+    limit_s: float = math.inf,
+    late: BaseException | None = None,
+    look: Callable[[], BaseException | None] | None = None,
 ) -> Iterator[None]:
-    """Raise in the body the exception of the first descriptor of `causes` that becomes readable, or `late` after
-    `limit_s`. Where the body stays in native code, the process ends with that exception as its last line.
+    """Raise in the body the exception of the first descriptor of `causes` that becomes readable, what `look` returns
+    (asked twice per second), or `late` after `limit_s`. Where the body stays in native code, the process ends with that
+    exception as its last line.
 
     Signals reach the main thread alone: in other threads the body runs as it is.
     """
@@ -42,13 +49,18 @@ def interrupted_by(
         poll = select.poll()
         for descriptor in (*causes, ended):
             poll.register(descriptor, select.POLLIN)
-        ready = [descriptor for descriptor, _ in poll.poll(None if limit_s is None else 1000 * limit_s)]
-        cause = next((causes[descriptor] for descriptor in ready if descriptor in causes), None if ready else late)
-        if cause is not None:
-            found.append(cause)
-            signal.pthread_kill(threading.main_thread().ident or 0, _WAKE)
-            if not left.wait(GRACE_S):
-                _end_process(cause)
+        end_s = time.monotonic() + limit_s
+        cause: BaseException | None = None
+        while cause is None:
+            left_s = min(end_s - time.monotonic(), _LOOK_S if look else math.inf)
+            ready = [descriptor for descriptor, _ in poll.poll(None if left_s == math.inf else 1000 * max(0.0, left_s))]
+            if ended in ready:
+                return
+            cause = causes[ready[0]] if ready else late if time.monotonic() >= end_s else look() if look else None
+        found.append(cause)
+        signal.pthread_kill(threading.main_thread().ident or 0, _WAKE)
+        if not left.wait(GRACE_S):
+            _end_process(cause)
 
     before = signal.signal(_WAKE, interrupt)
     watcher = threading.Thread(target=wait, name="interruption", daemon=True)
@@ -68,10 +80,12 @@ def interrupted_by(
 
 
 @contextmanager
-def stoppable(limit_s: float | None = None, late: BaseException | None = None) -> Iterator[None]:
-    """Raise KeyboardInterrupt in the body at SIGINT or SIGTERM, whatever handlers it installs, and `late` after
-    `limit_s`.
-    """
+def stoppable(
+    limit_s: float = math.inf,
+    late: BaseException | None = None,
+    look: Callable[[], BaseException | None] | None = None,
+) -> Iterator[None]:
+    """Raise KeyboardInterrupt in the body at SIGINT or SIGTERM, whatever handlers it installs; the rest as above."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -81,7 +95,7 @@ def stoppable(limit_s: float | None = None, late: BaseException | None = None) -
     handlers = {signum: signal.signal(signum, lambda *_: None) for signum in obeyed}
     descriptor = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     try:
-        with interrupted_by({asked: KeyboardInterrupt()}, limit_s, late):
+        with interrupted_by({asked: KeyboardInterrupt()}, limit_s, late, look):
             yield
     except SystemExit:  # Ray's own handler of SIGTERM
         raise KeyboardInterrupt from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
@@ -50,7 +50,7 @@ def ray_session() -> Iterator[None]:
     # Workers inherit it. As a runtime environment it would keep out the processes that Ray starts beforehand.
     os.environ.update(quiet)
     with ExitStack() as stack:
-        with stoppable():
+        with stoppable(look=_lost_part({})):
             folder = stack.enter_context(local_cluster(logging_level=logging.ERROR))
         with _connected(), _watched():
             yield
@@ -80,17 +80,38 @@ def _join(variables: dict[str, str]) -> None:
             raise UserError(f"No cluster of Ray can be joined at {where} ({one_line(error)}): {advice}") from error
 
 
+def _parts() -> dict[int, str]:
+    """The raylet and the GCS that this process started, by number."""
+    found = {}
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):  # it may have exited meanwhile
+            if child.name() in _PARTS and child.status() != psutil.STATUS_ZOMBIE:
+                found[child.pid] = child.name()
+    return found
+
+
+def _lost_part(seen: dict[int, str]) -> Callable[[], RayLost | None]:
+    """A function that tells which of the parts seen before has ended; Ray itself waits 30 s for it to start."""
+
+    def look() -> RayLost | None:
+        running = _parts()
+        lost = next((pid for pid in seen if pid not in running), None)
+        seen.update(running)
+        return None if lost is None else RayLost(f"{seen[lost]}, process {lost}")
+
+    return look
+
+
 @contextmanager
 def _watched() -> Iterator[None]:
     """Raise RayLost in the body when the raylet or the GCS that this process started has ended."""
     with ExitStack() as stack:
         causes: dict[int, BaseException] = {}
-        for child in psutil.Process().children():
-            with suppress(psutil.Error, OSError):  # old kernels and sandboxes have no pidfd
-                if child.name() in _PARTS:
-                    descriptor = os.pidfd_open(child.pid)
-                    stack.callback(os.close, descriptor)
-                    causes[descriptor] = RayLost(f"{child.name()}, process {child.pid}")
+        for pid, name in _parts().items():
+            with suppress(OSError):  # old kernels and sandboxes have no pidfd
+                descriptor = os.pidfd_open(pid)
+                stack.callback(os.close, descriptor)
+                causes[descriptor] = RayLost(f"{name}, process {pid}")
         stack.enter_context(interrupted_by(causes))
         yield
 

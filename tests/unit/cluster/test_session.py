@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from pillsnap.cluster import session
+from pillsnap.cluster.interruption import stoppable
 from pillsnap.cluster.session import RayLost, Workers, count_workers, ray_session
 from pillsnap.config import load_settings
 from pillsnap.errors import UserError
@@ -112,13 +113,16 @@ def test_an_address_that_cannot_be_joined_is_one_line(error: Exception, monkeypa
     )
 
 
-def test_the_end_of_raylet_and_gcs_is_noticed_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("starting", [True, False])
+def test_the_end_of_raylet_and_gcs_is_noticed_at_once(starting: bool, tmp_path: Path) -> None:
+    """Also while Ray starts, which waits 30 s for them."""
     (tmp_path / "raylet").symlink_to(sys.executable)
     part = subprocess.Popen([tmp_path / "raylet", "-c", "import time; print(flush=True); time.sleep(60)"], stdout=-1)
     assert part.stdout is not None and part.stdout.readline()
-    threading.Timer(0.2, part.kill).start()
+    threading.Timer(1.2, part.kill).start()
     started_s = time.monotonic()
-    with pytest.raises(RayLost, match=rf"^raylet, process {part.pid}$"), session._watched():
+    watch = stoppable(look=session._lost_part({})) if starting else session._watched()
+    with pytest.raises(RayLost, match=rf"^raylet, process {part.pid}$"), watch:
         time.sleep(60)
     assert time.monotonic() - started_s < 5
     part.communicate()

@@ -79,7 +79,7 @@ def test_nothing_of_a_session_runs_after_it(
 
 
 def test_the_kernel_kills_a_worker_with_its_raylet(tmp_path: Path) -> None:
-    """Also where orphans are adopted by another process than 1, which Ray's workers take for their raylet."""
+    """And ends a worker whose raylet ended before."""
     raylet = tmp_path / "raylet"
     raylet.symlink_to(sys.executable)
     worker = "from pillsnap.ray_compat.lifetime import end_with_raylet as e; e(); print(0, flush=True); input()"
