@@ -36,8 +36,8 @@ PHOTO_REPEATS = max(1, CORES // 2)
 """Repetitions of each photo per epoch, so that an epoch takes seconds."""
 STORE_REPEATS = 8 * PHOTO_REPEATS
 """Repetitions of each prepared crop per epoch."""
-YOLO_PHOTOS = 800
-"""At least as many photos has the folder of ultralytics' loader."""
+LEAST_PHOTOS = 800
+"""Photos are repeated up to this number per epoch: an epoch of a few is less than one batch per process."""
 # Geometry only: colour augmentation differs between loaders.
 JITTER = CropJitter(0.06, 0.12, 180.0)
 RECIPE = CropRecipe(SIZE_PX, MARGIN, JITTER)
@@ -58,6 +58,10 @@ class Prepared:
 
     def frame_samples(self) -> pa.Table:
         return self._samples("detection").train
+
+    def photo_repeats(self) -> int:
+        """Repetitions of each photo per epoch."""
+        return PHOTO_REPEATS * -(-LEAST_PHOTOS // len(self.crop_samples()))
 
     def reader(self) -> PhotoReader:
         return PhotoReader(str(self.photos), 64_000_000)
@@ -160,7 +164,7 @@ def _write_yolo(folder: Path, prepared: Prepared) -> None:
         (folder / part).mkdir(parents=True)
     samples = prepared.frame_samples()
     # ultralytics keeps the last 128 photos decoded: with fewer photos than that it would read each only once.
-    samples = pa.concat_tables([samples] * -(-YOLO_PHOTOS // len(samples)))
+    samples = pa.concat_tables([samples] * -(-LEAST_PHOTOS // len(samples)))
     rows = zip(samples["location"].to_pylist(), samples["boxes"].to_pylist(), strict=True)
     for number, (path, boxes) in enumerate(rows):
         photo = (prepared.photos / path).resolve()

@@ -17,7 +17,6 @@ from benchmarks.loaders.data import (
     BATCH,
     CORES,
     FRAME_BATCH,
-    PHOTO_REPEATS,
     RECIPE,
     STORE_REPEATS,
     Prepared,
@@ -101,7 +100,7 @@ def detection(data: Prepared) -> Stream:
 
 
 def _crop_stream(data: Prepared, store: SplitStore | None, *, ship: bool) -> Stream:
-    samples = pa.concat_tables([data.crop_samples()] * (STORE_REPEATS if store else PHOTO_REPEATS))
+    samples = pa.concat_tables([data.crop_samples()] * (STORE_REPEATS if store else data.photo_repeats()))
     if ship:
         warm_up_reading()
     plan = StreamPlan(0, _EPOCHS, len(samples), 0, BATCH, 1)

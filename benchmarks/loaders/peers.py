@@ -19,7 +19,6 @@ from benchmarks.loaders.data import (
     FRAME_PX,
     JITTER,
     MARGIN,
-    PHOTO_REPEATS,
     SIZE_PX,
     STORE_REPEATS,
     Prepared,
@@ -36,8 +35,9 @@ class _Photos(Dataset):
 
     def __init__(self, data: Prepared) -> None:
         samples = data.crop_samples()
-        self.paths = [str(data.photos / path) for path in samples["location"].to_pylist()] * PHOTO_REPEATS
-        self.boxes = np.tile(np.array(samples["box"].to_pylist(), np.float32), (PHOTO_REPEATS, 1))
+        repeats = data.photo_repeats()
+        self.paths = [str(data.photos / path) for path in samples["location"].to_pylist()] * repeats
+        self.boxes = np.tile(np.array(samples["box"].to_pylist(), np.float32), (repeats, 1))
 
     def __len__(self) -> int:
         return len(self.paths)
