@@ -35,9 +35,11 @@ DECISION = 56
 class SimulatedRun(LoopOfOne):
     """A run with a time budget on a machine that takes `slowness` times as long; its clock is `now_s`."""
 
-    def __init__(self, run_dir: Path, slowness: float, budget_s: float = BUDGET_S, **train: Any) -> None:
+    def __init__(
+        self, run_dir: Path, slowness: float, budget_s: float = BUDGET_S, plan: StreamPlan = PLAN, **train: Any
+    ) -> None:
         limits = {"schedule": "wsd", "time_budget_minutes": budget_s / 60, "log_every_steps": 1}
-        super().__init__(run_dir, plan=PLAN, **limits | train)
+        super().__init__(run_dir, plan=plan, **limits | train)
         self.slowness, self.now_s = slowness, 0.0
         self.slower_from: dict[int, float] = {}
         """Slowness from a step on."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,17 @@ from pillsnap.observe.events import read_events
 from pillsnap.runs.checkpoint import Checkpoint, Position, find_checkpoint
 from pillsnap.runs.extension import extend, is_trained
 from tests.conftest import ROOT
-from tests.reliability.budgets import BUDGET_S, DECISION, EPOCHS, KILLS, SLOW, STEPS, VALIDATION_STEP_S, SimulatedRun
+from tests.reliability.budgets import (
+    BUDGET_S,
+    DECISION,
+    EPOCHS,
+    KILLS,
+    PLAN,
+    SLOW,
+    STEPS,
+    VALIDATION_STEP_S,
+    SimulatedRun,
+)
 from tests.reliability.harness import LoopRun, same_state, say, tiny, train_two
 
 WSD = {"train__schedule": "wsd", "train__decay_share": 0.25, "classification__batch_size": 4}
@@ -85,6 +96,20 @@ def test_budget_without_a_rate_decides_nothing(tmp_path: Path) -> None:
         run.budget = None
         assert run.train().epoch == EPOCHS and run.events("budget") == []
         assert [event["reason"] for event in run.events("decay")] == ["planned"] * number
+
+
+def test_run_ends_with_a_validated_epoch(tmp_path: Path) -> None:
+    """A validation follows every third epoch, which takes a part of the samples."""
+    plan = replace(PLAN, samples_per_epoch=20, num_train=90, validate_every=3)
+    slow = SimulatedRun(tmp_path / "slow", 6.0, plan=plan)
+    assert slow.train() == Position(6, 0, 30) and slow.now_s <= BUDGET_S
+    assert [event["epoch"] for event in slow.events("validation")] == [3, 6]
+    assert slow.events("decay")[0]["step"] == 24 and is_trained(slow.last(), EPOCHS)
+    tired = SimulatedRun(tmp_path / "tired", 1.0, plan=plan, patience=1)
+    end = tired.train()
+    (decay,) = tired.events("decay")
+    assert decay["reason"] == "patience" and decay["step"] % 15 == 0 and end.epoch % 3 == 0
+    assert tired.events("validation")[-1]["epoch"] == end.epoch == decay["end_epoch"] > decay["step"] // 5
 
 
 def test_decay_is_shortened_when_the_machine_slows_down(tmp_path: Path) -> None:
