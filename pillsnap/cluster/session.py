@@ -80,23 +80,23 @@ def _join(variables: dict[str, str]) -> None:
             raise UserError(f"No cluster of Ray can be joined at {where} ({one_line(error)}): {advice}") from error
 
 
-def _parts() -> dict[int, str]:
-    """The raylet and the GCS that this process started, by number."""
+def _parts(*, ended: bool = False) -> dict[int, str]:
+    """The raylet and the GCS that this process started, by number; those that have `ended` and were not waited for."""
     found = {}
     for child in psutil.Process().children():
         with suppress(psutil.Error):  # it may have exited meanwhile
-            if child.name() in _PARTS and child.status() != psutil.STATUS_ZOMBIE:
+            if child.name() in _PARTS and (child.status() == psutil.STATUS_ZOMBIE) == ended:
                 found[child.pid] = child.name()
     return found
 
 
 def _lost_part(seen: dict[int, str]) -> Callable[[], RayLost | None]:
-    """A function that tells which of the parts seen before has ended; Ray itself waits 30 s for it to start."""
+    """A function that tells which part has ended; Ray itself waits 30 s for it to start."""
 
     def look() -> RayLost | None:
-        running = _parts()
-        lost = next((pid for pid in seen if pid not in running), None)
-        seen.update(running)
+        running, ended = _parts(), _parts(ended=True)  # in this order: one that ends in between is in both
+        seen.update(running | ended)
+        lost = next((pid for pid in seen if pid in ended or pid not in running), None)
         return None if lost is None else RayLost(f"{seen[lost]}, process {lost}")
 
     return look

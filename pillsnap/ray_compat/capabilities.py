@@ -122,11 +122,16 @@ def import_path() -> bool:
 @_probe
 def minimal_head() -> bool:
     """Processes of the head node can be left out."""
-    from ray._private import utils
+    from ray._private import ray_constants, services, utils
     from ray._private.node import Node
 
     return (
-        _takes(Node.start_api_server, "self", "include_dashboard", "raise_on_failure")
+        isinstance(ray_constants.PROCESS_TYPE_DASHBOARD_AGENT, str)
+        and isinstance(ray_constants.PROCESS_TYPE_RUNTIME_ENV_AGENT, str)
+        and _takes(
+            services._build_python_executable_command_memory_profileable, "component", "session_dir", "unbuffered"
+        )
+        and _takes(Node.start_api_server, "self", "include_dashboard", "raise_on_failure")
         and _takes(Node.start_monitor, "self")
         and _takes(Node.start_log_monitor, "self")
         and _takes(utils.get_dashboard_dependency_error)

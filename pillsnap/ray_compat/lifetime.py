@@ -51,6 +51,18 @@ def end_with_raylet() -> None:
         os._exit(1)
 
 
+def agent_command(command: list[str]) -> list[str]:
+    """The start of an agent's command line, so that the kernel kills the agent with its raylet. By itself it first
+    waits to report the end of the raylet to the GCS, which has ended too.
+    """
+    start = (
+        "import ctypes, runpy, sys; "
+        f"ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, {int(signal.SIGKILL)}); "
+        "del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    return [*command, "-c", start]
+
+
 @contextmanager
 def session_of_this_driver(folder: Path) -> Iterator[None]:
     """Name this process as the driver of a session within the body; at its end, nothing else of the session runs.

@@ -14,7 +14,7 @@ from typing import Any
 
 from pillsnap.ray_compat import capabilities
 from pillsnap.ray_compat.isolation import added_variables, on_loopback, own_import_path
-from pillsnap.ray_compat.lifetime import lifetime_variables, session_of_this_driver
+from pillsnap.ray_compat.lifetime import agent_command, lifetime_variables, session_of_this_driver
 from pillsnap.ray_compat.patches import replaced
 from pillsnap.ray_compat.token import token_variables
 
@@ -60,13 +60,21 @@ def local_cluster(**options: Any) -> Iterator[Path]:
 
 @contextmanager
 def _minimal_head() -> Iterator[None]:
-    from ray._private import utils
+    from ray._private import ray_constants, services, utils
     from ray._private.node import Node
+
+    python = services._build_python_executable_command_memory_profileable
+    agents = (ray_constants.PROCESS_TYPE_DASHBOARD_AGENT, ray_constants.PROCESS_TYPE_RUNTIME_ENV_AGENT)
 
     def start_nothing(node: Any, **_: Any) -> None: ...
 
+    def with_raylet(component: str, *others: Any, **named: Any) -> list[str]:
+        command = python(component, *others, **named)
+        return agent_command(command) if component in agents else command
+
     with replaced(
         *((Node, name, start_nothing) for name in ("start_api_server", "start_monitor", "start_log_monitor")),
+        (services, python.__name__, with_raylet),
         (utils, "get_dashboard_dependency_error", lambda: ImportError("left out")),  # the agent then has no servers
     ):
         yield
