@@ -55,7 +55,7 @@ from pillsnap.train.diagnosis import diagnose
         (ActorDiedError(), "worker process died", "dmesg"),
         (RuntimeError("Timed out waiting 90000ms for recv operation to complete"), "did not answer", "hang_timeout_s"),
         (Exception("The current node timed out during startup."), "Ray did not start", "RAY_ADDRESS"),
-        (RuntimeError("Timed out waiting for file /tmp/ray/s/gcs_server_port_1f."), "Ray did not start", "RAY_ADDRESS"),
+        (RuntimeError("Timed out waiting for file /r/gcs_server_port_1f."), "Ray did not start", "RAY_ADDRESS"),
         (MemoryError(), "ran out of main memory", "decoding_cpus"),
         (KeyError("surprise"), "Training failed", "train.log"),
     ],
