@@ -140,8 +140,8 @@ FAULTS = (
         "Ray did not start, or its cluster cannot be reached",
         "The machine is overloaded, or RAY_ADDRESS names a cluster that has ended.",
         "Check the load of the machine, `ray status` and RAY_ADDRESS, then give the same command again.",
-        words=r"node timed out during startup|Timed out waiting for file \S*_port_|raylet failed to startup|Failed to (connect to|get address).*(GCS|Ray)|"
-        r"Could not (find|connect to) any running Ray",
+        words=r"node timed out during startup|Timed out waiting for file \S*_port_|raylet failed to startup|"
+        r"Failed to (connect to|get address).*(GCS|Ray)|Could not (find|connect to) any running Ray",
     ),
     Fault(
         "A worker did not answer within train.hang_timeout_s",
