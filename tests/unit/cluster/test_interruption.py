@@ -28,7 +28,7 @@ def started(body: str, *prefix: str) -> subprocess.Popen[str]:
         "import ctypes, signal, sys, time\n"
         "from pillsnap.cluster import interruption\n"
         "from pillsnap.errors import UserError\n"
-        "interruption.GRACE_S = 0.3\n"
+        f"interruption.GRACE_S = {0.3 if body == NATIVE else 30.0}\n"
         "lock = ctypes.create_string_buffer(64)\n"
         "ctypes.CDLL(None).pthread_mutex_lock(lock)\n"
         "try:\n"
