@@ -116,11 +116,12 @@ def train(job: Job, batches: Iterator[DeviceBatch]) -> Position:
             # --- checkpoint -------------------------------------------------------------------------------------------
             position = Position(epoch + 1, 0, position.global_step)
             epoch_loss.clear()
-            if schedule.validated(position, best):
+            if plan.validates(epoch) and schedule.validated(position, best):
                 meter.images_left = _images_left(plan, schedule, position)
                 _log_decay(log, schedule, position)
             checkpoints.save(position, log.progress, best=best, metrics=metrics)
-            clock.validated()
+            if plan.validates(epoch):
+                clock.validated()
             if checkpoints.decide().stop and epoch + 1 < schedule.end_epoch:
                 break
         checkpoints.fence()
