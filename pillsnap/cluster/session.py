@@ -50,7 +50,7 @@ def ray_session() -> Iterator[None]:
     # Workers inherit it. As a runtime environment it would keep out the processes that Ray starts beforehand.
     os.environ.update(quiet)
     with ExitStack() as stack:
-        with stoppable(look=_lost_part({})):
+        with stoppable(look=_lost_part()):
             folder = stack.enter_context(local_cluster(logging_level=logging.ERROR))
         with _connected(), _watched():
             yield
@@ -80,23 +80,28 @@ def _join(variables: dict[str, str]) -> None:
             raise UserError(f"No cluster of Ray can be joined at {where} ({one_line(error)}): {advice}") from error
 
 
-def _parts(*, ended: bool = False) -> dict[int, str]:
-    """The raylet and the GCS that this process started, by number; those that have `ended` and were not waited for."""
-    found = {}
+def _parts() -> tuple[dict[int, str], dict[int, str]]:
+    """The raylet and the GCS that this process started, by number: those that run, and those that have ended and were
+    not waited for.
+    """
+    running: dict[int, str] = {}
+    ended: dict[int, str] = {}
     for child in psutil.Process().children():
         with suppress(psutil.Error):  # it may have exited meanwhile
-            if child.name() in _PARTS and (child.status() == psutil.STATUS_ZOMBIE) == ended:
+            if child.name() in _PARTS:
+                found = ended if child.status() == psutil.STATUS_ZOMBIE else running
                 found[child.pid] = child.name()
-    return found
+    return running, ended
 
 
-def _lost_part(seen: dict[int, str]) -> Callable[[], RayLost | None]:
+def _lost_part() -> Callable[[], RayLost | None]:
     """A function that tells which part has ended; Ray itself waits 30 s for it to start."""
+    seen: dict[int, str] = {}
 
     def look() -> RayLost | None:
-        running, ended = _parts(), _parts(ended=True)  # in this order: one that ends in between is in both
+        running, ended = _parts()
         seen.update(running | ended)
-        lost = next((pid for pid in seen if pid in ended or pid not in running), None)
+        lost = next((pid for pid in seen if pid not in running), None)
         return None if lost is None else RayLost(f"{seen[lost]}, process {lost}")
 
     return look
@@ -107,7 +112,7 @@ def _watched() -> Iterator[None]:
     """Raise RayLost in the body when the raylet or the GCS that this process started has ended."""
     with ExitStack() as stack:
         causes: dict[int, BaseException] = {}
-        for pid, name in _parts().items():
+        for pid, name in _parts()[0].items():
             with suppress(OSError):  # old kernels and sandboxes have no pidfd
                 descriptor = os.pidfd_open(pid)
                 stack.callback(os.close, descriptor)

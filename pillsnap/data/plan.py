@@ -72,8 +72,7 @@ class StreamPlan:
 
     @property
     def num_slots(self) -> int:
-        num_validations = -(-self.epochs // self.validate_every)
-        return (self.epochs * self.train_steps + num_validations * self.val_steps) * self.num_workers
+        return self.first_slot(self.epochs)
 
     def validates(self, epoch: int) -> bool:
         """Whether validation steps follow the training steps of `epoch` (from 0)."""

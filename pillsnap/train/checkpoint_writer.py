@@ -42,13 +42,7 @@ class CheckpointWriter:
     """Writes a task's checkpoints. Every worker makes the same calls; only rank 0 writes."""
 
     def __init__(
-        self,
-        job: Job,
-        group: WorkerGroup,
-        state: TrainingState,
-        log: TaskLog,
-        schedule: Schedule,
-        clock: BudgetClock,
+        self, job: Job, group: WorkerGroup, state: TrainingState, log: TaskLog, schedule: Schedule, clock: BudgetClock
     ) -> None:
         self._job, self._group, self._state, self._log = job, group, state, log
         self._schedule, self._clock = schedule, clock
@@ -91,12 +85,7 @@ class CheckpointWriter:
         return SaveDecision(stop or due, stop, round(agreed_end))
 
     def save(
-        self,
-        position: Position,
-        progress: dict[str, Any],
-        *,
-        best: bool,
-        metrics: dict[str, float] | None = None,
+        self, position: Position, progress: dict[str, Any], *, best: bool, metrics: dict[str, float] | None = None
     ) -> None:
         """Copy the state and start to write it, once the previous checkpoint is published. `progress` is what the loop
         restores besides the state. `metrics` are given at the end of a validated epoch and reported after publishing.

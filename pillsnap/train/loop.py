@@ -86,8 +86,9 @@ def train(job: Job, batches: Iterator[DeviceBatch]) -> Position:
             # --- validation -------------------------------------------------------------------------------------------
             validation_start_s = time.monotonic()
             facts: list[Any] = []
+            validates = plan.validates(epoch)
             with torch.inference_mode(), state.autocast():
-                for step in range(plan.val_steps if plan.validates(epoch) else 0):
+                for step in range(plan.val_steps if validates else 0):
                     batch = _expected(microbatches.fetch(batches), epoch, training=False, step=step)
                     batch_facts = microbatches.facts(batch, partial(task.validate, state.ema.module))
                     facts += batch_facts
@@ -105,7 +106,7 @@ def train(job: Job, batches: Iterator[DeviceBatch]) -> Position:
                             return position
             log.flush_quarantine()
             metrics, best = None, False
-            if plan.validates(epoch):
+            if validates:
                 metrics = task.score(group.gather(facts))
                 best = state.is_best(metrics[task.best_metric], metrics.get("loss", 0.0))
                 log.write(
@@ -116,11 +117,11 @@ def train(job: Job, batches: Iterator[DeviceBatch]) -> Position:
             # --- checkpoint -------------------------------------------------------------------------------------------
             position = Position(epoch + 1, 0, position.global_step)
             epoch_loss.clear()
-            if plan.validates(epoch) and schedule.validated(position, best):
+            if validates and schedule.validated(position, best):
                 meter.images_left = _images_left(plan, schedule, position)
                 _log_decay(log, schedule, position)
             checkpoints.save(position, log.progress, best=best, metrics=metrics)
-            if plan.validates(epoch):
+            if validates:
                 clock.validated()
             if checkpoints.decide().stop and epoch + 1 < schedule.end_epoch:
                 break

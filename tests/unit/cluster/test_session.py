@@ -121,7 +121,7 @@ def test_the_end_of_raylet_and_gcs_is_noticed_at_once(starting: bool, tmp_path: 
     assert part.stdout is not None and part.stdout.readline()
     threading.Timer(1.2, part.kill).start()
     started_s = time.monotonic()
-    watch = stoppable(look=session._lost_part({})) if starting else session._watched()
+    watch = stoppable(look=session._lost_part()) if starting else session._watched()
     with pytest.raises(RayLost, match=rf"^raylet, process {part.pid}$"), watch:
         time.sleep(60)
     assert time.monotonic() - started_s < 5
