@@ -25,7 +25,7 @@ from pillsnap.data.recipes import Recipe
 from pillsnap.data.sources import FetchTimes, Source
 from pillsnap.data.windows import Window, whole
 from pillsnap.photos.decode import BadImage, Scale
-from pillsnap.train.epochs import stream_plan
+from pillsnap.train.schedule.epochs import stream_plan
 from tests.reliability.harness import LoopRun
 
 WHOLE_EPOCHS = 18

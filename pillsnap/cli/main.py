@@ -68,7 +68,7 @@ class _Commands(TyperGroup):
         except Exception as error:
             if isinstance(error, OSError) and error.errno in _DENIED and error.filename is not None:
                 _fail(f"{error.filename}: {error.strerror}. Check its owner, mount and disk, or give another path.")
-            from pillsnap.train.diagnosis import diagnose
+            from pillsnap.train.faults.diagnosis import diagnose
 
             _fail(str(diagnose(error, f"pillsnap {ctx.invoked_subcommand}", _keep_trace(error))))
 

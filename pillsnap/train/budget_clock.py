@@ -8,7 +8,7 @@ from typing import Any
 from pillsnap.errors import UserError
 from pillsnap.runs.checkpoint import Position
 from pillsnap.train.job import Job
-from pillsnap.train.lr_schedule import Schedule
+from pillsnap.train.schedule.lr_schedule import Schedule
 from pillsnap.train.task_log import TaskLog
 
 _WINDOW_STEPS, _WINDOW_SHARE = 20, 0.05

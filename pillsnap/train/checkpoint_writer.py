@@ -17,10 +17,10 @@ from pillsnap.runs.checkpoint import Position, copy_state, copy_weights, save_ch
 from pillsnap.storage import StorageError
 from pillsnap.train.budget_clock import BudgetClock
 from pillsnap.train.collectives import WorkerGroup
-from pillsnap.train.diagnosis import diagnose
+from pillsnap.train.faults.diagnosis import diagnose
+from pillsnap.train.faults.known_faults import DISK_FULL, NOT_WRITTEN
 from pillsnap.train.job import Job
-from pillsnap.train.known_faults import DISK_FULL, NOT_WRITTEN
-from pillsnap.train.lr_schedule import Schedule
+from pillsnap.train.schedule.lr_schedule import Schedule
 from pillsnap.train.task_log import TaskLog
 from pillsnap.train.training_state import TrainingState
 

@@ -33,11 +33,11 @@ from pillsnap.tasks.base import Task
 from pillsnap.tasks.best_model import load_best
 from pillsnap.tasks.registry import make_task
 from pillsnap.tracking.mirror import WandbMirror
-from pillsnap.train.diagnosis import diagnose
-from pillsnap.train.epochs import notes
+from pillsnap.train.faults.diagnosis import diagnose
 from pillsnap.train.pseudo_labels import photos_without_boxes, predict_boxes
 from pillsnap.train.readiness import require_train_samples
-from pillsnap.train.time_budget import task_budget
+from pillsnap.train.schedule.epochs import notes
+from pillsnap.train.schedule.time_budget import task_budget
 from pillsnap.train.trainer import fit, make_stream, make_trainer, within_room
 
 _log = logging.getLogger(__name__)

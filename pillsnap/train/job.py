@@ -15,7 +15,7 @@ from pillsnap.observe.events import EventSink
 from pillsnap.runs.backend import RunBackend
 from pillsnap.runs.checkpoint import Checkpoint
 from pillsnap.tasks.base import Task
-from pillsnap.train.time_budget import TimeBudget
+from pillsnap.train.schedule.time_budget import TimeBudget
 
 
 @dataclass

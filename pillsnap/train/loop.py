@@ -20,9 +20,9 @@ from pillsnap.train.checkpoint_writer import CheckpointWriter
 from pillsnap.train.collectives import WorkerGroup
 from pillsnap.train.examples import draw_examples
 from pillsnap.train.job import Job
-from pillsnap.train.lr_schedule import Schedule
 from pillsnap.train.meters import RunningMean, Throughput
 from pillsnap.train.microbatch import MicrobatchRunner
+from pillsnap.train.schedule.lr_schedule import Schedule
 from pillsnap.train.step_monitor import StepMonitor
 from pillsnap.train.task_log import TaskLog
 from pillsnap.train.training_state import TrainingState

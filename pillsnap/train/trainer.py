@@ -26,8 +26,8 @@ from pillsnap.runs.elapsed import ElapsedTime
 from pillsnap.storage import is_uri
 from pillsnap.tasks.stores import too_small
 from pillsnap.tracking.task_run import wandb_id
-from pillsnap.train.epochs import stream_plan
-from pillsnap.train.time_budget import TimeBudget
+from pillsnap.train.schedule.epochs import stream_plan
+from pillsnap.train.schedule.time_budget import TimeBudget
 from pillsnap.train.worker import STREAM, WorkerConfig, run_worker
 
 if TYPE_CHECKING:  # Ray reads its environment at import: session.py sets it first

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # torch and Ray load in `run_worker`: Ray's controller also i
     import torch
 
     from pillsnap.runs.checkpoint import Checkpoint
-    from pillsnap.train.time_budget import TimeBudget
+    from pillsnap.train.schedule.time_budget import TimeBudget
 
 STREAM = "stream"
 """Name of the workers' dataset."""

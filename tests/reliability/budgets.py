@@ -18,7 +18,7 @@ from pillsnap.data.plan import StreamPlan
 from pillsnap.runs.checkpoint import Position
 from pillsnap.train import checkpoint_writer, task_log
 from pillsnap.train.job import Job
-from pillsnap.train.time_budget import TimeBudget
+from pillsnap.train.schedule.time_budget import TimeBudget
 from pillsnap.train.training_state import TrainingState
 from tests.unit.train.test_loop import LoopOfOne, SmallTask
 

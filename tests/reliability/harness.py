@@ -22,10 +22,10 @@ from pillsnap.photos.reader import PhotoReader
 from pillsnap.runs.backend import LocalBackend
 from pillsnap.runs.checkpoint import Checkpoint, Position, find_checkpoint
 from pillsnap.tasks.registry import make_task
-from pillsnap.train.epochs import stream_plan
 from pillsnap.train.job import Job
 from pillsnap.train.loop import train
-from pillsnap.train.time_budget import TimeBudget
+from pillsnap.train.schedule.epochs import stream_plan
+from pillsnap.train.schedule.time_budget import TimeBudget
 from tests.processes import titled
 
 TINY = {

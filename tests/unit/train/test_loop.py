@@ -23,7 +23,7 @@ from pillsnap.runs.checkpoint import Checkpoint, Position, find_checkpoint
 from pillsnap.train import device_readback
 from pillsnap.train.job import Job
 from pillsnap.train.loop import train
-from pillsnap.train.time_budget import TimeBudget
+from pillsnap.train.schedule.time_budget import TimeBudget
 from tests.reliability.harness import StoppableBackend, same_state
 
 CPU = torch.device("cpu")

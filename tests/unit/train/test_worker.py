@@ -19,7 +19,7 @@ from pillsnap.errors import UserError
 from pillsnap.runs.checkpoint import Checkpoint
 from pillsnap.train import worker
 from pillsnap.train.job import Job
-from pillsnap.train.time_budget import TimeBudget
+from pillsnap.train.schedule.time_budget import TimeBudget
 from pillsnap.train.worker import WorkerConfig, run_worker
 
 POSITION = {"epoch": 1, "epoch_step": 2, "global_step": 12}

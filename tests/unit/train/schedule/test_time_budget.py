@@ -15,7 +15,7 @@ from pillsnap.files import write_json
 from pillsnap.observe.events import EventLog
 from pillsnap.runs.checkpoint import Position, save_checkpoint
 from pillsnap.runs.directory import Run
-from pillsnap.train.time_budget import TimeBudget, task_budget
+from pillsnap.train.schedule.time_budget import TimeBudget, task_budget
 
 MANIFEST = pa.table({"split": ["train"] * 6 + ["val"] * 3, "codes": [["a"]] * 5 + [["a", "b", "c"]] + [["a"]] * 3})
 """Six training photos with eight pills, and three photos to evaluate on."""

@@ -10,7 +10,7 @@ import pytest
 from pillsnap.config import ClassificationSettings, TrainSettings
 from pillsnap.data.plan import StreamPlan
 from pillsnap.runs.checkpoint import Position
-from pillsnap.train.lr_schedule import Schedule
+from pillsnap.train.schedule.lr_schedule import Schedule
 
 
 def schedule(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pillsnap.errors import UserError
-from pillsnap.train.known_faults import DISK_FULL, FAULTS, NOT_WRITTEN, Fault
+from pillsnap.train.faults.known_faults import DISK_FULL, FAULTS, NOT_WRITTEN, Fault
 
 _SHOWN_CHARACTERS = 300
 _FULL_BYTES = 100_000_000

@@ -23,8 +23,8 @@ from ray.train import WorkerGroupError
 
 from pillsnap.cluster.session import RayLost
 from pillsnap.errors import UserError
-from pillsnap.train import diagnosis
-from pillsnap.train.diagnosis import diagnose
+from pillsnap.train.faults import diagnosis
+from pillsnap.train.faults.diagnosis import diagnose
 
 
 @pytest.mark.parametrize(

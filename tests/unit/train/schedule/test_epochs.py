@@ -8,7 +8,7 @@ import pytest
 from pillsnap.config import load_settings
 from pillsnap.data.plan import StreamPlan
 from pillsnap.data.samples import TaskSamples
-from pillsnap.train.epochs import notes, stream_plan
+from pillsnap.train.schedule.epochs import notes, stream_plan
 
 
 def samples(num_train: int, num_combinations: int) -> TaskSamples:
