@@ -29,6 +29,7 @@ def started(body: str, *prefix: str) -> subprocess.Popen[str]:
         "from pillsnap.cluster import interruption\n"
         "from pillsnap.errors import UserError\n"
         f"interruption.GRACE_S = {0.3 if body == NATIVE else 30.0}\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job inherits "ignored"
         "lock = ctypes.create_string_buffer(64)\n"
         "ctypes.CDLL(None).pthread_mutex_lock(lock)\n"
         "try:\n"
