@@ -41,7 +41,9 @@ class ShardStore:
         return _contents(self).find(keys)
 
     def refresh(self) -> None:
-        """Map shards that were written since the last call. Raises UserError for a damaged one."""
+        """Map shards that were written since the last call, and forget those removed. Raises UserError for a damaged
+        one.
+        """
         _contents(self).refresh()
 
     def stored(self, keys: np.ndarray) -> np.ndarray:
@@ -102,14 +104,16 @@ def _contents(store: ShardStore) -> _Contents:
     return contents
 
 
+def _no_keys() -> tuple[np.ndarray, np.ndarray]:
+    return np.zeros(0, np.uint64), np.zeros((0, 2), np.int32)
+
+
 @dataclass
 class _Contents:
     """The mapped shards of a store in this process, and the shard and row of each key."""
 
     folder: ShardFolder
-    _index: tuple[np.ndarray, np.ndarray] = field(
-        default_factory=lambda: (np.zeros(0, np.uint64), np.zeros((0, 2), np.int32))
-    )
+    _index: tuple[np.ndarray, np.ndarray] = field(default_factory=_no_keys)
     """Sorted keys, and the shard and row of each."""
     _shards: list[_Shard] = field(default_factory=list)
     _names: set[str] = field(default_factory=set)
@@ -119,7 +123,12 @@ class _Contents:
         return self._index[0]
 
     def refresh(self) -> None:
-        new = [name for name in self.folder.names() or () if name not in self._names]
+        names = self.folder.names()
+        if names is None:
+            return
+        if not self._names <= set(names):  # removed ones are made again, also by a process that has them mapped
+            self._index, self._shards, self._names = _no_keys(), [], set()
+        new = [name for name in names if name not in self._names]
         if not new:
             return
         keys, positions = [self._index[0]], [self._index[1]]

@@ -92,6 +92,17 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert os.listdir(local.folder) == []
 
 
+def test_a_shard_that_another_process_removed_is_forgotten_and_the_rest_stays(store: ShardStore) -> None:
+    lost = store.append(windows(range(3)))
+    store.append(windows(range(3, 6)))
+    store.refresh()
+    mapped = store.get(1)
+    file(store, lost).unlink()
+    store.refresh()
+    assert store.stored(np.arange(6, dtype=np.uint64)).tolist() == [False] * 3 + [True] * 3
+    assert mapped is not None and bytes(mapped.data) == windows([1])[0][1].data
+
+
 def test_removing_takes_everything(store: ShardStore) -> None:
     store.append(windows(range(5)))
     store.refresh()
