@@ -1,53 +1,45 @@
-"""`pillsnap evaluate` and `pillsnap verify` on a trained run: missed targets, a missing and a damaged checkpoint."""
+"""One run from manifest to report, and `pillsnap evaluate` and `pillsnap verify` on it: missed targets, a missing and a
+damaged checkpoint.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
 from pillsnap.cli import main, results, terminal
-from pillsnap.config import load_settings
+from pillsnap.errors import UserError
+from pillsnap.manifest.table import read_manifest
 from pillsnap.observe.events import read_events
-from pillsnap.runs.directory import open_run
-from pillsnap.train.driver import train_run
+from pillsnap.runs.directory import Run, open_run
+from pillsnap.train.driver import train_and_evaluate
+from tests.integration.test_train import tiny
 
-TINY = {
-    "detection.image_size_px": 64,
-    "detection.epochs": 1,
-    "detection.mosaic_off_epochs": 0,
-    "detection.batch_size": 8,
-    "classification.image_size_px": 32,
-    "classification.epochs": 1,
-    "classification.batch_size": 16,
-    "train.cpus_per_worker": 0.25,
-    "data.decoding_cpus": 0.5,
-    "wandb.mode": "disabled",
-    "targets.top1": 1.0,
-    "targets.map50": 1.0,
-    "targets.total_time_s": 3600.0,
-}
+TARGETS = {"targets__top1": 1.0, "targets__map50": 1.0, "targets__total_time_s": 3600.0}
 
 
 @pytest.fixture(scope="module")
 def trained(
     ray_local: None, toy_manifest: Path, toy_tree: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Path]:
-    run, _ = open_run(tmp_path_factory.mktemp("evaluated") / "toy", load_settings("demo", TINY), toy_manifest, toy_tree)
-    train_run(run)
-    yield run.run_dir
+) -> tuple[Run, dict[str, Any]]:
+    """A run of both tasks, and the metrics with which it ended."""
+    run, notes = open_run(tmp_path_factory.mktemp("evaluated") / "toy", tiny(**TARGETS), toy_manifest, toy_tree)
+    assert notes == []
+    return run, train_and_evaluate(run, Console(quiet=True))
 
 
 @pytest.fixture
-def run_dir(trained: Path, tmp_path: Path) -> Path:
+def run_dir(trained: tuple[Run, dict[str, Any]], tmp_path: Path) -> Path:
     """A copy that a test may damage."""
-    return Path(shutil.copytree(trained, tmp_path / "toy"))
+    return Path(shutil.copytree(trained[0].run_dir, tmp_path / "toy"))
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> tuple[int, list[str]]:
@@ -57,6 +49,38 @@ def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> tuple[int, list[str
     result = CliRunner().invoke(main.app, [str(word) for word in words])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, [line.strip() for line in result.output.splitlines() if line.strip()]
+
+
+def test_run_from_manifest_to_metrics_and_report(
+    trained: tuple[Run, dict[str, Any]], toy_manifest: Path, toy_tree: Path
+) -> None:
+    run, metrics = trained
+    manifest = read_manifest(toy_manifest)
+    num_val = manifest["split"].to_pylist().count("val")
+    assert metrics["schema_version"] == 1
+    assert metrics["detection"]["num_photos"] == num_val
+    assert metrics["classification"]["num_samples"] == metrics["detection"]["num_boxes"]
+    assert 0.0 <= metrics["classification"]["top1"] <= metrics["classification"]["top5"] <= 1.0
+    assert json.loads((run.run_dir / "metrics.json").read_text())["targets"] == metrics["targets"]
+    assert (run.run_dir / "report.html").stat().st_size > 10_000
+    for name in ("detections", "classification", "pipeline"):
+        assert (run.run_dir / "predictions" / f"{name}.parquet").exists()
+
+    events = read_events(run.run_dir)
+    for task in ("detection", "classification"):
+        assert [e["epoch"] for e in events if e["kind"] == "epoch" and e["task"] == task] == [1, 2]
+        steps = [e["step"] for e in events if e["kind"] == "step" and e["task"] == task]
+        assert steps == list(range(1, len(steps) + 1))
+        assert run.export_path(task).exists()
+    assert [e["status"] for e in events if e["kind"] == "task"] == ["started", "finished"] * 2
+
+    contents = torch.load(run.export_path("classification"), weights_only=True)
+    assert contents["codes"] == run.codes
+
+    with pytest.raises(UserError, match="finished run"):
+        open_run(run.run_dir, tiny(**TARGETS), toy_manifest, toy_tree)
+    with pytest.raises(UserError, match=r"classification\.epochs was 2 and is 3"):
+        open_run(run.run_dir, tiny(classification__epochs=3, **TARGETS), toy_manifest, toy_tree)
 
 
 def test_each_missed_target_is_one_line(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import psutil
 import pytest
 
 from pillsnap.observe.priority import lower_priority
+from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -31,6 +34,20 @@ def test_only_the_given_process_is_lowered(session_leader: subprocess.Popen[byte
         assert autogroup.read_text().split()[-2:] == ["nice", "19"]
     lower_priority(other.pid)
     assert other.nice() == 19
+
+
+def test_the_session_of_another_leader_is_left_as_it_is() -> None:
+    command = [
+        sys.executable,
+        "-c",
+        "from pillsnap.observe.priority import lower_priority as lower; lower(); import os; print(os.nice(0))",
+    ]
+    shell = f"{shlex.join(command)}; cat /proc/$$/autogroup 2>/dev/null || true"
+    nice, *session = subprocess.run(
+        ["bash", "-c", shell], start_new_session=True, capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout.splitlines()
+    assert nice == "19"
+    assert not session or session[0].split()[-2:] == ["nice", "0"]
 
 
 def test_a_process_that_has_ended_is_ignored(session_leader: subprocess.Popen[bytes]) -> None:
