@@ -116,8 +116,8 @@ def test_missing_checkpoint_is_named(run_dir: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_damaged_checkpoint_is_named(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (best,) = (run_dir / "checkpoints" / "detection").glob("step-*")
-    weights = best / "ema.safetensors"
+    folder = run_dir / "checkpoints" / "detection"
+    weights = folder / json.loads((folder / "best.json").read_text())["checkpoint"] / "ema.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     exported = run_dir / "checkpoints" / "demo_classification_best.pt"
     exported.write_bytes(exported.read_bytes()[: exported.stat().st_size // 2])
