@@ -258,6 +258,7 @@ def test_validate_has_the_same_findings_in_s3(bucket: str, toy_manifest: Path, t
     assert missing in json.dumps(findings[0])
 
 
+@pytest.mark.reliability
 def test_killed_worker_continues_from_the_published_checkpoint(
     s3_environment: str, toy_manifest: Path, toy_tree: Path, tmp_path: Path
 ) -> None:
