@@ -117,7 +117,10 @@ def test_missing_checkpoint_is_named(run_dir: Path, monkeypatch: pytest.MonkeyPa
 
 def test_damaged_checkpoint_is_named(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = run_dir / "checkpoints" / "detection"
-    weights = folder / json.loads((folder / "best.json").read_text())["checkpoint"] / "ema.safetensors"
+    best = folder / json.loads((folder / "best.json").read_text())["checkpoint"]
+    for other in set(folder.glob("step-*")) - {best}:  # which would be evaluated instead
+        shutil.rmtree(other)
+    weights = best / "ema.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     exported = run_dir / "checkpoints" / "demo_classification_best.pt"
     exported.write_bytes(exported.read_bytes()[: exported.stat().st_size // 2])
