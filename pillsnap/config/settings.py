@@ -97,7 +97,7 @@ class DetectionSettings(_Settings):
     weight_decay: Annotated[float, Field(ge=0.0)] = 5e-4
     """AdamW weight decay; not applied to biases and normalisation layers."""
     warmup_epochs: Annotated[float, Field(ge=0.0)] = 1.0
-    """Epochs of linear learning-rate warm-up."""
+    """Epochs of linear learning-rate warm-up; shorter where the decay of the schedule `wsd` begins before its end."""
     mosaic: Fraction = 1.0
     """Probability that a training frame is a mosaic of four photos."""
     mosaic_group: Count = 8
@@ -160,7 +160,7 @@ class ClassificationSettings(_Settings):
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.05
     """AdamW weight decay; not applied to biases and normalisation layers."""
     warmup_epochs: Annotated[float, Field(ge=0.0)] = 1.0
-    """Epochs of linear learning-rate warm-up."""
+    """Epochs of linear learning-rate warm-up; shorter where the decay of the schedule `wsd` begins before its end."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Share of the target probability that is spread over all classes."""
     drop_rate: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
@@ -318,10 +318,8 @@ class Settings(_Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
-        workers, decay_share = self.train.num_workers, 0.0
-        if self.train.schedule == "wsd":
-            decay_share = self.train.decay_share
-        elif self.train.patience or self.train.time_budget_minutes:
+        workers = self.train.num_workers
+        if self.train.schedule == "cosine" and (self.train.patience or self.train.time_budget_minutes):
             raise ValueError("train.patience and train.time_budget_minutes need train.schedule=wsd: set them to null")
         for task in TASKS:
             settings = getattr(self, task)
@@ -332,11 +330,6 @@ class Settings(_Settings):
             if settings.warmup_epochs > settings.epochs:
                 raise ValueError(
                     f"{task}.warmup_epochs {settings.warmup_epochs} is more than its {settings.epochs} epochs"
-                )
-            if settings.warmup_epochs > settings.epochs * (1 - decay_share):
-                raise ValueError(
-                    f"{task}.warmup_epochs {settings.warmup_epochs} and the decay (train.decay_share {decay_share}) "
-                    f"take more than its {settings.epochs} epochs"
                 )
         return self
 

@@ -54,7 +54,10 @@ class Schedule:
         if train.schedule == "cosine":
             return
         self.decay = Decay(self.decay_start(plan.epochs), plan.epochs, "planned")
-        self.branch_step = min(self.decay.first_step, independent_epochs * plan.train_steps)
+        if self.warmup_steps <= self.decay.first_step:
+            self.branch_step = min(self.decay.first_step, independent_epochs * plan.train_steps)
+        else:
+            self.warmup_steps = self.decay.first_step  # a run of one or two epochs
         early = progress.get("decay")
         # A decay that has not begun is dropped when a setting that it followed from has changed.
         if early and (early["first_step"] < resumed_step or progress["from"] == self._from(early["reason"])):

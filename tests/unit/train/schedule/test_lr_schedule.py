@@ -72,6 +72,17 @@ def test_shortest_decay_is_one_step() -> None:
     assert (made.decay_start(1), made.lr(8), made.lr(9), made.lr(10)) == (9, 1.0, 1.0, pytest.approx(0.1))
 
 
+def test_warm_up_ends_where_the_decay_begins() -> None:
+    """A single epoch warms up over 8 of its 10 steps. In a longer run it would take all 10: the two have no step in
+    common.
+    """
+    made = wsd(1)
+    assert rates(made, 9) == pytest.approx([*(0.125 * (i + 1) for i in range(8)), 1.0])
+    assert made.lr(9) == pytest.approx(0.1 + 0.9 * (1 - math.sqrt(1 / 2)))
+    assert (made.warmup_steps, made.branch_step) == (8, 0)
+    assert (wsd(2).warmup_steps, wsd(2).branch_step) == (10, 16)
+
+
 def test_early_end_keeps_its_share_of_the_steps() -> None:
     made = wsd()
     made.end_early(42, 5, "budget")
