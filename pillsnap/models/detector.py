@@ -26,8 +26,8 @@ from pillsnap.models.precision import as_built, without_autocast
 MAX_DETECTIONS = 300
 _MIN_SCORE = 0.001
 _BATCH_NORM_MOMENTUM = 0.1
-"""PyTorch's. With ultralytics' 0.03 running statistics lag 33 steps behind the weights: too many where the learning rate
-stays high or a run is short (benchmarks/log/training.md).
+"""PyTorch's. With ultralytics' 0.03 running statistics lag 33 steps behind the weights: too far where the learning rate
+is high until the end, or the run is short.
 """
 _PUBLISHED = {
     "yolo11n.pt": "0ebbc80d4a7680d14987a577cd21342b65ecfd94632bd9a8da63ae6417644ee1",
