@@ -25,10 +25,6 @@ from pillsnap.models.precision import as_built, without_autocast
 
 MAX_DETECTIONS = 300
 _MIN_SCORE = 0.001
-_BATCH_NORM_MOMENTUM = 0.1
-"""PyTorch's. With ultralytics' 0.03 running statistics lag 33 steps behind the weights: too far where the learning rate
-is high until the end, or the run is short.
-"""
 _PUBLISHED = {
     "yolo11n.pt": "0ebbc80d4a7680d14987a577cd21342b65ecfd94632bd9a8da63ae6417644ee1",
     "yolo11s.pt": "85a76fe86dd8afe384648546b56a7a78580c7cb7b404fc595f97969322d502d5",
@@ -99,9 +95,6 @@ def build_detector(
             notes.append(note)
     for name, parameter in detector.named_parameters():
         parameter.requires_grad = ".dfl" not in name  # fixed integration weights
-    for module in detector.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = _BATCH_NORM_MOMENTUM
     make_head_precise(detector.model[-1])
     return detector
 

@@ -62,6 +62,10 @@ class Task(Protocol):
         """
         ...
 
+    def forward(self, model: nn.Module, batch: DeviceBatch) -> Any:
+        """Outputs of `model` for a batch as it is validated."""
+        ...
+
     def validate(self, model: nn.Module, batch: DeviceBatch) -> list[Any]:
         """Validation facts, one per valid sample, on the host."""
         ...

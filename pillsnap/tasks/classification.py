@@ -84,6 +84,9 @@ class ClassificationTask:
     ) -> list[DeviceBatch]:
         return parts  # the loss is a sum over samples
 
+    def forward(self, model: nn.Module, batch: DeviceBatch) -> torch.Tensor:
+        return model(self._inputs(model, batch.images, batch.images.shape[1]))
+
     def validate(self, model: nn.Module, batch: DeviceBatch) -> list[tuple[int, float, np.ndarray]]:
         """Per crop: rank of the label, from 0; its negative log-likelihood; the facts that fit a temperature.
 
@@ -91,7 +94,7 @@ class ClassificationTask:
         """
         from pillsnap.metrics.calibration import temperature_facts
 
-        logits, labels = valid_rows(batch, self._logits(model, batch.images).float(), batch.targets["label"])
+        logits, labels = valid_rows(batch, self.forward(model, batch).float(), batch.targets["label"])
         ranks = (logits >= logits.gather(1, labels[:, None])).sum(1, keepdim=True) - 1
         ranks = torch.where(logits.isfinite().all(1, keepdim=True), ranks, NO_RANK)
         losses = -logits.log_softmax(1).gather(1, labels[:, None])
@@ -125,9 +128,6 @@ class ClassificationTask:
             crop_margin=s.crop_margin,
             temperature=metrics.get("temperature", 1.0),
         )
-
-    def _logits(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-        return model(self._inputs(model, images, images.shape[1]))
 
     def _inputs(self, model: nn.Module, images: torch.Tensor, size_px: int) -> torch.Tensor:
         from pillsnap.models.classifier import input_statistics, normalise, resized

@@ -106,6 +106,9 @@ class DetectionTask:
         weights = own.clamp(min=1) / own.sum(0).clamp(min=1) * sum(part.num_valid for part in parts)
         return [replace(part, loss_weights=each) for part, each in zip(parts, weights, strict=True)]
 
+    def forward(self, model: nn.Module, batch: DeviceBatch) -> Any:
+        return model(unit_range(batch.images))
+
     def validate(self, model: nn.Module, batch: DeviceBatch) -> list[tuple[np.ndarray, np.ndarray]]:
         """Per photo: detections (k, 5) as x, y, w, h, score, and label boxes (n, 4), in letterboxed pixels."""
         from pillsnap.models.detector import detect

@@ -52,12 +52,15 @@ def train(job: Job, batches: Iterator[DeviceBatch]) -> Position:
         for epoch in takewhile(lambda epoch: epoch < schedule.end_epoch, range(position.epoch, plan.epochs)):
             # --- training ---------------------------------------------------------------------------------------------
             first_step = position.epoch_step if epoch == position.epoch else 0
+            validates = plan.validates(epoch)
             meter.start_epoch()
             for step in range(first_step, plan.train_steps):
                 batch = _expected(microbatches.fetch(batches), epoch, training=True, step=step)
                 num_samples = plan.samples_in_step(True, step)
                 lr = schedule.lr(position.global_step)
                 result = state.step(batch, lr, num_samples, position.global_step)
+                if validates:
+                    state.prepare_validation(batch, step, plan.train_steps)
                 position = Position(epoch, step + 1, position.global_step + 1)
                 meter.step(num_samples, batch)
                 clock.step()
@@ -86,7 +89,6 @@ def train(job: Job, batches: Iterator[DeviceBatch]) -> Position:
             # --- validation -------------------------------------------------------------------------------------------
             validation_start_s = time.monotonic()
             facts: list[Any] = []
-            validates = plan.validates(epoch)
             with torch.inference_mode(), state.autocast():
                 for step in range(plan.val_steps if validates else 0):
                     batch = _expected(microbatches.fetch(batches), epoch, training=False, step=step)

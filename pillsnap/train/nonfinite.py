@@ -12,17 +12,22 @@ import torch
 from torch import nn
 
 from pillsnap.models.quiet_timm import timm
+from pillsnap.train.batch_statistics import STATISTICS
 from pillsnap.train.collectives import broadcast_from_first, by_dtype
 
 _FIRST_SCALE, _GROW_AFTER = 2.0**16, 2000
 
 
 class MovingAverage(timm.utils.ModelEmaV3):
-    """timm's moving average of weights and buffers, updated only after good steps."""
+    """timm's moving average of weights and buffers without running statistics, updated only after good steps."""
 
     def follow(self, model: nn.Module) -> None:
-        """Average the weights and buffers of `model`, which must keep its tensor objects."""
-        pairs = list(zip(self.module.state_dict().values(), model.state_dict().values(), strict=True))
+        """Average the weights and buffers of `model`, which must keep its tensor objects. Running statistics are left
+        to BatchStatistics.
+        """
+        averages = {name: value for name, value in self.module.state_dict().items() if not name.endswith(STATISTICS)}
+        sources = model.state_dict()
+        pairs = [(average, sources[name]) for name, average in averages.items()]
         self._averages, self._sources = _unzip([pair for pair in pairs if pair[0].is_floating_point()])
         self._counts, self._counted = _unzip([pair for pair in pairs if not pair[0].is_floating_point()])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from pillsnap.models.precision import autocast, compile_problem, wants_compiling
 from pillsnap.models.quiet_timm import timm
 from pillsnap.runs.checkpoint import Checkpoint
 from pillsnap.tasks.base import Task
+from pillsnap.train.batch_statistics import BatchStatistics
 from pillsnap.train.collectives import WorkerGroup, average_gradients
 from pillsnap.train.microbatch import MicrobatchRunner
 from pillsnap.train.nonfinite import Buffers, LossScale, MovingAverage, clipped_step
@@ -57,6 +59,7 @@ class TrainingState:
             model.load_state_dict(resume.weights("model"))
         self.model = model.to(device).to(memory_format=torch.channels_last).train()
         self.ema = moving_average(self.model, train)
+        self._statistics = BatchStatistics(self.ema.module, group, microbatches)
         self.optimizer = torch.optim.AdamW(
             _parameter_groups(self.model, task.settings.weight_decay, getattr(task.settings, "layer_decay", 1.0)),
             lr=task.settings.lr,
@@ -143,6 +146,13 @@ class TrainingState:
         self.ema.update_if(good, global_step + 1)
         self.optimizer.zero_grad(set_to_none=True)
         return Step(shares, norm, self._is_bad(good, shares))
+
+    def prepare_validation(self, batch: DeviceBatch, step: int, num_steps: int) -> None:
+        """Call after each training step of an epoch of `num_steps` that is validated: estimates the running statistics
+        of the average on the last batches.
+        """
+        with self.autocast():
+            self._statistics.add(batch, step, num_steps, partial(self._task.forward, self.ema.module))
 
     def _is_bad(self, good: torch.Tensor, shares: dict[str, torch.Tensor]) -> torch.Tensor:
         if self.loss_scale is None:

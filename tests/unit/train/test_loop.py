@@ -49,14 +49,17 @@ class SmallTask:
     def input_size_px(self, epoch: int) -> int:
         return 8
 
+    def forward(self, model: nn.Module, batch: DeviceBatch) -> torch.Tensor:
+        return model(batch.images.permute(0, 3, 1, 2) / 255)
+
     def losses(self, model: nn.Module, batch: DeviceBatch) -> dict[str, torch.Tensor]:
-        logits = model(batch.images.permute(0, 3, 1, 2) / 255)
+        logits = self.forward(model, batch)
         loss = nn.functional.cross_entropy(logits, batch.targets["label"], reduction="sum")
         step = batch.epoch * PLAN.train_steps + batch.step + 1
         return {"cross_entropy": loss * float("nan") if step in self.bad_steps else loss}
 
     def validate(self, model: nn.Module, batch: DeviceBatch) -> list[tuple[int, float]]:
-        logits = model(batch.images.permute(0, 3, 1, 2) / 255)
+        logits = self.forward(model, batch)
         return [(int(right == 0), float(row.sum())) for right, row in zip(batch.targets["label"], logits, strict=True)]
 
     def score(self, facts: list[tuple[int, float]]) -> dict[str, float]:
