@@ -112,6 +112,29 @@ def test_run_ends_with_a_validated_epoch(tmp_path: Path) -> None:
     assert tired.events("validation")[-1]["epoch"] == end.epoch == decay["end_epoch"] > decay["step"] // 5
 
 
+def test_epochs_and_limits_of_the_stages_end_in_time_on_any_machine(tmp_path: Path) -> None:
+    """18 epochs of which every third is validated, schedule and share of the decay as in the preset of stage 3."""
+    preset = load_settings("stage3")
+    own, train = preset.classification, preset.train
+    plan = replace(PLAN, epochs=own.epochs, samples_per_epoch=40, validate_every=own.validate_every)
+    ends, refused = {}, set()
+    speeds = (0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 9.0, 20.0, 100.0)
+    for slowness in speeds:
+        run = SimulatedRun(
+            tmp_path / str(slowness), slowness, plan=plan, schedule=train.schedule, decay_share=train.decay_share
+        )
+        try:
+            ends[slowness] = run.train().epoch
+        except UserError:
+            refused.add(slowness)
+            assert run.events("checkpoint") == [] and run.events("step")[-1]["step"] <= 4
+            continue
+        assert run.now_s + 2 * slowness * VALIDATION_STEP_S <= BUDGET_S
+        assert run.events("step")[-1]["lr"] < 0.01 * 0.4 and run.events("decay")[-1]["share"] >= 0.19
+    assert ends == {0.5: 18, 1.0: 18, 2.0: 12, 3.0: 6, 5.0: 3, 7.0: 3} and refused == {9.0, 20.0, 100.0}
+    say(len(speeds), len(speeds), "speeds at which the schedule of stage 3 ends in time or is refused at once")
+
+
 def test_decay_is_shortened_when_the_machine_slows_down(tmp_path: Path) -> None:
     run = SimulatedRun(tmp_path, 1.0)
     run.slower_from = {163: 3.0}

@@ -22,6 +22,22 @@ def test_every_preset_loads_with_its_counts() -> None:
     assert load_settings("stage4").sampling.num_classes is None
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3, 4])
+def test_time_budget_of_a_stage_is_its_target(stage: int) -> None:
+    """Also in a smoke run of one epoch, and without a limit for somebody who has the time."""
+    settings = load_settings(f"stage{stage}", {"detection.epochs": 1, "classification.epochs": 1})
+    assert settings.train.schedule == "wsd"
+    assert settings.train.time_budget_minutes == settings.targets.total_time_s / 60
+    free = ("train.schedule=cosine", "train.time_budget_minutes=null")
+    assert load_settings(f"stage{stage}", {}, free).train.schedule == "cosine"
+
+
+@pytest.mark.parametrize("limit", ["train.patience=3", "train.time_budget_minutes=60"])
+def test_limits_need_a_schedule_that_can_end(limit: str) -> None:
+    with pytest.raises(UserError, match=r"need train\.schedule=wsd: set them to null"):
+        load_settings("demo", {}, (limit,))
+
+
 def test_short_epochs_of_the_presets_are_whole_steps_and_a_share_of_the_passes() -> None:
     for name in ("stage2", "stage3", "stage4"):
         settings = load_settings(name)
@@ -63,8 +79,7 @@ def test_flags_and_assignments_override_the_preset() -> None:
         ("train.num_workers='0:2'", ("train.num_workers", "MIN:MAX")),
         ("train.num_workers=3", ("batch_size 16", "3 workers")),
         ("detection.warmup_epochs=99", ("warmup_epochs",)),
-        ("train.patience=3", ("train.patience", "train.schedule=wsd", "null")),
-        ("train.time_budget_minutes=60", ("train.time_budget_minutes", "train.schedule=wsd", "null")),
+        ("train.schedule=cosine", ("train.patience", "train.time_budget_minutes", "train.schedule=wsd", "null")),
         ("train.decay_share=0", ("train.decay_share", "greater than 0")),
         ("name=../elsewhere", ("name", "letters")),
         ("detection.samples_per_epoch=0", ("detection.samples_per_epoch", "greater than or equal to 1")),
@@ -165,6 +180,8 @@ def test_file_extends_a_preset_and_every_value_has_its_source(tmp_path: Path) ->
             for task in ("detection", "classification")
             for key in ("samples_per_epoch", "validation_samples", "validate_every")
         },
+        "train.schedule": "stage3.yaml",
+        "train.time_budget_minutes": "stage3.yaml",
     }
 
 

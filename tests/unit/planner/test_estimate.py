@@ -89,7 +89,7 @@ def planned(monkeypatch: pytest.MonkeyPatch, run: Any = None, **options: Any) ->
         "detection.model": "yolo11m", "detection.image_size_px": 640, "detection.batch_size": 16,
         "classification.model": "tf_efficientnetv2_s", "classification.image_size_px": 224,
         "classification.batch_size": 32, "train.compile": "on", "train.device": "cpu",
-        "train.schedule": "cosine", "train.time_budget_minutes": None, "train.patience": None, **options.pop("set", {}),
+        **options.pop("set", {}),
     })  # fmt: skip
     return planning.estimate(
         settings, run, seconds=0.1, alternatives=False, say=print, target=Target("RTX 5080"), **options
@@ -131,7 +131,7 @@ def test_cores_scale_the_loader_and_the_time_budget_is_a_limit(monkeypatch: pyte
     figures = planned(monkeypatch, cores=8)
     assert figures["tasks"][0]["loader_direct_images_per_s"] == 800
     assert "taken as 4 times as fast on 8" in "\n".join(figures["assumptions"])
-    limited = planned(monkeypatch, set={"train.schedule": "wsd", "train.time_budget_minutes": 25})
+    limited = planned(monkeypatch, set={"train.time_budget_minutes": 25})
     assert limited["budget_s"] == 1500
     assert "ends the run within 25 min" in "\n".join(limited["assumptions"])
 

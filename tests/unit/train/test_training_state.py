@@ -139,15 +139,15 @@ def test_workers_agree_again_when_the_crops_grow() -> None:
 
 @pytest.mark.parametrize("name", ["detection", "classification"])
 @pytest.mark.parametrize("stage", [1, 2, 3, 4])
-def test_average_covers_a_share_of_each_stage_and_reaches_its_decay_in_the_longest(stage: int, name: str) -> None:
+def test_average_is_short_compared_with_the_decay_of_each_stage(stage: int, name: str) -> None:
+    """A longer one would hold weights from before the decay."""
     settings = load_settings(f"stage{stage}")
     task, sampling = getattr(settings, name), settings.sampling
     assert sampling.num_photos is not None
     in_epoch = task.samples_per_epoch or sampling.num_photos * (1 - sampling.val_fraction)
     num_steps = task.epochs * int(in_epoch / task.batch_size)
     decay = training_state.moving_average(torch.nn.Linear(1, 1), settings.train).get_decay(num_steps)
-    assert (decay == settings.train.ema_decay) == ((stage, name) == (4, "classification"))
-    assert 0.01 < 1 / (1 - decay) / num_steps < 0.25  # the average covers that share of the run
+    assert 0.01 < 1 / (1 - decay) / num_steps < settings.train.decay_share / 4  # share of the run that it covers
 
 
 def test_non_finite_step_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
