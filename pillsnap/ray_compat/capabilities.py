@@ -25,7 +25,7 @@ class Capabilities:
     loopback: bool
     import_path: bool
     minimal_head: bool
-    worker_hook: bool
+    worker_command: bool
     no_stats_actor: bool
     no_location_actor: bool
     no_autoscaling_actor: bool
@@ -122,9 +122,11 @@ def import_path() -> bool:
 @_probe
 def minimal_head() -> bool:
     """Processes of the head node can be left out."""
+    from ray._private import node as nodes
     from ray._private import ray_constants, services, utils
     from ray._private.node import Node
 
+    waits = _names(original(nodes, "wait_for_persisted_port"))
     return (
         isinstance(ray_constants.PROCESS_TYPE_DASHBOARD_AGENT, str)
         and isinstance(ray_constants.PROCESS_TYPE_RUNTIME_ENV_AGENT, str)
@@ -132,6 +134,8 @@ def minimal_head() -> bool:
             services._build_python_executable_command_memory_profileable, "component", "session_dir", "unbuffered"
         )
         and _takes(Node.start_api_server, "self", "include_dashboard", "raise_on_failure")
+        and waits[:4] == ("dir", "node_id", "port_name", "timeout_ms")
+        and _takes(nodes.get_port_filename, "node_id", "port_name")
         and _takes(Node.start_monitor, "self")
         and _takes(Node.start_log_monitor, "self")
         and _takes(utils.get_dashboard_dependency_error)
@@ -139,13 +143,14 @@ def minimal_head() -> bool:
 
 
 @_probe
-def worker_hook() -> bool:
-    """Ray calls a function that a variable names in each worker that it starts."""
-    from ray._private import ray_constants
-    from ray._private.runtime_env import setup_hook
+def worker_command() -> bool:
+    """Ray starts workers by a program that can be another one."""
+    from ray._private.node import Node
+    from ray._private.parameter import RayParams
 
-    named = isinstance(ray_constants.WORKER_PROCESS_SETUP_HOOK_ENV_VAR, str)
-    return named and _takes(setup_hook.load_and_execute_setup_hook, "worker_process_setup_hook_key")
+    return "setup_worker_path" in _names(RayParams) and _uses(
+        original(Node, "start_raylet"), "_ray_params", "setup_worker_path"
+    )
 
 
 @_probe

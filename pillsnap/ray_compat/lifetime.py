@@ -5,62 +5,42 @@ next start kills what an earlier cluster has left.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from pillsnap.processes import machine, start_of
 from pillsnap.ray_compat import capabilities
+from pillsnap.ray_compat.patches import original, replaced
 
 _DRIVER_FILE = "pillsnap-driver"
 """In the session folder of a local cluster: machine, number and start time of its driver."""
 _DRIVERS_LOG = "python-core-driver-"
 _GRACE_S = 3.0
-_PR_SET_PDEATHSIG = 1
+CHILD_OF_RAYLET = Path(__file__).with_name("child_of_raylet.py")
 
 
-def lifetime_variables() -> dict[str, str]:
-    """The variable by which Ray runs `end_with_raylet` in each worker, those started beforehand included.
+@contextmanager
+def workers_end_with_raylet() -> Iterator[None]:
+    """Have the kernel kill each worker of a cluster started within with its raylet."""
+    if not capabilities.worker_command():
+        yield
+        return
+    from ray._private.node import Node
 
-    Empty where a new process cannot import it, as in a source folder that is not installed: Ray would end its workers.
-    """
-    if not capabilities.worker_hook():
-        return {}
-    from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
+    start = original(Node, "start_raylet")
 
-    imports = subprocess.run([sys.executable, "-c", f"import {__name__}"], cwd="/", capture_output=True, check=False)
-    hook = f"{__name__}.{end_with_raylet.__name__}"
-    return {} if imports.returncode else {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: hook}
+    def start_raylet(node: Any, *arguments: Any, **named: Any) -> None:
+        node._ray_params.setup_worker_path = str(CHILD_OF_RAYLET)  # Ray runs it before each worker's program
+        start(node, *arguments, **named)
 
-
-def end_with_raylet() -> None:
-    """Have the kernel kill this worker when its raylet ends.
-
-    By themselves, busy and idle workers were still there 98 s after a SIGKILL of their raylet.
-    """
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if Path(f"/proc/{os.getppid()}/comm").read_text() != "raylet\n":  # it has ended already
-        os._exit(1)
-
-
-def agent_command(command: list[str]) -> list[str]:
-    """The start of an agent's command line, so that the kernel kills the agent with its raylet. By itself it first
-    waits to report the end of the raylet to the GCS, which has ended too.
-    """
-    start = (
-        "import ctypes, runpy, sys; "
-        f"ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, {int(signal.SIGKILL)}); "
-        "del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    )
-    return [*command, "-c", start]
+    with replaced((Node, "start_raylet", start_raylet)):
+        yield
 
 
 @contextmanager

@@ -7,6 +7,7 @@ time that could decode.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,8 +15,8 @@ from typing import Any
 
 from pillsnap.ray_compat import capabilities
 from pillsnap.ray_compat.isolation import added_variables, on_loopback, own_import_path
-from pillsnap.ray_compat.lifetime import agent_command, lifetime_variables, session_of_this_driver
-from pillsnap.ray_compat.patches import replaced
+from pillsnap.ray_compat.lifetime import CHILD_OF_RAYLET, session_of_this_driver, workers_end_with_raylet
+from pillsnap.ray_compat.patches import original, replaced
 from pillsnap.ray_compat.token import token_variables
 
 _MARK = "PILLSNAP_MINIMAL_RAY"
@@ -45,9 +46,9 @@ def local_cluster(**options: Any) -> Iterator[Path]:
         stack.enter_context(on_loopback())
         import ray  # within: it reads the environment
 
-        stack.enter_context(added_variables(lifetime_variables()))
         with ExitStack() as start:
             options |= start.enter_context(own_import_path())
+            start.enter_context(workers_end_with_raylet())
             if capabilities.minimal_head():
                 stack.enter_context(added_variables({_MARK: "1", **_HEAD}))
                 start.enter_context(_minimal_head())
@@ -60,6 +61,7 @@ def local_cluster(**options: Any) -> Iterator[Path]:
 
 @contextmanager
 def _minimal_head() -> Iterator[None]:
+    from ray._private import node as nodes
     from ray._private import ray_constants, services, utils
     from ray._private.node import Node
 
@@ -70,9 +72,21 @@ def _minimal_head() -> Iterator[None]:
 
     def with_raylet(component: str, *others: Any, **named: Any) -> list[str]:
         command = python(component, *others, **named)
-        return agent_command(command) if component in agents else command
+        return [*command, str(CHILD_OF_RAYLET)] if component in agents else command
+
+    wait = original(nodes, "wait_for_persisted_port")
+
+    def wait_interruptibly(folder: str, node_id: str, name: str, timeout_ms: int) -> int:
+        """Ray waits in native code and keeps the interpreter's lock: no signal or thread would notice that the GCS has
+        ended.
+        """
+        path, end_s = Path(folder, nodes.get_port_filename(node_id, name)), time.monotonic() + timeout_ms / 1000
+        while not path.exists() and time.monotonic() < end_s:
+            time.sleep(0.01)
+        return wait(folder, node_id, name, timeout_ms=0)
 
     with replaced(
+        (nodes, "wait_for_persisted_port", wait_interruptibly),
         *((Node, name, start_nothing) for name in ("start_api_server", "start_monitor", "start_log_monitor")),
         (services, python.__name__, with_raylet),
         (utils, "get_dashboard_dependency_error", lambda: ImportError("left out")),  # the agent then has no servers

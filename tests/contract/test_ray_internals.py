@@ -53,7 +53,7 @@ TAKEN_AWAY = [
     ("loopback", "ray._private.ray_constants", "ENABLE_RAY_CLUSTER"),
     ("import_path", "ray.job_config", "JobConfig"),
     ("minimal_head", "ray._private.node.Node", "start_monitor"),
-    ("worker_hook", "ray._private.runtime_env.setup_hook", "load_and_execute_setup_hook"),
+    ("worker_command", "ray._private.node.Node", "start_raylet"),
     ("no_stats_actor", "ray.data._internal.stats", "get_or_create_stats_actor"),
     ("no_location_actor", "ray.data._internal.execution.operators.actor_pool_map_operator", "get_actor_locations"),
     (

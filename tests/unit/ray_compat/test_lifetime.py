@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
 
 from pillsnap.processes import machine, start_of
-from pillsnap.ray_compat import lifetime
-from pillsnap.ray_compat.lifetime import end_orphans, lifetime_variables, session_of_this_driver
-from tests.conftest import ROOT
+from pillsnap.ray_compat import lifetime, patches
+from pillsnap.ray_compat.lifetime import (
+    CHILD_OF_RAYLET,
+    end_orphans,
+    session_of_this_driver,
+    workers_end_with_raylet,
+)
 from tests.processes import is_running
 
 
@@ -78,37 +85,91 @@ def test_nothing_of_a_session_runs_after_it(
     assert [path.name for path in (tmp_path / "session_own").iterdir()] == ["logs"]
 
 
-def test_the_kernel_kills_a_worker_with_its_raylet(tmp_path: Path) -> None:
-    """And ends a worker whose raylet ended before."""
-    raylet = tmp_path / "raylet"
-    raylet.symlink_to(sys.executable)
-    worker = "from pillsnap.ray_compat.lifetime import end_with_raylet as e; e(); print(0, flush=True); input()"
+@pytest.fixture
+def started_by(tmp_path: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[str], int, str]]]:
+    """Starts child_of_raylet.py from a process of that name; returns that, the child's number and its first line."""
+    (tmp_path / "raylet").symlink_to(sys.executable)
     script = (
         "import subprocess, sys\n"
-        f"worker = subprocess.Popen([{sys.executable!r}, '-c', {worker!r}], stdin=subprocess.PIPE)\n"
-        "print(worker.pid, flush=True)\n"
-        "worker.wait()\n"
+        "child = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE)\n"
+        "print(child.pid, flush=True)\n"
+        "child.wait()\n"
     )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
-    for executable, lives in ((raylet, True), (Path(sys.executable), False)):
-        parent = subprocess.Popen([executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
+    parents: list[subprocess.Popen[str]] = []
+
+    def start(name: str, *words: str) -> tuple[subprocess.Popen[str], int, str]:
+        command = [tmp_path / name if name == "raylet" else name, "-c", script, sys.executable, CHILD_OF_RAYLET, *words]
+        parents.append(parent := subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
         assert parent.stdout is not None
-        pid = int(parent.stdout.readline())
-        assert parent.stdout.readline() == ("0\n" if lives else "")  # without a raylet it ends at once
+        return parent, int(parent.stdout.readline()), parent.stdout.readline()
+
+    yield start
+    for parent in parents:
         parent.kill()
-        parent.wait()
+        parent.communicate()
+
+
+def test_the_kernel_kills_a_worker_with_its_raylet(
+    tmp_path: Path, started_by: Callable[..., tuple[subprocess.Popen[str], int, str]]
+) -> None:
+    """And ends a worker whose raylet ended before."""
+    program = tmp_path / "program.py"
+    program.write_text("print(0, flush=True); input()")
+    for parent_name, line in (("raylet", "0\n"), (sys.executable, "")):
+        parent, pid, printed = started_by(parent_name, str(program))
+        assert printed == line
+        parent.kill()
         give_up_s = time.monotonic() + 5
         while is_running(pid) and time.monotonic() < give_up_s:
             time.sleep(0.02)
         assert not is_running(pid)
 
 
-def test_workers_without_the_package_get_no_hook(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
+@pytest.mark.parametrize(
+    ("words", "program", "arguments"),
+    [
+        (["worker.py", "--a", "--language=PYTHON"], "worker.py", ["--a"]),
+        (["-s", "worker.py", "--a", "--language=PYTHON"], "worker.py", ["--a"]),
+        (["agent.py", "--a"], "agent.py", ["--a"]),
+        (
+            ["-s", "worker.py", "--language=PYTHON", "--serialized-runtime-env-context={}"],
+            "setup_worker.py",
+            ["-s", "worker.py", "--language=PYTHON", "--serialized-runtime-env-context={}"],
+        ),
+    ],
+)
+def test_the_program_runs_as_ray_would_run_it(
+    tmp_path: Path,
+    started_by: Callable[..., tuple[subprocess.Popen[str], int, str]],
+    words: list[str],
+    program: str,
+    arguments: list[str],
+) -> None:
+    for name in ("worker.py", "agent.py", "setup_worker.py"):
+        (tmp_path / name).write_text("import json, sys, token; print(json.dumps([*sys.argv, token.__file__]))")
+    in_folder = [str(tmp_path / word) if word.endswith(".py") else word for word in words]
+    _, _, printed = started_by("raylet", *in_folder)
+    *found, token_module = json.loads(printed)
+    assert found == [str(tmp_path / word) if word.endswith(".py") else word for word in [program, *arguments]]
+    assert "pillsnap" not in token_module, "the standard library's"
 
-    hook = "pillsnap.ray_compat.lifetime.end_with_raylet"
-    assert lifetime_variables() == {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: hook}
-    monkeypatch.setattr(lifetime, "__name__", "pillsnap_that_is_not_installed.lifetime")
-    assert lifetime_variables() == {}
-    monkeypatch.setattr(lifetime.capabilities, "worker_hook", lambda: False)
-    assert lifetime_variables() == {}
+
+def test_workers_are_started_as_children_of_the_raylet(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private.node import Node
+
+    seen: list[tuple[str, tuple[int, ...]]] = []
+    monkeypatch.setattr(patches, "_patches", {})  # while another test's cluster is up
+    monkeypatch.setattr(lifetime.capabilities, "worker_command", lambda: True)
+    monkeypatch.setattr(
+        Node, "start_raylet", lambda node, *numbers: seen.append((node._ray_params.setup_worker_path, numbers))
+    )
+    node: Any = SimpleNamespace(_ray_params=SimpleNamespace(setup_worker_path="Ray's"))
+    with workers_end_with_raylet():
+        Node.start_raylet(node, 1, 2)
+    assert seen == [(str(CHILD_OF_RAYLET), (1, 2))]
+    assert "setup_worker.py" not in CHILD_OF_RAYLET.name, "Ray skips a program of that name"
+    monkeypatch.setattr(lifetime.capabilities, "worker_command", lambda: False)
+    node._ray_params.setup_worker_path = "Ray's"
+    with workers_end_with_raylet():
+        Node.start_raylet(node)
+    assert seen[1] == ("Ray's", ())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import threading
+import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -113,3 +115,27 @@ def test_without_its_private_parts_ray_starts_by_its_public_ones(
     with minimal_cluster.local_cluster() as folder:
         assert folder == tmp_path and not minimal_cluster.is_minimal()
     assert asked == {"address": "local", "include_dashboard": False, "log_to_driver": False}
+
+
+def test_the_wait_for_the_gcs_lets_other_threads_run(tmp_path: Path) -> None:
+    """They notice that it has ended; Ray's own wait keeps the interpreter's lock for 30 s."""
+    from ray._private import node as nodes
+
+    ticks: list[float] = []
+    done = threading.Event()
+
+    def tick() -> None:
+        while not done.wait(0.01):
+            ticks.append(time.monotonic())
+
+    thread = threading.Thread(target=tick)
+    with minimal_cluster._minimal_head():
+        thread.start()
+        with pytest.raises(RuntimeError, match="Timed out"):
+            nodes.wait_for_persisted_port(str(tmp_path), "a1", "gcs_server_port", timeout_ms=1000)
+        done.set()
+        thread.join()
+        assert len(ticks) > 5
+        file = tmp_path / nodes.get_port_filename("a1", "gcs_server_port")
+        threading.Timer(0.2, file.write_text, ["4711"]).start()
+        assert nodes.wait_for_persisted_port(str(tmp_path), "a1", "gcs_server_port", timeout_ms=10_000) == 4711
