@@ -25,8 +25,14 @@ _JOIN_S = 50.0
 _PARTS = ("raylet", "gcs_server")
 
 
-class RayLost(Exception):
+class RayLost(UserError):
     """A process without which the local Ray cannot work has ended."""
+
+    def __init__(self, name: str, pid: int) -> None:
+        super().__init__(
+            f"Ray's head process has ended ({name}, process {pid}): it was killed, or the memory ran out (`dmesg`). "
+            "Give the same command again; a training continues from its last checkpoint."
+        )
 
 
 @contextmanager
@@ -102,7 +108,7 @@ def _lost_part() -> Callable[[], RayLost | None]:
         running, ended = _parts()
         seen.update(running | ended)
         lost = next((pid for pid in seen if pid not in running), None)
-        return None if lost is None else RayLost(f"{seen[lost]}, process {lost}")
+        return None if lost is None else RayLost(seen[lost], lost)
 
     return look
 
@@ -116,7 +122,7 @@ def _watched() -> Iterator[None]:
             with suppress(OSError):  # old kernels and sandboxes have no pidfd
                 descriptor = os.pidfd_open(pid)
                 stack.callback(os.close, descriptor)
-                causes[descriptor] = RayLost(f"{name}, process {pid}")
+                causes[descriptor] = RayLost(name, pid)
         stack.enter_context(interrupted_by(causes))
         yield
 

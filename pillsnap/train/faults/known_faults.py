@@ -123,7 +123,7 @@ FAULTS = (
         "Ray's head process has ended",
         "It was killed, or its machine was stopped or lost its network.",
         "Give the same command again: it continues from the last checkpoint. For a joined cluster check `ray status`.",
-        types=("pillsnap.cluster.session.RayLost", "ray.exceptions.RpcError", "ray.exceptions.LocalRayletDiedError"),
+        types=("ray.exceptions.RpcError", "ray.exceptions.LocalRayletDiedError"),
         words=r"GCS.*(died|dead|unavailable|disconnected)|failed to connect to.*GCS.*reconnect|"
         r"raylet.*(died|has died|terminated)",
     ),

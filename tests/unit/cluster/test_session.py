@@ -122,7 +122,13 @@ def test_the_end_of_raylet_and_gcs_is_noticed_at_once(starting: bool, tmp_path: 
     threading.Timer(1.2, part.kill).start()
     started_s = time.monotonic()
     watch = stoppable(look=session._lost_part()) if starting else session._watched()
-    with pytest.raises(RayLost, match=rf"^raylet, process {part.pid}$"), watch:
+    with (
+        pytest.raises(
+            RayLost,
+            match=rf"^Ray's head process has ended \(raylet, process {part.pid}\): .*Give the same command again",
+        ),
+        watch,
+    ):
         time.sleep(60)
     assert time.monotonic() - started_s < 5
     part.communicate()

@@ -21,7 +21,6 @@ from ray.exceptions import (
 )
 from ray.train import WorkerGroupError
 
-from pillsnap.cluster.session import RayLost
 from pillsnap.errors import UserError
 from pillsnap.train.faults import diagnosis
 from pillsnap.train.faults.diagnosis import diagnose
@@ -135,7 +134,6 @@ def writer_error() -> Exception:
         (AuthenticationError("no token"), "token is missing or wrong", "RAY_ADDRESS"),
         (OSError("AF_UNIX path length cannot exceed 107 bytes: /x"), "sockets", "RAY_TMPDIR"),
         (RpcError("GCS unavailable", rpc_code=14), "head process has ended", "same command"),
-        (RayLost("raylet, process 7"), "head process has ended (raylet, process 7)", "same command"),
         (LocalRayletDiedError("gone"), "head process has ended", "same command"),
     ],
 )  # fmt: skip
