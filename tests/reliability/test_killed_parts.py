@@ -42,7 +42,7 @@ def driver_of(run_dir: Path, manifest: Path, root: Path, kills: int) -> Driver:
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / FAULTS_FILE).write_text('{"threads": 1, "step_pause_s": 0.05}')
     settings = {
-        "train__task": "classification", "classification__epochs": 10 * kills, "train__checkpoint_minutes": 0.005,
+        "train__task": "classification", "classification__epochs": 20 + 5 * kills, "train__checkpoint_minutes": 0.005,
         "wandb__mode": "offline",
     }  # fmt: skip
     return Driver(run_dir, manifest, root, settings)
