@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pillsnap.cluster import interruption
@@ -43,7 +44,18 @@ def started(body: str, *prefix: str) -> subprocess.Popen[str]:
     command = [*(word for word in prefix if word != "--limit"), sys.executable, "-c", script, limit_s]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout is not None and process.stdout.readline() == "waiting\n"
+    if body == NATIVE and "--limit" not in prefix:
+        waits_in_native_code(process.pid)
     return process
+
+
+def waits_in_native_code(pid: int) -> None:
+    """Return when the innermost process sleeps: between the printed line and the lock it is still Python that stops."""
+    (innermost,) = psutil.Process(pid).children() or [psutil.Process(pid)]
+    slept = 0
+    while slept < 3:
+        time.sleep(0.05)
+        slept = slept + 1 if innermost.status() == psutil.STATUS_SLEEPING else 0
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
