@@ -8,7 +8,6 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PIP := $(PY) -m pip --disable-pip-version-check --no-input
-PYTEST_ARGS ?=
 BENCH_ARGS ?= --quick
 
 help: ## list the targets
@@ -42,7 +41,13 @@ demo: $(STAMP) ## generate photos, train and evaluate both models: minutes on tw
 	@$(VENV)/bin/pillsnap demo
 
 test: $(STAMP) ## all tests except reliability; needs no network and no GPU
-	@$(PY) -m pytest -m "not reliability" $(or $(PYTEST_ARGS),--cov --cov-report=term:skip-covered)
+ifdef PYTEST_ARGS
+	@$(PY) -m pytest -m "not reliability" $(PYTEST_ARGS)
+else
+	@$(PY) -m pytest -m "not reliability" tests/unit tests/security -n 2 --dist loadfile --cov --cov-report=
+	@$(PY) -m pytest -m "not reliability" tests/cluster tests/contract tests/integration tests/reliability \
+	  --cov --cov-append --cov-report=term:skip-covered  # one by one: they start Ray, and some measure times
+endif
 
 test-reliability: $(STAMP) ## tests that kill, pause and starve processes
 	@$(PY) -m pytest -m reliability --timeout 1800 $(PYTEST_ARGS)
