@@ -1,6 +1,7 @@
 """Do short epochs reach the targets? 18 whole epochs beside a share of their passes, on pills told apart by imprints.
 
     python -m benchmarks.short_epochs --out DIR --task T [--passes 1.0] [--epochs 18] [--combinations S] [--seed S]
+        [--set KEY=VALUE ...]
 
 Photos as in benchmarks.imprints, split by group. One process trains with the real loop, order, augmentation and
 checkpoints; windows are decoded once and kept in memory. Prints photo passes and the metrics of all validation samples
@@ -63,6 +64,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--classes", type=int, default=200)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--set", action="append", default=[], help="any setting, such as train.schedule=wsd")
     options = parser.parse_args()
     scale = options.classes / 200
     prepare(options.out, options.classes, VIEWS_PER_CLASS, round(COMBINATIONS * scale))
@@ -76,8 +78,10 @@ def main() -> None:
             "wandb.mode": "disabled", "train.amp": "off",
         }
         | ({"detection.combination_share": options.combinations} if name == "detection" else {}),
+        tuple(options.set),
     )  # fmt: skip
-    folder = options.out / f"{name}-{passes:.3f}-{options.epochs}-{options.combinations}-{options.seed}"
+    parts = (name, f"{passes:.3f}", options.epochs, options.combinations, options.seed, *options.set)
+    folder = options.out / "-".join(map(str, parts))
     folder.mkdir(exist_ok=True)
     run = LoopRun(folder, name, settings, options.out / "run" / "manifest.parquet", options.out / "photos")
     torch.set_num_threads(options.threads)
