@@ -39,6 +39,8 @@ class SamplingSettings(_Settings):
     """What reads the label files: Ray Data or local processes. `auto`: Ray Data where there is a cluster to join."""
     check_copies: bool = True
     """Read every sampled photo, and leave out validation photos that are byte-identical to a training photo."""
+    unknown_classes: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the classes that are left out of training: their photos of one pill are validated as unknown pills."""
 
 
 class DataSettings(_Settings):

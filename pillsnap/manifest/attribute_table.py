@@ -10,7 +10,7 @@ from pillsnap.errors import UserError
 from pillsnap.files import write_json
 from pillsnap.manifest.attributes import FIELDS, LENGTHS, known_texts, to_attributes, to_texts
 from pillsnap.manifest.drug_table import read_drug_table
-from pillsnap.manifest.table import CLASSES_NAME, ClassInfo, classes_payload, read_classes
+from pillsnap.manifest.table import CLASSES_NAME, ClassInfo, classes_payload, read_classes, read_unknown
 
 _OTHERS = ("name", "edi_codes")
 COLUMNS = (*_OTHERS, *FIELDS)
@@ -80,7 +80,7 @@ def add_attributes(classes: Sequence[ClassInfo], table: AttributeTable) -> tuple
 def add_to_manifest(folder: Path, table: AttributeTable) -> list[str]:
     """Rewrite classes.json of the manifest in `folder` with the attributes of `table`; returns the notes."""
     classes, notes = add_attributes(read_classes(folder), table)
-    write_json(folder / CLASSES_NAME, classes_payload(classes))
+    write_json(folder / CLASSES_NAME, classes_payload(classes, read_unknown(folder)))
     return notes
 
 

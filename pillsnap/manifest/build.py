@@ -19,6 +19,7 @@ from pillsnap.manifest.label_reading import LabelReader
 from pillsnap.manifest.rows import Rows, read_rows
 from pillsnap.manifest.scan import scan as scan_tree
 from pillsnap.manifest.table import class_list, with_locations, write_manifest
+from pillsnap.manifest.unknown_classes import choose_unknown, leave_out
 from pillsnap.photos.archives import join_command
 
 REPORT_NAME = "sampling_report.json"
@@ -50,6 +51,7 @@ def build_manifest(
     num_workers: int | None = None,
     label_reader: LabelReader = "auto",
     check_copies: bool = True,
+    unknown_classes: float = 0.0,
     progress: Progress | None = None,
 ) -> BuildResult:
     """Sample an AI Hub tree into a manifest in `out_dir`.
@@ -57,9 +59,9 @@ def build_manifest(
     Fractions are 0 to 1; a count of None takes all. `group_by`: fields of the file name that near-identical photos of
     one pill share; a group stays in one split. `exclude`: an earlier manifest; the groups of its validation photos are
     left out. `check_copies`: read every sampled photo, and leave out validation photos that are byte-identical to a
-    training photo. The output bytes depend only on the tree, the seed and the settings, not on `num_workers` (readers
-    of labels and photos; None: all cores) or `label_reader` (label_reading.py). Raises UserError when nothing can be
-    sampled.
+    training photo. `unknown_classes`: share of the classes that are left out of training (unknown_classes.py). The
+    output bytes depend only on the tree, the seed and the settings, not on `num_workers` (readers of labels and photos;
+    None: all cores) or `label_reader` (label_reading.py). Raises UserError when nothing can be sampled.
     """
     scan = scan_tree(data_root, progress=progress)
     candidates = Candidates(scan, group_by)
@@ -82,7 +84,9 @@ def build_manifest(
     rows = read_rows(candidates, sample, Path(data_root), num_workers, label_reader, progress)
     duplicates = _val_duplicates(rows.table, Path(data_root), num_workers, progress) if check_copies else []
     dropped = duplicates if len(duplicates) <= _MAX_DUPLICATES * len(rows.table) else []
-    table = _without(rows.table, dropped)
+    sampled = _without(rows.table, dropped)
+    unknown = choose_unknown(sampled, unknown_classes, seed)
+    table = leave_out(sampled, unknown) if unknown else sampled
     classes = class_list(table, rows.facts.names, rows.facts.edi_codes, rows.facts.attributes)
     report: dict[str, Any] = {
         "schema_version": 1,
@@ -95,6 +99,7 @@ def build_manifest(
             "group_by": list(group_by),
             "seed": seed,
             "exclude": None if exclude is None else Path(exclude).name,
+            "unknown_classes": unknown_classes,
         },
         "got": _got(table, len(classes)),
         "found": {
@@ -108,6 +113,8 @@ def build_manifest(
             "classes_with_too_few_photos": _listed(sample.too_few_photos),
             "photos_of_excluded_groups": num_excluded,
             "photos_without_a_training_class": sample.num_unlearnable,
+            "unknown_classes": _listed(unknown),
+            "photos_with_unknown_classes": len(sampled) - len(table),
             "validation_photos_equal_to_training_photos": _listed([name for _, name in dropped]),
             "photos_found_twice": {"count": len(scan) - len(candidates), "listed": candidates.found_twice(_LISTED)},
             "archives_in_pieces": scan.pieces,
@@ -124,7 +131,7 @@ def build_manifest(
             f"{len(duplicates)} validation photos are byte-identical to training photos: too many to leave out; "
             "`pillsnap manifest validate` will reject this manifest"
         )
-    path = write_manifest(table, out_dir, classes)
+    path = write_manifest(table, out_dir, classes, unknown)
     write_json(Path(out_dir) / REPORT_NAME, report)
     return BuildResult(path, report)
 
@@ -201,6 +208,11 @@ def _notes(report: dict) -> list[str]:
     for archive, count in report["left_out"]["archives_in_pieces"].items():
         command = join_command(archive.rpartition("/")[2])
         notes.append(f"not read, still in {count} pieces: {archive}; join them, in its folder: {command}")
+    if unknown := report["left_out"]["unknown_classes"]["count"]:
+        notes.append(
+            f"classes left out of training, whose photos of one pill are validated as unknown: {unknown:,}; photos "
+            f"that show them beside others, left out: {report['left_out']['photos_with_unknown_classes']:,}"
+        )
     if got["num_val"] == 0:
         notes.append("no validation photos: every class has only one group")
     return notes

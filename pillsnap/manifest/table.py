@@ -116,9 +116,9 @@ def with_locations(table: pa.Table) -> pa.Table:
     return table.append_column("location", pa.array(locations, pa.string()))
 
 
-def write_manifest(table: pa.Table, out_dir: Path, classes: list[ClassInfo]) -> Path:
+def write_manifest(table: pa.Table, out_dir: Path, classes: list[ClassInfo], unknown: Iterable[str] = ()) -> Path:
     """Write manifest.parquet, manifest_train.csv, manifest_val.csv and classes.json; return the Parquet path. With
-    photos of the split `test` also manifest_test.csv.
+    photos of the split `test` also manifest_test.csv. `unknown`: codes left out of training (unknown_classes.py).
 
     Files are replaced atomically, the Parquet file last: if it exists, the set is complete. Equal tables give equal
     bytes. Raises UserError for duplicate sample ids and for codes that a CSV cell cannot hold.
@@ -137,7 +137,7 @@ def write_manifest(table: pa.Table, out_dir: Path, classes: list[ClassInfo]) -> 
             (out_dir / name).unlink(missing_ok=True)  # of an earlier manifest
         else:
             write_atomically(out_dir / name, _csv_text(table, split).encode("utf-8"))
-    write_json(out_dir / CLASSES_NAME, classes_payload(classes))
+    write_json(out_dir / CLASSES_NAME, classes_payload(classes, unknown))
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", row_group_size=50_000)
     write_atomically(out_dir / PARQUET_NAME, buffer.getbuffer())
@@ -153,9 +153,17 @@ def manifest_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def classes_payload(classes: Iterable[ClassInfo]) -> dict[str, Any]:
-    """Content of classes.json."""
-    return {"schema_version": 1, "classes": [info.to_dict() for info in classes]}
+def classes_payload(classes: Iterable[ClassInfo], unknown: Iterable[str] = ()) -> dict[str, Any]:
+    """Content of classes.json; `unknown_classes` only if there are any."""
+    payload: dict[str, Any] = {"schema_version": 1, "classes": [info.to_dict() for info in classes]}
+    return payload | ({"unknown_classes": left_out} if (left_out := list(unknown)) else {})
+
+
+def read_unknown(path: Path) -> list[str]:
+    """Codes that classes.json, given the file or its directory, lists as left out of training; it was read before."""
+    path = Path(path)
+    text = (path / CLASSES_NAME if path.is_dir() else path).read_text(encoding="utf-8")
+    return list(json.loads(text).get("unknown_classes", ()))
 
 
 def read_classes(path: Path) -> list[ClassInfo]:

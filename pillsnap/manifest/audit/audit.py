@@ -18,7 +18,7 @@ from pillsnap.manifest.audit.near_duplicates import find_near_duplicates
 from pillsnap.manifest.audit.report import AuditReport, Finding, finding
 from pillsnap.manifest.audit.rows import check_boxes, check_rows, read_columns
 from pillsnap.manifest.exact_duplicates import confirm_duplicates, group_equal
-from pillsnap.manifest.table import CLASSES_NAME, manifest_hash, read_classes, read_manifest
+from pillsnap.manifest.table import CLASSES_NAME, manifest_hash, read_classes, read_manifest, read_unknown
 from pillsnap.photos.decode import DEFAULT_MAX_PIXELS
 from pillsnap.storage import is_uri
 
@@ -59,13 +59,14 @@ def audit(
         raise UserError(f"{data_root}: the data root is not a folder; set --data-root or PILLSNAP_DATA_ROOT")
     class_file = (Path(manifest_path) if Path(manifest_path).is_dir() else Path(manifest_path).parent) / CLASSES_NAME
     classes = read_classes(class_file) if class_file.is_file() else None
+    unknown = [] if classes is None else read_unknown(class_file)
     columns = read_columns(table)
     columns["location"] = table["location"].to_pylist()
     if not table.num_rows:
         found = list(finding("no_photos", "error", "the manifest is empty", [str(manifest_path)]))
     else:
         inspections = _inspect_all(root, columns, deep, num_workers, max_pixels, progress)
-        found = [*check_rows(columns, classes), *_check_files(columns, inspections), *check_boxes(columns)]
+        found = [*check_rows(columns, classes, unknown), *_check_files(columns, inspections), *check_boxes(columns)]
         found += _check_duplicates(root, columns, inspections, deep)
         if deep:
             found += _check_near_duplicates(columns, inspections)

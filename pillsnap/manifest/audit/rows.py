@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +16,12 @@ _MIN_TRAIN_PHOTOS = 5
 _MAX_IMBALANCE = 100
 
 
-def check_rows(columns: dict[str, list], classes: list[ClassInfo] | None) -> Iterator[Finding]:
-    """Findings about ids, splits, codes, groups and class balance. `columns`: manifest columns as lists."""
+def check_rows(
+    columns: dict[str, list], classes: list[ClassInfo] | None, unknown: Iterable[str] = ()
+) -> Iterator[Finding]:
+    """Findings about ids, splits, codes, groups and class balance. `columns`: manifest columns as lists; `unknown`:
+    codes left out of training on purpose.
+    """
     ids, paths, splits = columns["sample_id"], columns["image_path"], columns["split"]
     yield from finding("duplicate_sample_id", "error", "sample ids occur more than once", _repeated(ids))
     yield from finding("duplicate_path", "error", "photos occur in more than one row", _repeated(paths))
@@ -26,7 +30,7 @@ def check_rows(columns: dict[str, list], classes: list[ClassInfo] | None) -> Ite
     for split in ("train", "val"):
         if split not in splits:
             yield from finding(f"no_{split}", "error", f"the manifest has no {split} photos", [split])
-    yield from _check_codes(columns, classes)
+    yield from _check_codes(columns, classes, set(unknown))
     sides = defaultdict(set)
     for group, split in zip(columns["group"], splits, strict=True):
         sides[group].add(split)
@@ -80,17 +84,19 @@ def check_boxes(columns: dict[str, list]) -> Iterator[Finding]:
     yield from finding("box_crosses_border", "warning", "boxes cross the border: they are clipped", named(crossing))
 
 
-def _check_codes(columns: dict[str, list], classes: list[ClassInfo] | None) -> Iterator[Finding]:
+def _check_codes(columns: dict[str, list], classes: list[ClassInfo] | None, unknown: set[str]) -> Iterator[Finding]:
     ids, codes, splits = columns["sample_id"], columns["codes"], columns["split"]
     trained = {code for row, split in zip(codes, splits, strict=True) if split == "train" for code in row}
-    untrained = sorted({code for row in codes for code in row} - trained)
+    untrained = sorted({code for row in codes for code in row} - trained - unknown)
     yield from finding("class_only_in_val", "error", "classes occur in validation but not in training", untrained)
     if classes is None:
         yield from finding("no_class_map", "warning", "classes.json is not next to the manifest", ["classes.json"])
     else:
         known = {info.code for info in classes}
-        unknown = sorted(trained - known)
-        yield from finding("unknown_code", "error", "codes are not in classes.json", unknown)
+        unlisted = sorted(trained - known)
+        yield from finding("unknown_code", "error", "codes are not in classes.json", unlisted)
+        reused = sorted(trained & unknown)
+        yield from finding("unknown_trained", "error", "classes listed as unknown have training photos", reused)
         yield from finding("unused_class", "warning", "classes have no training photo", sorted(known - trained))
     mismatched = []
     for name, path, row in zip(ids, columns["image_path"], codes, strict=True):
