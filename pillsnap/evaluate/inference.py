@@ -51,6 +51,8 @@ _RESULT = pa.schema(
         "top_probs": pa.list_(_FLOATS),
         "raw": _FLOATS,
         "calibration_facts": pa.list_(_FLOATS),
+        "features": pa.list_(pa.binary()),
+        "named_features": pa.list_(pa.binary()),
         "temperature": pa.float64(),
     }
 )
@@ -163,10 +165,12 @@ def infer(
     classify: bool = True,
     min_score: float = MIN_SCORE,
     evidence: Evidence | None = None,
+    features: bool = False,
 ) -> list[dict[str, Any]]:
     """One row per photo with the output of both models; `photos` has manifest columns. Ray must be initialised.
 
-    Detections below `min_score` are left out; metrics need nearly all of them.
+    Detections below `min_score` are left out; metrics need nearly all of them. With `features` also the classifier's
+    features of each crop, as the bytes of d float32.
     """
     import ray
     from ray.data import DataContext
@@ -192,7 +196,7 @@ def infer(
         warnings.simplefilter("ignore", DeprecationWarning)
         inferred = decoded.map_batches(
             _Model,
-            fn_constructor_args=(run, settings, codes, classify, min_score, evidence),
+            fn_constructor_args=(run, settings, codes, classify, min_score, evidence, features),
             batch_size=batch_size,  # Ray demands a number of actors with GPUs
             batch_format="pyarrow",
             num_gpus=1 if num_gpus else 0,
@@ -242,6 +246,7 @@ class _Model:
         classify: bool,
         min_score: float,
         evidence: Evidence | None = None,
+        features: bool = False,
     ) -> None:
         import os
 
@@ -254,6 +259,7 @@ class _Model:
             torch.set_num_threads(os.cpu_count() or 1)
         self._settings = settings
         self._min_score = min_score
+        self._features = features
         self._labels = {code: index for index, code in enumerate(codes)}
         self._models = TwoStage(run, settings, codes, classify=classify, evidence=evidence)
 
@@ -300,6 +306,8 @@ class _Model:
             result["label"] = [label for _, label, _ in pills]
             result["top_indices"], result["top_probs"], result["raw"] = _lists(given)
             result["calibration_facts"] = _calibration_facts(given, result["label"])
+            if self._features:
+                result["features"], result["named_features"] = ([*map(bytes, n.features)] for n in (given, named))
             if self._models.detector is not None:
                 result["named_top"], result["named_probs"], result["named_raw"] = _lists(named)
                 for name in ("unaided", "unaided_probs", "forbidden"):

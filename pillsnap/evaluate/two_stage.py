@@ -39,7 +39,8 @@ class Detections:
 @dataclass(frozen=True)
 class Names:
     """Classes of k crops: the `top` five class indices (k, 5), best first, their calibrated probabilities `probs`
-    (k, 5), the probability of the best class before calibration, `raw` (k,), and the `logits` (k, classes).
+    (k, 5), the probability of the best class before calibration, `raw` (k,), the `logits` (k, classes), and the pooled
+    `features` (k, d) of which the head computes them.
 
     `top` and `probs` take the evidence into account; `unaided` (k,) is the best class of the photo alone,
     `unaided_probs` (k,) its calibrated probability, and `forbidden` (k,) that of all classes that are not possible.
@@ -50,6 +51,7 @@ class Names:
     probs: np.ndarray
     raw: np.ndarray
     logits: np.ndarray
+    features: np.ndarray
     unaided: np.ndarray
     unaided_probs: np.ndarray
     forbidden: np.ndarray
@@ -115,10 +117,10 @@ class TwoStage:
         crops = [self._crop(photo, box) for photo, rows in zip(photos, boxes, strict=True) for box in rows]
         none = np.zeros((0, TOP), np.float32)
         indices = none.astype(np.int64)
-        parts = [Names(indices, none, none[:, 0], none, indices[:, 0], none[:, 0], none[:, 0])]
+        parts = [Names(indices, none, none[:, 0], none, none, indices[:, 0], none[:, 0], none[:, 0])]
         for start in range(0, len(crops), settings.batch_size):
             images = torch.from_numpy(np.stack(crops[start : start + settings.batch_size])).to(self._device)
-            logits = self._logits(images)
+            logits, features = self._logits_and_features(images)
             answered = logits.isfinite().all(1, keepdim=True)
             finite = torch.where(answered, logits, 0)
             calibrated = finite / self.temperature
@@ -130,23 +132,26 @@ class TwoStage:
             forbidden = alone[:, self._log_ratios == -math.inf].sum(1)
             raw = finite.softmax(1).amax(1, keepdim=True)
             sure = answered[:, 0]
-            arrays = (top, probs * answered, (raw * answered)[:, 0], logits, unaided, unaided_probs * sure, forbidden)
+            named = (top, probs * answered, (raw * answered)[:, 0], logits, features)
+            arrays = (*named, unaided, unaided_probs * sure, forbidden)
             parts.append(Names(*(array.cpu().numpy() for array in arrays)))
         parts = parts if len(parts) == 1 else parts[1:]
         names = Names(*(np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(Names)))
         ends = np.cumsum([len(rows) for rows in boxes]).tolist()
         return [names.rows(slice(end - len(rows), end)) for end, rows in zip(ends, boxes, strict=True)]
 
-    def _logits(self, images: torch.Tensor) -> torch.Tensor:
-        from pillsnap.models.classifier import normalise
+    def _logits_and_features(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both as means over the rotations."""
+        from pillsnap.models.classifier import logits_and_features, normalise
 
         classifier = self.classifier
         assert classifier is not None
         inputs = normalise(images, *self._statistics)
         turns = self._settings.evaluation.rotations
         with self._autocast():
-            logits = [classifier(inputs.rot90(turn * 4 // turns, (2, 3))) for turn in range(turns)]
-        return torch.stack(logits).float().mean(0)
+            both = [logits_and_features(classifier, inputs.rot90(turn * 4 // turns, (2, 3))) for turn in range(turns)]
+        logits, features = (torch.stack(each).float().mean(0) for each in zip(*both, strict=True))
+        return logits, features
 
     def _crop(self, photo: AnyPhoto, box: np.ndarray) -> np.ndarray:
         settings = self._settings.classification

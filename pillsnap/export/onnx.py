@@ -16,6 +16,7 @@ from torch import nn
 from pillsnap.errors import UserError
 from pillsnap.files import write_json
 from pillsnap.metrics import evidence
+from pillsnap.models.classifier import logits_and_features
 from pillsnap.photos import decode
 from pillsnap.runs.directory import Run
 from pillsnap.tasks.best_model import load_best
@@ -42,6 +43,17 @@ class _DetectorBoxes(nn.Module):
         return torch.cat([centre - size / 2, centre + size / 2], 1).transpose(1, 2), scores
 
 
+class _ClassifierOutputs(nn.Module):
+    """(n, 3, s, s), normalised -> logits (n, classes) and features (n, d)."""
+
+    def __init__(self, classifier: Any) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return logits_and_features(self.classifier, images)
+
+
 def export_run(run: Run, folder: Path) -> dict[str, float]:
     """Write detector.onnx, classifier.onnx, pipeline.json, pipeline.py, decode.py and evidence.py into `folder`.
 
@@ -62,9 +74,12 @@ def export_run(run: Run, folder: Path) -> dict[str, float]:
     end_to_end = bool(getattr(detector.model[-1], "end2end", False))
     boxes = _DetectorBoxes(detector.fuse(verbose=False), end_to_end).eval()
     classifier: Any = best["classification"].model  # type: ignore[union-attr]
+    names = _ClassifierOutputs(classifier)
     differences = {
         "detector": _export(boxes, detection.image_size_px, folder / "detector.onnx", ["corners", "scores"], 1),
-        "classifier": _export(classifier, classification.image_size_px, folder / "classifier.onnx", ["logits"], 2),
+        "classifier": _export(
+            names, classification.image_size_px, folder / "classifier.onnx", ["logits", "features"], 2
+        ),
     }
     mean, std = (classifier.pretrained_cfg[name] for name in ("mean", "std"))
     facts = {

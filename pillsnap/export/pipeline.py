@@ -94,13 +94,23 @@ class Pipeline:
 
     def logits(self, photo: Photo, boxes: np.ndarray) -> np.ndarray:
         """Logits divided by the temperature, (k, classes), of the pills in the boxes (k, 4)."""
+        (logits,) = self._outputs(photo, boxes, ["logits"])
+        return logits.astype(np.float64) / self.facts["classification"]["temperature"]
+
+    def features(self, photo: Photo, boxes: np.ndarray) -> np.ndarray:
+        """Pooled features (k, d) of the pills in the boxes (k, 4); not in models that earlier versions exported."""
+        (features,) = self._outputs(photo, boxes, ["features"])
+        return features
+
+    def _outputs(self, photo: Photo, boxes: np.ndarray, names: list[str]) -> list[np.ndarray]:
         facts = self.facts["classification"]
         if not len(boxes):
-            return np.zeros((0, len(self.facts["classes"])))
-        crops = np.stack([self._crop(photo, box, facts["image_size_px"], facts["crop_margin"]) for box in boxes])
+            shapes = {output.name: output.shape[1] for output in self._classifier.get_outputs()}
+            return [np.zeros((0, shapes[name]), np.float32) for name in names]
+        size_px = facts["image_size_px"]
+        crops = np.stack([self._crop(photo, box, size_px, facts["crop_margin"]) for box in boxes])
         images = (crops.astype(np.float32) / 255 - np.float32(facts["mean"])) / np.float32(facts["std"])
-        (logits,) = self._classifier.run(None, {"images": np.ascontiguousarray(images.transpose(0, 3, 1, 2))})
-        return logits.astype(np.float64) / facts["temperature"]
+        return self._classifier.run(names, {"images": np.ascontiguousarray(images.transpose(0, 3, 1, 2))})
 
     def _crop(self, photo: Photo, box: np.ndarray, size_px: int, margin: float | None) -> np.ndarray:
         """A square around the box and `margin` of its longer side; without a margin, around the whole photo."""

@@ -1,4 +1,4 @@
-"""The timm classifier: crops (n, size, size, 3) uint8 -> logits (n, classes); its loss and its export."""
+"""The timm classifier: crops (n, size, size, 3) uint8 -> logits (n, classes) and features; its loss and its export."""
 
 from __future__ import annotations
 
@@ -96,6 +96,15 @@ def _fitting_state(model: str, weights: str, options: dict[str, Any]) -> tuple[d
                 note = f"{weights}: the head for {len(state[key])} classes is replaced by one for {len(fresh)}"
                 state[key] = fresh
     return state, note
+
+
+def logits_and_features(classifier: Any, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The classifier's float32 logits (n, classes), bit for bit those of its `forward`, and the pooled features (n, d),
+    float32, of which its head computes them.
+    """
+    maps = classifier.forward_features(inputs)
+    # Pooling twice costs nothing measurable, and suits models of two heads.
+    return classifier.forward_head(maps), classifier.forward_head(maps, pre_logits=True).flatten(1).float()
 
 
 def input_statistics(classifier: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -109,6 +109,10 @@ def test_average_over_rotations_does_not_depend_on_the_rotation_of_the_pill(run_
             models.classify([np.ascontiguousarray(view)], [box])[0].raw for view in (square, np.rot90(square))
         )
         assert (abs(first - turned) > 1e-3).all() == differ
+    names = models.classify([square], [box])[0]
+    head = models.classifier.fc
+    logits = names.features @ head.weight.detach().numpy().T + head.bias.detach().numpy()
+    np.testing.assert_allclose(logits, names.logits, rtol=1e-4)
 
 
 def test_padding_is_removed_in_whole_strides() -> None:

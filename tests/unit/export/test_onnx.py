@@ -21,6 +21,7 @@ from pillsnap.errors import UserError
 from pillsnap.evaluate.predict import evidence_for
 from pillsnap.evaluate.two_stage import TwoStage
 from pillsnap.export.onnx import MAX_DIFFERENCE, export_run
+from pillsnap.export.pipeline import Pipeline
 from pillsnap.manifest.table import ClassInfo
 from pillsnap.photos.decode import BadImage, decode_image
 from pillsnap.runs.checkpoint import Position, save_checkpoint
@@ -124,6 +125,17 @@ def test_exported_models_and_pipeline(run: Run, tmp_path: Path) -> None:
     boxes = assert_same_pills(run, photo, small_pills, 0.11)
     assert_same_pills(run, Photo((tmp_path / "large.jpg").read_bytes(), 10**7), large_pills, 0.5)
     assert_same_evidence(run, tmp_path, photo, boxes)
+    assert_same_features(run, tmp_path, photo, boxes)
+
+
+def assert_same_features(run: Run, folder: Path, photo: np.ndarray, boxes: np.ndarray) -> None:
+    pipeline = Pipeline(folder)
+    (names,) = TwoStage(run.run_dir, run.settings, CODES).classify([photo], [boxes])
+    found = pipeline.features(photo, boxes)
+    assert found.shape == (len(boxes), 512)
+    np.testing.assert_allclose(found, names.features, atol=1e-3 * np.abs(found).max())
+    assert pipeline.features(photo, boxes[:0]).shape == (0, 512)
+    assert pipeline.logits(photo, boxes[:0]).shape == (0, len(CODES))
 
 
 def assert_same_pills(

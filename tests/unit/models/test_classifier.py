@@ -10,7 +10,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from pillsnap.config import ClassificationSettings
+from pillsnap.config import ClassificationSettings, load_settings, preset_names
 from pillsnap.data.loader import DeviceBatch
 from pillsnap.errors import UserError
 from pillsnap.models.classifier import (
@@ -18,6 +18,7 @@ from pillsnap.models.classifier import (
     classification_loss,
     export_for_timm,
     input_statistics,
+    logits_and_features,
     mixed,
     normalise,
     progressive_size,
@@ -123,3 +124,21 @@ def test_logits_of_a_bfloat16_body_are_float32_without_ties(name: str) -> None:
         logits = model(torch.rand(2, 3, 224, 224))
     assert logits.dtype == torch.float32
     assert [len(row.unique()) for row in logits] == [300, 300]
+
+
+MODELS = {load_settings(name).classification.model for name in preset_names()}
+
+
+@pytest.mark.parametrize("name", sorted(MODELS | {"vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"}))
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_features_are_those_of_which_the_head_computes_the_logits(name: str, bfloat16: bool) -> None:
+    torch.manual_seed(0)
+    model = build_classifier(name, "random", num_classes=7, drop_rate=0.2).eval()
+    images = torch.rand(2, 3, 224, 224)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        logits, features = logits_and_features(model, images)
+        assert torch.equal(logits, model(images))
+        assert features.shape == (2, model.head_hidden_size) and features.dtype == torch.float32
+        head = model.get_classifier()
+        if isinstance(head, torch.nn.Linear):
+            assert torch.equal(head(features), logits)
