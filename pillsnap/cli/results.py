@@ -93,7 +93,8 @@ def predict(
         Path | None, typer.Option("--json", help="File for the result.", show_default="the terminal")
     ] = None,
 ) -> None:
-    """Find and name the pills in photos: JSON with box, code, EDI codes, name, confidence and the five best codes.
+    """Find and name the pills in photos: JSON with box, code, EDI codes, name, confidence and the five best codes, and
+    whether the answer is the code, unsure or unknown.
 
     With --allow or --hint each pill also says what the photo alone names, and how much the list or the hints changed.
     Exit code 1 when a photo could not be read.
@@ -170,6 +171,12 @@ def show_result(where: str, metrics: dict[str, Any]) -> None:
     from pillsnap.evaluate.targets import percent, results_table
 
     console.print(results_table(metrics))
+    if answers := (metrics.get("classification") or {}).get("answers"):
+        say(
+            f"crops that are answered with a code: {percent(answers['coverage'])}, of which "
+            f"{percent(answers['wrong'])} are wrong (limit {percent(answers['max_wrong'])})"
+            + (f": {answers['reason']}" if answers["reason"] else "")
+        )
     if weighted := (metrics.get("classification") or {}).get("weighted"):
         say(
             f"weighted by how often a drug is dispensed: top-1 {percent(weighted['top1'])}, over "

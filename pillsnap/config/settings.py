@@ -269,6 +269,11 @@ class EvaluationSettings(_Settings):
     """Currency of `price_per_hour`."""
     rotations: Literal[1, 2, 4] = 1
     """Evenly spaced rotations of each crop over which the classifier's probabilities are averaged."""
+    max_wrong: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.01
+    """Largest share of wrong ones among the codes that are given, kept with 95 % confidence; other pills are `unsure`.
+    """
+    known_accepted: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.99
+    """Share of the pills of trained classes that are not answered with `unknown`."""
 
 
 class TargetSettings(_Settings):

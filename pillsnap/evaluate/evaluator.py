@@ -9,12 +9,15 @@ from typing import Any
 import pyarrow.compute as pc
 
 from pillsnap.errors import UserError
+from pillsnap.evaluate.answers import count_answers, fit_to_training, judge
 from pillsnap.evaluate.inference import Predictions, predict_manifest
 from pillsnap.evaluate.metrics_json import METRICS_NAME, collect_metrics, result_path, write_metrics
 from pillsnap.evaluate.report.page import write_report
 from pillsnap.evaluate.restricted import restricted_metrics
 from pillsnap.evaluate.verify import model_problems
+from pillsnap.files import write_atomically
 from pillsnap.metrics.breakdown import attribute_accuracy, weighted_accuracy
+from pillsnap.metrics.limits import LIMITS_NAME, Limits, read_limits
 from pillsnap.observe.events import EventLog, read_events
 from pillsnap.runs.directory import Run
 from pillsnap.runs.remote_checkpoints import find_run_checkpoint
@@ -43,12 +46,14 @@ def evaluate_run(
         )
     problems = model_problems(run)
     predictions = Predictions(None, None, None, {})
+    limits = None
     best = [found for task in run.settings.tasks if (found := find_run_checkpoint(run.where, task, "best")[0])]
     if best:
         # Other photos had no part in choosing epochs and fitting the temperature.
         fitted_here = split == "val" and best[0].meta["manifest_hash"] == run.manifest_hash
+        limits = _limits(run, fitted_here)
         predictions = predict_manifest(
-            photos, run.where, run.settings, run.codes, run.data_root, fitted_here=fitted_here
+            photos, run.where, run.settings, run.codes, run.data_root, fitted_here=fitted_here, limits=limits
         )
     folder = (run.run_dir / result_path(split, METRICS_NAME)).parent
     predictions.write(folder)
@@ -73,6 +78,14 @@ def evaluate_run(
         attributes = [info.attributes for info in run.classes]
         if any(attributes):
             metrics["classification"]["by_attribute"] = attribute_accuracy(predictions.classification, attributes)
+        if limits is not None and len(predictions.classification):
+            limits, metrics["classification"]["answers"] = judge(
+                predictions, run.manifest, limits, run.settings.evaluation
+            )
+            if predictions.pipeline is not None:
+                metrics["pipeline"]["answers"] = count_answers(limits, predictions.pipeline)
+            if predictions.fitted_here:
+                write_atomically(run.run_dir / LIMITS_NAME, limits.to_bytes())
         if counts is not None:
             metrics["classification"]["weighted"] = weighted_accuracy(predictions.classification, run.codes, counts)
     if allowed is not None:
@@ -100,6 +113,18 @@ def evaluate_run(
                 report_path=str(report_path),
             )
     return metrics
+
+
+def _limits(run: Run, fitted_here: bool) -> Limits | None:
+    """What is known of the limits of the run's answers before its photos are seen."""
+    best, _ = find_run_checkpoint(run.where, "classification", "best")
+    if best is None:
+        return None
+    model = best.meta["files"]["ema.safetensors"]
+    if fitted_here:
+        return fit_to_training(run, model)
+    found = read_limits(run.run_dir)
+    return found if found is not None and found.model == model else None
 
 
 def training_time_s(run_dir: Path) -> float:

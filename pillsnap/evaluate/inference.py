@@ -17,6 +17,7 @@ from pillsnap.data.windows import Photo, Window, frame_scale
 from pillsnap.metrics.boxes import MIN_SCORE
 from pillsnap.metrics.calibration import cross_fitted_confidence, temperature_facts
 from pillsnap.metrics.evidence import Evidence
+from pillsnap.metrics.limits import Limits
 from pillsnap.photos.decode import BadImage, is_reducible
 from pillsnap.photos.reader import PhotoReader, ReadAhead
 
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from pillsnap.evaluate.two_stage import Names
 
 TABLES = ("detections", "classification", "pipeline")
-_FLOATS, _INTS = pa.list_(pa.float32()), pa.list_(pa.int64())
+UNKNOWN = -1
+"""Label of a pill whose class was not trained."""
+_FLOATS, _DOUBLES, _INTS = pa.list_(pa.float32()), pa.list_(pa.float64()), pa.list_(pa.int64())
 _DECODED = (
     ("pixels", pa.large_binary()),
     ("shape", pa.list_(pa.int64())),
@@ -45,6 +48,7 @@ _RESULT = pa.schema(
         "named_unaided": _INTS,
         "named_unaided_probs": _FLOATS,
         "named_forbidden": _FLOATS,
+        "named_known": _DOUBLES,
         "box_index": _INTS,
         "label": _INTS,
         "top_indices": pa.list_(_INTS),
@@ -53,6 +57,7 @@ _RESULT = pa.schema(
         "calibration_facts": pa.list_(_FLOATS),
         "features": pa.list_(pa.binary()),
         "named_features": pa.list_(pa.binary()),
+        "known": _DOUBLES,
         "temperature": pa.float64(),
     }
 )
@@ -70,6 +75,8 @@ class Predictions:
     """Divisor of the classifier's logits."""
     fitted_here: bool = True
     """Whether these photos chose the epochs and fitted the temperature."""
+    unknown: pa.Table | None = None
+    """Crops of classes that were not trained, with the columns of `classification`; None without limits."""
 
     @property
     def tables(self) -> dict[str, pa.Table | None]:
@@ -95,13 +102,15 @@ def predict_manifest(
     *,
     fitted_here: bool,
     evidence: Evidence | None = None,
+    limits: Limits | None = None,
 ) -> Predictions:
     """Run both models of `run` (a folder or URI) over the photos of `manifest`. Ray must be initialised.
 
     `fitted_here`: these photos chose the epochs and fitted the temperature, so that the confidences to be checked
-    (`held_out_confidence`) are cross-fitted by the photos' groups.
+    (`held_out_confidence`) are cross-fitted by the photos' groups. With `limits` the tables have the likeness
+    `known` of each crop, else null.
     """
-    rows = infer(manifest, run, settings, codes, data_root, evidence=evidence)
+    rows = infer(manifest, run, settings, codes, data_root, evidence=evidence, limits=limits)
     errors = {row["sample_id"]: row["error"] for row in rows if row["error"]}
     rows = [row for row in rows if not row["error"]]
     has_detector = any(row["boxes"] is not None for row in rows)
@@ -113,10 +122,12 @@ def predict_manifest(
     ]
     crops = [
         {"sample_id": row["sample_id"], "image_type": row["image_type"], "box_index": box_index, "label": label,
-         "top_indices": indices, "top_probs": probs, "raw_confidence": raw, "held_out_confidence": probs[0]}
+         "top_indices": indices, "top_probs": probs, "raw_confidence": raw, "held_out_confidence": probs[0],
+         "known": known}
         for row in rows
-        for box_index, label, indices, probs, raw in zip(
-            *(row[name] or [] for name in ("box_index", "label", "top_indices", "top_probs", "raw")), strict=True
+        for box_index, label, indices, probs, raw, known in zip(
+            *(row[name] or [] for name in ("box_index", "label", "top_indices", "top_probs", "raw")),
+            row["known"] or [None] * len(row["label"] or []), strict=True,
         )
     ]  # fmt: skip
     named = []
@@ -125,7 +136,8 @@ def predict_manifest(
             count = len(row["named_top"])
             named.append({"sample_id": row["sample_id"], "image_type": row["image_type"], "boxes": row["boxes"][:count],
                           "scores": row["scores"][:count], "indices": [top[0] for top in row["named_top"]],
-                          "probs": [probs[0] for probs in row["named_probs"]]})  # fmt: skip
+                          "probs": [probs[0] for probs in row["named_probs"]],
+                          "known": row["named_known"]})  # fmt: skip
     base = [("sample_id", pa.string()), ("image_type", pa.string())]
     found = [*base, ("boxes", pa.list_(_FLOATS)), ("scores", _FLOATS)]
     crop_columns = [
@@ -136,22 +148,29 @@ def predict_manifest(
         ("top_probs", _FLOATS),
         ("raw_confidence", pa.float32()),
         ("held_out_confidence", pa.float32()),
+        ("known", pa.float64()),
     ]
+    trained = [number for number, crop in enumerate(crops) if crop["label"] != UNKNOWN]
+    unknown = [crop for crop in crops if crop["label"] == UNKNOWN]
+    crops = [crops[number] for number in trained]
     if fitted_here and crops:
         groups = dict(zip(*(manifest[name].to_pylist() for name in ("sample_id", "group")), strict=True))
-        facts = np.array([facts for row in rows for facts in row["calibration_facts"] or []])
+        facts = np.array([facts for row in rows for facts in row["calibration_facts"] or []])[trained]
         confidences = cross_fitted_confidence(facts, np.array([groups[crop["sample_id"]] for crop in crops]))
         for crop, confidence in zip(crops, confidences.tolist(), strict=True):
             crop["held_out_confidence"] = confidence
     return Predictions(
         detections=pa.Table.from_pylist(detections, pa.schema(found)) if has_detector else None,
         classification=pa.Table.from_pylist(crops, pa.schema(crop_columns)) if has_classifier else None,
-        pipeline=pa.Table.from_pylist(named, pa.schema([*found, ("indices", _INTS), ("probs", _FLOATS)]))
+        pipeline=pa.Table.from_pylist(
+            named, pa.schema([*found, ("indices", _INTS), ("probs", _FLOATS), ("known", _DOUBLES)])
+        )
         if has_detector and has_classifier
         else None,
         errors=errors,
         temperature=next((row["temperature"] for row in rows if row["temperature"] is not None), 1.0),
         fitted_here=fitted_here,
+        unknown=None if limits is None else pa.Table.from_pylist(unknown, pa.schema(crop_columns)),
     )
 
 
@@ -162,15 +181,18 @@ def infer(
     codes: list[str],
     data_root: str,
     *,
+    detect: bool = True,
     classify: bool = True,
     min_score: float = MIN_SCORE,
     evidence: Evidence | None = None,
     features: bool = False,
+    limits: Limits | None = None,
 ) -> list[dict[str, Any]]:
     """One row per photo with the output of both models; `photos` has manifest columns. Ray must be initialised.
 
     Detections below `min_score` are left out; metrics need nearly all of them. With `features` also the classifier's
-    features of each crop, as the bytes of d float32.
+    features of each crop, as the bytes of d float32; with `limits`, unless they are of another classifier, the likeness
+    of each crop to the trained classes.
     """
     import ray
     from ray.data import DataContext
@@ -196,7 +218,7 @@ def infer(
         warnings.simplefilter("ignore", DeprecationWarning)
         inferred = decoded.map_batches(
             _Model,
-            fn_constructor_args=(run, settings, codes, classify, min_score, evidence, features),
+            fn_constructor_args=(run, settings, codes, detect, classify, min_score, evidence, features, limits),
             batch_size=batch_size,  # Ray demands a number of actors with GPUs
             batch_format="pyarrow",
             num_gpus=1 if num_gpus else 0,
@@ -243,10 +265,12 @@ class _Model:
         run: str | Path,
         settings: Settings,
         codes: list[str],
+        detect: bool,
         classify: bool,
         min_score: float,
         evidence: Evidence | None = None,
         features: bool = False,
+        limits: Limits | None = None,
     ) -> None:
         import os
 
@@ -261,7 +285,8 @@ class _Model:
         self._min_score = min_score
         self._features = features
         self._labels = {code: index for index, code in enumerate(codes)}
-        self._models = TwoStage(run, settings, codes, classify=classify, evidence=evidence)
+        self._models = TwoStage(run, settings, codes, detect=detect, classify=classify, evidence=evidence)
+        self._limits = limits if limits is not None and limits.model == self._models.model else None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         rows = batch.drop_columns(["pixels", "data"]).to_pylist()
@@ -290,8 +315,9 @@ class _Model:
 
     def _classify(self, photos: list[Photo], rows: list[dict[str, Any]], results: list[dict[str, Any]]) -> None:
         labelled = [
-            [(i, self._labels[code], box) for i, (code, box) in enumerate(zip(row["codes"], row["boxes"], strict=True))
-             if box is not None and code in self._labels]
+            [(i, self._labels.get(code, UNKNOWN), box)
+             for i, (code, box) in enumerate(zip(row["codes"], row["boxes"], strict=True))
+             if box is not None and (code in self._labels or self._limits is not None)]
             for row in rows
         ]  # fmt: skip
         found = [self._confident_boxes(result) for result in results]
@@ -306,6 +332,9 @@ class _Model:
             result["label"] = [label for _, label, _ in pills]
             result["top_indices"], result["top_probs"], result["raw"] = _lists(given)
             result["calibration_facts"] = _calibration_facts(given, result["label"])
+            if self._limits is not None:
+                likeness = self._limits.likeness
+                result["known"], result["named_known"] = (likeness(n.features).tolist() for n in (given, named))
             if self._features:
                 result["features"], result["named_features"] = ([*map(bytes, n.features)] for n in (given, named))
             if self._models.detector is not None:
@@ -322,7 +351,9 @@ class _Model:
 def _calibration_facts(names: Names, labels: list[int]) -> list[list[float]]:
     import torch
 
-    return temperature_facts(torch.from_numpy(names.logits), torch.tensor(labels)).tolist() if labels else []
+    # What those of an UNKNOWN pill are, does not matter.
+    known = torch.tensor(labels).clamp(min=0)
+    return temperature_facts(torch.from_numpy(names.logits), known).tolist() if labels else []
 
 
 def _lists(names: Names) -> tuple[list[list[int]], list[list[float]], list[float]]:

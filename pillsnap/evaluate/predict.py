@@ -15,6 +15,7 @@ from pillsnap.evaluate.inference import infer
 from pillsnap.manifest.aihub import parse_name
 from pillsnap.manifest.table import read_manifest
 from pillsnap.metrics.evidence import Evidence, gather, read_allowed
+from pillsnap.metrics.limits import NOT_EVALUATED, Limits, read_limits
 from pillsnap.photos.decode import PHOTO_SUFFIXES
 from pillsnap.runs.directory import Run
 from pillsnap.storage import local_manifest
@@ -55,7 +56,8 @@ def predict_photos(
     file name states it) and `pills`, best first. Ray must be initialised.
 
     A pill has `box` (x, y, w, h in pixels), `score` of the detector, `code`, `name`, `edi_codes`, `attributes`,
-    `confidence` (calibrated on the validation split) and `top5`; with `evidence` also what it says (Evidence.facts).
+    `confidence` (calibrated on the validation split), `top5`, and the `answer` with its `reason` (Limits.answer); with
+    `evidence` also what it says (Evidence.facts).
     With `single` only the pill of the highest score is returned.
     """
     root = os.path.commonpath([photo.parent for photo in photos])
@@ -113,12 +115,17 @@ def _predict(
         }
     )
     confidence = run.settings.evaluation.confidence
-    found = infer(table, run.where, run.settings, run.codes, root, min_score=confidence, evidence=evidence)
+    limits = read_limits(run.run_dir)
+    found = infer(
+        table, run.where, run.settings, run.codes, root, min_score=confidence, evidence=evidence, limits=limits
+    )
     rows = {row["sample_id"]: row for row in found}
-    return [_entry(run, rows[name], side, single, evidence) for name, side in zip(names, sides, strict=True)]
+    return [_entry(run, rows[name], side, single, evidence, limits) for name, side in zip(names, sides, strict=True)]
 
 
-def _entry(run: Run, row: dict[str, Any], side: int | None, single: bool, evidence: Evidence | None) -> dict[str, Any]:
+def _entry(
+    run: Run, row: dict[str, Any], side: int | None, single: bool, evidence: Evidence | None, limits: Limits | None
+) -> dict[str, Any]:
     named = row["named_top"] or []
     pills = []
     for number, (box, score, indices, probabilities) in enumerate(
@@ -140,6 +147,11 @@ def _entry(run: Run, row: dict[str, Any], side: int | None, single: bool, eviden
                 ],
             }
         )
+        known = row["named_known"]
+        if limits is None or known is None:
+            pills[-1] |= NOT_EVALUATED
+        else:
+            pills[-1] |= limits.answer(probabilities[0], known[number])
         if evidence is not None:
             index, confidence, forbidden = (row[name][number] for name in _UNAIDED)
             pills[-1] |= evidence.facts(indices[0], run.codes[index], confidence, forbidden)

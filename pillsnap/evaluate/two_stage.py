@@ -73,6 +73,7 @@ class TwoStage:
         settings: Settings,
         codes: list[str],
         *,
+        detect: bool = True,
         classify: bool = True,
         evidence: Evidence | None = None,
     ) -> None:
@@ -80,7 +81,7 @@ class TwoStage:
         self._device = this_device(settings.train.device)
         self._autocast = autocast(settings.train.amp, self._device)
         self._rng = np.random.default_rng(0)
-        detection = load_best(run, "detection", settings, codes)
+        detection = load_best(run, "detection", settings, codes) if detect else None
         classification = load_best(run, "classification", settings, codes) if classify else None
         if detection is None and classification is None:
             raise UserError(f"{run} has no complete checkpoint: train it first, with `pillsnap train --run {run}`.")
@@ -89,6 +90,7 @@ class TwoStage:
         evidence = evidence or Evidence(np.zeros(len(codes)), len(codes))
         self._log_ratios = torch.from_numpy(evidence.log_ratios).float().to(self._device)
         self._num_named = min(TOP, evidence.num_allowed)
+        self.model = "" if classification is None else classification.sha256
         self.temperature = 1.0 if classification is None else classification.metrics.get("temperature", 1.0)
 
     @torch.inference_mode()

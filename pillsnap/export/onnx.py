@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from pillsnap.errors import UserError
-from pillsnap.files import write_json
-from pillsnap.metrics import evidence
+from pillsnap.files import write_atomically, write_json
+from pillsnap.metrics import evidence, limits
 from pillsnap.models.classifier import logits_and_features
 from pillsnap.photos import decode
 from pillsnap.runs.directory import Run
@@ -55,7 +55,8 @@ class _ClassifierOutputs(nn.Module):
 
 
 def export_run(run: Run, folder: Path) -> dict[str, float]:
-    """Write detector.onnx, classifier.onnx, pipeline.json, pipeline.py, decode.py and evidence.py into `folder`.
+    """Write detector.onnx, classifier.onnx, pipeline.json, pipeline.py and its modules into `folder`, and the limits of
+    the run's answers, if it was evaluated.
 
     Returns the largest difference of each model from torch, relative to its largest output.
 
@@ -103,7 +104,12 @@ def export_run(run: Run, folder: Path) -> dict[str, float]:
     }
     write_json(folder / "pipeline.json", facts)
     shutil.copyfile(Path(__file__).with_name("pipeline.py"), folder / "pipeline.py")
-    for module in (decode, evidence):
+    of_run = limits.read_limits(run.run_dir)
+    if of_run is not None and of_run.model == best["classification"].sha256:  # type: ignore[union-attr]
+        write_atomically(folder / limits.LIMITS_NAME, of_run.to_bytes())
+    else:
+        (folder / limits.LIMITS_NAME).unlink(missing_ok=True)  # of another model
+    for module in (decode, evidence, limits):
         (folder / f"{module.__name__.rpartition('.')[2]}.py").write_text(_standalone(module), encoding="utf-8")
     return differences
 

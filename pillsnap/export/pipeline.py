@@ -2,8 +2,9 @@
 
     python pipeline.py photo.png [photo.png ...] [--allow codes.txt] [--hint shape=round ...]
 
-`pillsnap export` copies this file, decode.py, which reads photos as training does, and evidence.py, which combines an
-answer with possible codes and hints, beside the models; their settings and classes are in pipeline.json.
+`pillsnap export` copies this file, decode.py, which reads photos as training does, evidence.py, which combines an
+answer with possible codes and hints, and limits.py, which decides whether a code is given, beside the models; their
+settings and classes are in pipeline.json.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ class Pipeline:
     """The two exported models of a folder."""
 
     def __init__(self, folder: str | Path, providers: list[str] | None = None) -> None:
+        self._folder = folder
         self.facts: dict[str, Any] = json.loads((Path(folder) / "pipeline.json").read_text(encoding="utf-8"))
         providers = providers or onnxruntime.get_available_providers()
         self._detector, self._classifier = (
@@ -39,15 +42,20 @@ class Pipeline:
 
     def predict(self, photo: Photo, evidence: Any = None) -> list[dict[str, Any]]:
         """The pills of one photo, best box first: `box` (x, y, w, h in pixels), `score`, `code`, `name`, `edi_codes`,
-        `attributes`, `confidence` and `top5`; with `evidence` (of `evidence.gather`) also what it says. Raises BadImage
-        for bytes that cannot be decoded.
+        `attributes`, `confidence`, `top5`, the `answer` (code, unsure or unknown) and its `reason`; with `evidence`
+        (of `evidence.gather`) also what it says. Raises BadImage for bytes that cannot be decoded.
         """
         boxes, scores = self.detect(photo)
         pills = []
-        logits = self.logits(photo, boxes)
+        from limits import NOT_EVALUATED
+
+        logits, features = self._outputs(photo, boxes, ["logits", "features"])
+        logits = self._calibrated(logits)
+        known = None if self.limits is None else self.limits.likeness(features)
         ratios = 0.0 if evidence is None else evidence.log_ratios
         num_named = min(5, len(self.facts["classes"]) if evidence is None else evidence.num_allowed)
-        for box, score, alone, aided in zip(boxes, scores, logits, logits + ratios, strict=True):
+        for number, (box, score, alone) in enumerate(zip(boxes, scores, logits, strict=True)):
+            aided = alone + ratios
             top = np.argsort(-aided, kind="stable")[:num_named]
             (probabilities,) = softmax(aided[None])
             named = [self.facts["classes"][i] for i in top]
@@ -61,6 +69,8 @@ class Pipeline:
                     for entry, i in zip(named, top, strict=True)
                 ],
             })  # fmt: skip
+            sure = NOT_EVALUATED if known is None else self.limits.answer(probabilities[top[0]], known[number])
+            pills[-1] |= sure
             if evidence is not None:
                 (unaided,) = softmax(alone[None])
                 best, excluded = int(unaided.argmax()), np.isneginf(evidence.log_ratios)
@@ -95,6 +105,16 @@ class Pipeline:
     def logits(self, photo: Photo, boxes: np.ndarray) -> np.ndarray:
         """Logits divided by the temperature, (k, classes), of the pills in the boxes (k, 4)."""
         (logits,) = self._outputs(photo, boxes, ["logits"])
+        return self._calibrated(logits)
+
+    @cached_property
+    def limits(self) -> Any:
+        """Limits of the run's answers; None if it was exported before it was evaluated."""
+        from limits import read_limits
+
+        return read_limits(self._folder)
+
+    def _calibrated(self, logits: np.ndarray) -> np.ndarray:
         return logits.astype(np.float64) / self.facts["classification"]["temperature"]
 
     def features(self, photo: Photo, boxes: np.ndarray) -> np.ndarray:

@@ -83,12 +83,17 @@ def cross_fitted_confidence(facts: np.ndarray, groups: np.ndarray) -> np.ndarray
     `facts` (n, NUM_FACTS) are those of `temperature_facts`; crops of one of the `groups` (n,) are in the same of
     NUM_FOLDS folds. 0 for a row that is not finite.
     """
-    folds = np.unique(groups, return_inverse=True)[1] % NUM_FOLDS
+    folds = folds_of(groups)
     confidence = np.zeros(len(facts))
     for fold in np.unique(folds):
         inside = folds == fold
         confidence[inside] = _confidence(facts[inside], best_temperature(facts[~inside]))
     return confidence
+
+
+def folds_of(groups: np.ndarray) -> np.ndarray:
+    """Fold (n,) of each crop, 0 to NUM_FOLDS - 1; crops of one of the `groups` (n,) are in the same."""
+    return np.unique(groups, return_inverse=True)[1] % NUM_FOLDS
 
 
 def _confidence(facts: np.ndarray, temperature: float) -> np.ndarray:

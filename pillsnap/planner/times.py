@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pillsnap.config import TASKS, ClassificationSettings, DetectionSettings
+from pillsnap.evaluate.answers import MAX_FITTED
 from pillsnap.planner.measure import LoaderRates, StepRates
 
 START_S = 30.0
@@ -130,9 +131,14 @@ class TaskEstimate:
 
 
 def evaluation_s(tasks: list[TaskEstimate]) -> float:
-    """Seconds of the evaluation: all validation photos are decoded, and pass the models, each its own samples."""
-    models_s = sum(task.counts.val / task.steps.val_images_per_s for task in tasks)
-    decoding_s = max(task.counts.val / task.loader.direct for task in tasks)
+    """Seconds of the evaluation: all validation photos, and the training photos to which the classifier's likeness is
+    fitted, are decoded and pass the models, each its own samples.
+    """
+    samples = [
+        task.counts.val + (min(MAX_FITTED, task.counts.train) if task.task == "classification" else 0) for task in tasks
+    ]
+    models_s = sum(number / task.steps.val_images_per_s for number, task in zip(samples, tasks, strict=True))
+    decoding_s = max(number / task.loader.direct for number, task in zip(samples, tasks, strict=True))
     return START_S + max(models_s, decoding_s)
 
 

@@ -22,6 +22,8 @@ class Best:
     task: Task
     model: nn.Module
     metrics: dict[str, float]
+    sha256: str
+    """Of its file of weights."""
 
 
 def load_best(where: str | Path, name: str, settings: Settings, codes: list[str], role: str = "reader") -> Best | None:
@@ -41,4 +43,4 @@ def load_best(where: str | Path, name: str, settings: Settings, codes: list[str]
             f"{checkpoint.path} has no weights of {task.settings.model} ({one_line(error)[:160]}): "
             "its run was changed after the training; name another --run."
         ) from None
-    return Best(task, model.eval(), checkpoint.meta.get("metrics", {}))
+    return Best(task, model.eval(), checkpoint.meta.get("metrics", {}), checkpoint.meta["files"]["ema.safetensors"])

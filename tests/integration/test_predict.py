@@ -14,6 +14,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -23,10 +24,12 @@ from pillsnap.cli.main import app
 from pillsnap.config import load_settings
 from pillsnap.data import augment
 from pillsnap.data.augment import CropJitter
+from pillsnap.evaluate.answers import count_answers
 from pillsnap.evaluate.evaluator import evaluate_run
 from pillsnap.evaluate.predict import evidence_for, predict_manifest_photos
 from pillsnap.evaluate.two_stage import Names, TwoStage
 from pillsnap.manifest.table import read_classes, read_manifest
+from pillsnap.metrics.limits import ANSWERS, LIMITS_NAME, read_limits
 from pillsnap.models.classifier import input_statistics, normalise
 from pillsnap.photos.reader import PhotoReader
 from pillsnap.runs.checkpoint import find_checkpoint, save_checkpoint
@@ -36,6 +39,7 @@ from pillsnap.tasks.registry import make_task
 SMALL = {
     "detection.image_size_px": 96, "classification.image_size_px": 224, "train.amp": "off", "wandb.mode": "disabled",
     "train.cpus_per_worker": 0.25, "data.decoding_cpus": 0.5, "evaluation.batch_size": 4,
+    "evaluation.max_wrong": 0.9,
 }  # fmt: skip
 
 
@@ -173,7 +177,9 @@ def test_list_and_hint_reach_the_models_and_the_metrics(
             assert pill["attributes"] == run.classes[names.top[number, 0]].attributes
             assert pill["restricted"]["forbidden"] == pytest.approx(float(names.forbidden[number]), abs=2e-3)
 
-    checkpoint = SimpleNamespace(meta={"manifest_hash": run.manifest_hash})
+    trained, _ = find_checkpoint(run.checkpoint_dir("classification"))
+    assert trained is not None
+    checkpoint = SimpleNamespace(meta=trained.meta | {"manifest_hash": run.manifest_hash})
     monkeypatch.setattr("pillsnap.evaluate.evaluator.find_run_checkpoint", lambda *_: (checkpoint, None))
     counts = dict.fromkeys(run.codes, 1.0)
     metrics = evaluate_run(run, allowed=run.codes[1:3], counts=counts)
@@ -186,3 +192,41 @@ def test_list_and_hint_reach_the_models_and_the_metrics(
     assert sum(row["num_samples"] for row in rows) == metrics["classification"]["num_samples"]
     text = " ".join((run.run_dir / "report.html").read_text(encoding="utf-8").split())
     assert "Restricted to 2 codes" in text and "By attribute" in text
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_evaluation_and_prediction_give_the_same_answers(
+    run: Run, toy_manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run.run_dir / LIMITS_NAME).unlink(missing_ok=True)
+    assert set(answers_of(run, toy_manifest)) == {"unsure"}
+    trained, _ = find_checkpoint(run.checkpoint_dir("classification"))
+    assert trained is not None
+    checkpoint = SimpleNamespace(meta=trained.meta | {"manifest_hash": run.manifest_hash})
+    monkeypatch.setattr("pillsnap.evaluate.evaluator.find_run_checkpoint", lambda *_: (checkpoint, None))
+    metrics = evaluate_run(run)
+    limits = read_limits(run.run_dir)
+    assert limits is not None and limits.model == trained.meta["files"]["ema.safetensors"]
+    found = metrics["classification"]["answers"]
+    assert (found["max_wrong"], found["threshold"]) == (0.9, limits.confidence)
+    answers = answers_of(run, toy_manifest)
+    counts = {answer: answers.count(answer) for answer in ANSWERS}
+    assert counts == metrics["pipeline"]["answers"] and counts["code"] > 0
+    text = " ".join((run.run_dir / "report.html").read_text(encoding="utf-8").split())
+    assert "Code, unsure or unknown" in text and f"Found pills: {counts['code']} with a code" in text
+
+    # Limits that half of the pills fall below.
+    pipeline = pq.read_table(run.run_dir / "predictions" / "pipeline.parquet")
+    likeness = np.concatenate(pipeline["known"].to_pylist())
+    limits = replace(limits, known=float(np.median(likeness)) + 1e-6)
+    (run.run_dir / LIMITS_NAME).write_bytes(limits.to_bytes())
+    answers = answers_of(run, toy_manifest)
+    assert {answer: answers.count(answer) for answer in ANSWERS} == count_answers(limits, pipeline)
+    assert 0 < answers.count("unknown") < len(answers)
+
+
+def answers_of(run: Run, manifest: Path) -> list[str]:
+    """Answers to all pills of the validation photos; each but a code has a reason."""
+    pills = [pill for entry in predict_manifest_photos(run, manifest, None, "val") for pill in entry["pills"]]
+    assert all((pill["reason"] is None) == (pill["answer"] == "code") for pill in pills)
+    return [pill["answer"] for pill in pills]

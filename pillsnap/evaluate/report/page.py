@@ -66,6 +66,7 @@ def write_report(
         curves=curves.learning_curves(events),
         precision_recall=results.precision_recall_chart(detection) if detection and detection["num_boxes"] else None,
         reliability=_reliability(classification),
+        risk=results.risk_coverage_chart(answers) if (answers := (classification or {}).get("answers")) else None,
         confusion=None if crops is None else report_classes.confusion(crops, codes),
         num_classes=len(codes),
         num_photos=len(outcomes),

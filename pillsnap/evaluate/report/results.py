@@ -65,6 +65,24 @@ def comparison(metrics: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[s
     return {"name": earlier.get("run", "earlier run"), "rows": rows, "num_photos": photos}
 
 
+def risk_coverage_chart(answers: Mapping[str, Any]) -> Chart:
+    """Share of wrong answers over the share of crops that are answered; the mark is the run's own limit."""
+    curve = answers["risk_coverage"]
+    mark = None
+    if answers["coverage"]:
+        mark = Mark(answers["coverage"], answers["wrong"], f"{percent(answers['coverage'], 0)} answered")
+    return line_chart(
+        "Share of wrong answers by the share of crops that are answered",
+        [Line("wrong", curve["coverage"], curve["wrong"])],
+        x_label="answered, the most confident first",
+        x_range=(0, 1),
+        y_range=(0, max(1.1 * max(curve["wrong"]), 2 * answers["max_wrong"])),
+        x_percent=True,
+        mark=mark,
+        fill=True,
+    )
+
+
 def precision_recall_chart(detection: Mapping[str, Any]) -> Chart:
     curve = detection["pr_curve"]
     return line_chart(

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from pillsnap.config import TASKS
 from pillsnap.errors import UserError
+from pillsnap.evaluate.answers import MAX_FITTED
 from pillsnap.observe.events import read_events
 from pillsnap.runs.directory import Run
 from pillsnap.runs.elapsed import ElapsedTime
@@ -41,7 +42,8 @@ def task_budget(run: Run, name: str) -> TimeBudget | None:
         return None
     shown = run.manifest["codes"].filter(pc.equal(run.manifest["split"], "train"))
     samples = {"detection": len(shown), "classification": pc.sum(pc.list_value_length(shown)).as_py() or 0}
-    num_judged = pc.sum(pc.equal(run.manifest["split"], "val")).as_py() or 0
+    num_val = pc.sum(pc.equal(run.manifest["split"], "val")).as_py() or 0
+    num_fitted = min(MAX_FITTED, len(shown)) if "classification" in run.settings.tasks else 0
     events, work, spent_s, judging_s = read_events(run.run_dir), dict[str, float](), 0.0, 0.0
     for task in TASKS:
         settings = getattr(run.settings, task)
@@ -51,13 +53,13 @@ def task_budget(run: Run, name: str) -> TimeBudget | None:
             work[task] = settings.epochs * num_samples * settings.image_size_px**2
         if task != name:
             spent_s += ElapsedTime(run.checkpoint_dir(task), last.meta["elapsed_s"] if last else 0.0).before_s
-            judging_s += num_judged * _validation_s_per_sample(events, task)
+            judging_s += num_val * _validation_s_per_sample(events, task)
     if spent_s >= 60 * minutes:
         raise UserError(
             f"train.time_budget_minutes={minutes:g} leaves no time for {name}: {spent_s / 60:.0f} minutes are spent. "
             "Raise it or set it to null."
         )
-    return TimeBudget(60 * minutes, spent_s, work[name] / max(sum(work.values()), 1), num_judged, judging_s)
+    return TimeBudget(60 * minutes, spent_s, work[name] / max(sum(work.values()), 1), num_val + num_fitted, judging_s)
 
 
 def _validation_s_per_sample(events: list[dict[str, Any]], task: str) -> float:

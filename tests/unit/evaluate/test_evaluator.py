@@ -46,15 +46,16 @@ def test_evaluating_another_split_keeps_the_results_of_validation(run: Run) -> N
 
 
 def test_only_the_validation_photos_of_the_run_chose_its_models(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = SimpleNamespace(meta={"manifest_hash": run.manifest_hash})
+    found = SimpleNamespace(meta={"manifest_hash": run.manifest_hash, "files": {"ema.safetensors": "sha"}})
     fitted: list[bool] = []
 
-    def predict(*_: Any, fitted_here: bool) -> Predictions:
+    def predict(*_: Any, fitted_here: bool, limits: None) -> Predictions:
         fitted.append(fitted_here)
         return Predictions(None, None, None, {}, fitted_here=fitted_here)
 
     monkeypatch.setattr(evaluator, "find_run_checkpoint", lambda *_: (found, []))
     monkeypatch.setattr(evaluator, "predict_manifest", predict)
+    monkeypatch.setattr(evaluator, "fit_to_training", lambda *_: None)
     monkeypatch.setattr(evaluator, "model_problems", lambda _: [])
     chose = [evaluate_run(run, split=split)["split_facts"]["chose_models"] for split in ("val", "test")]
     found.meta["manifest_hash"] = "another"

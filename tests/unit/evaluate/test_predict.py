@@ -18,6 +18,7 @@ from pillsnap.errors import UserError
 from pillsnap.evaluate import predict
 from pillsnap.manifest.table import SCHEMA, ClassInfo, write_manifest
 from pillsnap.metrics.evidence import Evidence
+from pillsnap.metrics.limits import LIMITS_NAME, NOT_EVALUATED, Limits, fit_likeness
 from pillsnap.photos.archives import parse_location
 from pillsnap.runs.directory import Run, open_run
 
@@ -60,7 +61,7 @@ def test_photos_of_a_split_are_read_by_location(run: Run, tmp_path: Path, monkey
 FOUND = {
     "error": None, "boxes": [[1, 2, 3, 4]], "scores": [0.9],
     "named_top": [[1, 0]], "named_probs": [[0.75, 0.25]], "named_unaided": [2], "named_unaided_probs": [0.5],
-    "named_forbidden": [0.625],
+    "named_forbidden": [0.625], "named_known": None,
 }  # fmt: skip
 
 
@@ -97,6 +98,7 @@ def test_answer_says_how_it_was_restricted_and_hinted(
             "box": [1, 2, 3, 4], "score": 0.9, "code": "K-2", "name": "", "edi_codes": [],
             "attributes": {"shape": "팔각형"}, "confidence": 0.75,
             "top5": [{"code": "K-2", "confidence": 0.75}, {"code": "K-1", "confidence": 0.25}],
+            "answer": "unsure", "reason": "the model has no limits: evaluate its run with `pillsnap evaluate`",
             "unaided": {"code": "K-3", "confidence": 0.5}, "restricted": {"num_codes": 2, "forbidden": 0.625},
             "hints": {"shape=octagon": round(ratios[1], 3)},
         }],
@@ -104,6 +106,33 @@ def test_answer_says_how_it_was_restricted_and_hinted(
     (plain,) = predict.predict_photos(other_run, photos)
     assert not {"unaided", "restricted", "hints"} & set(plain["pills"][0])
     assert predict.evidence_for(other_run) is None
+
+
+def test_answer_has_the_limits_of_the_evaluation(
+    other_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = replace(fit_likeness("sha", np.eye(3), np.arange(3)), max_wrong=0.05, confidence=0.7, known=0.0)
+    (other_run.run_dir / LIMITS_NAME).write_bytes(limits.to_bytes())
+    given: dict[str, Any] = {}
+    photos = [tmp_path / name for name in ("a.png", "b.png", "c.png", "d.png")]
+    found = [{"named_known": [0.5]}, {"named_known": [-1.0]}, {"named_known": [0.5], "named_probs": [[0.6, 0.4]]}, {}]
+
+    def infer(*_: Any, limits: Limits | None, **__: Any) -> list[dict[str, Any]]:
+        given["limits"] = limits
+        return [FOUND | {"sample_id": str(photo)} | row for photo, row in zip(photos, found, strict=True)]
+
+    monkeypatch.setattr(predict, "infer", infer)
+    entries = predict.predict_photos(other_run, photos)
+    assert given["limits"].confidence == 0.7 and given["limits"].model == "sha"
+    pills = [entry["pills"][0] for entry in entries]
+    assert [pill["answer"] for pill in pills] == ["code", "unknown", "unsure", "unsure"]
+    assert [pill["reason"] for pill in pills] == [
+        None,
+        "likeness -1.0 is below 0.0",
+        "confidence 0.6000 is below 0.7000, the limit for at most 5 % wrong codes",
+        NOT_EVALUATED["reason"],  # limits of another classifier
+    ]
+    assert {pill["code"] for pill in pills} == {"K-2"} and all(len(pill["top5"]) == 2 for pill in pills)
 
 
 def test_commands_refuse_an_unknown_code_before_anything_starts(run: Run, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from pillsnap.evaluate.two_stage import TwoStage
 from pillsnap.export.onnx import MAX_DIFFERENCE, export_run
 from pillsnap.export.pipeline import Pipeline
 from pillsnap.manifest.table import ClassInfo
+from pillsnap.metrics.limits import LIMITS_NAME, Limits, fit_likeness
 from pillsnap.photos.decode import BadImage, decode_image
 from pillsnap.runs.checkpoint import Position, save_checkpoint
 from pillsnap.runs.directory import Run
@@ -106,12 +108,13 @@ def assert_same_reader(folder: Path) -> None:
 
 
 def test_exported_models_and_pipeline(run: Run, tmp_path: Path) -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (160, 160, 3), dtype=np.uint8)
+    limits = write_limits(run, photo)
     differences = export_run(run, tmp_path)
     assert_same_reader(tmp_path)
     assert set(differences) == {"detector", "classifier"}
     assert max(differences.values()) < MAX_DIFFERENCE
 
-    photo = np.random.default_rng(0).integers(0, 256, (160, 160, 3), dtype=np.uint8)
     cv2.imwrite(str(tmp_path / "photo.png"), photo[..., ::-1])
     # A large photo, whose JPEG is decoded at an eighth for detection and at the size that each crop needs.
     large = cv2.resize(photo, (1280, 1280), interpolation=cv2.INTER_CUBIC)
@@ -126,6 +129,45 @@ def test_exported_models_and_pipeline(run: Run, tmp_path: Path) -> None:
     assert_same_pills(run, Photo((tmp_path / "large.jpg").read_bytes(), 10**7), large_pills, 0.5)
     assert_same_evidence(run, tmp_path, photo, boxes)
     assert_same_features(run, tmp_path, photo, boxes)
+    assert_same_answers(run, limits, photo, boxes, small_pills)
+
+    # Limits of another classifier are not exported, and those of an earlier export removed.
+    (run.run_dir / LIMITS_NAME).write_bytes(replace(limits, model="another").to_bytes())
+    export_run(run, tmp_path)
+    assert not (tmp_path / LIMITS_NAME).exists()
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    answers = [pill["answer"] for line in done.stdout.splitlines() for pill in json.loads(line)["pills"]]
+    assert set(answers) == {"unsure"}
+
+
+def write_limits(run: Run, photo: np.ndarray) -> Limits:
+    """Limits within the widest gaps, so that roundings do not matter."""
+    models = TwoStage(run.run_dir, run.settings, CODES)
+    found = models.detect([photo], min_score=run.settings.evaluation.confidence)[0]
+    (names,) = models.classify([photo], [found.boxes])
+    fitted = fit_likeness(models.model, names.features, np.arange(len(found.boxes)) // 3)
+    least = widest_gap(fitted.likeness(names.features))
+    confidence = widest_gap(names.probs[fitted.likeness(names.features) >= least, 0])
+    limits = replace(fitted, max_wrong=0.01, confidence=confidence, known=least)
+    (run.run_dir / LIMITS_NAME).write_bytes(limits.to_bytes())
+    return limits
+
+
+def widest_gap(values: np.ndarray) -> float:
+    """The middle of the widest gap between two of the lower values."""
+    ordered = np.sort(values)[: len(values) // 2 + 1]
+    widest = int(np.argmax(np.diff(ordered)))
+    return float(ordered[widest : widest + 2].mean())
+
+
+def assert_same_answers(
+    run: Run, limits: Limits, photo: np.ndarray, boxes: np.ndarray, pills: list[dict[str, Any]]
+) -> None:
+    (names,) = TwoStage(run.run_dir, run.settings, CODES).classify([photo], [boxes])
+    known = limits.likeness(names.features)
+    expected = [limits.answer(*pair)["answer"] for pair in zip(names.probs[:, 0], known, strict=True)]
+    found = [min(pills, key=lambda p, box=box: np.abs(np.array(p["box"]) - box).max())["answer"] for box in boxes]
+    assert found == expected and set(found) == {"code", "unsure", "unknown"}
 
 
 def assert_same_features(run: Run, folder: Path, photo: np.ndarray, boxes: np.ndarray) -> None:

@@ -95,3 +95,5 @@ def test_evaluation_time_is_of_both_models_or_the_loader() -> None:
     fast, slow = task_estimate(loader=1e9), task_estimate(loader=10)
     assert evaluation_s([fast, fast]) == pytest.approx(START_S + 200 * 2 / 200)
     assert evaluation_s([slow]) == pytest.approx(START_S + 200 / 10)
+    # Likeness is fitted to all of 1,000 training crops.
+    assert evaluation_s([task_estimate("classification", loader=10)]) == pytest.approx(START_S + 1200 / 10)

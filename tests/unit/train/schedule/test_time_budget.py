@@ -18,7 +18,8 @@ from pillsnap.runs.directory import Run
 from pillsnap.train.schedule.time_budget import TimeBudget, task_budget
 
 MANIFEST = pa.table({"split": ["train"] * 6 + ["val"] * 3, "codes": [["a"]] * 5 + [["a", "b", "c"]] + [["a"]] * 3})
-"""Six training photos with eight pills, and three photos to evaluate on."""
+"""Six training photos with eight pills, and three photos to evaluate on; the evaluation fits
+likeness to the former."""
 SIZES = {
     "detection.image_size_px": 128, "detection.epochs": 6, "classification.image_size_px": 64,
     "classification.epochs": 9,
@@ -45,9 +46,9 @@ def test_no_limit_without_a_setting(tmp_path: Path) -> None:
 
 def test_first_task_gets_its_share_of_the_planned_pixels(tmp_path: Path) -> None:
     """6 epochs of 6 photos at four times the pixels, against 9 epochs of 8 crops: 144 of 216."""
-    assert task_budget(run_of(tmp_path), "detection") == TimeBudget(3600, 0.0, 144 / 216, 3)
+    assert task_budget(run_of(tmp_path), "detection") == TimeBudget(3600, 0.0, 144 / 216, 9)
     fewer = run_of(tmp_path, **{"detection.samples_per_epoch": 3})
-    assert task_budget(fewer, "detection") == TimeBudget(3600, 0.0, 72 / 144, 3)
+    assert task_budget(fewer, "detection") == TimeBudget(3600, 0.0, 72 / 144, 9)
     alone = run_of(tmp_path, **{"train.task": "detection"})
     assert task_budget(alone, "detection") == TimeBudget(3600, 0.0, 1.0, 3)
 
@@ -60,8 +61,8 @@ def test_last_task_gets_what_the_first_left(tmp_path: Path) -> None:
         events.write("task", task="detection", status="started", num_val=4)
         events.write("validation", task="detection", epoch=6, step=10, metrics={}, duration_s=8.0)
         events.write("task", task="detection", status="finished")
-    # The evaluation of its three photos: 2 s each by the validation.
-    assert task_budget(run, "classification") == TimeBudget(3600, 1003.5, 1.0, 3, 6.0)
+    # Of the detector, three photos: 2 s each by the validation. Likeness is fitted to the other six as well.
+    assert task_budget(run, "classification") == TimeBudget(3600, 1003.5, 1.0, 9, 6.0)
 
 
 def test_nothing_left_is_refused(tmp_path: Path) -> None:
