@@ -12,7 +12,7 @@ import numpy as np
 
 from pillsnap.errors import UserError
 
-LIKENESSES = ("easy", "shared")
+LIKENESSES = ("easy", "shared", "back")
 CLASSES_PER_GROUP = 6
 MAX_CLASSES = 10_000
 
@@ -103,8 +103,9 @@ def build_catalog(seed: int, num_classes: int, likeness: str) -> list[Pill]:
     """Draw the drugs, sorted by code.
 
     The drugs for n classes are among those for n + 1. With `likeness` "easy" most classes differ in shape or
-    colour; with "shared" every `CLASSES_PER_GROUP` classes have shape, colours and size in common. Pills of one shape
-    and colour never share an imprint, neither on the front nor on the back.
+    colour; with "shared" every `CLASSES_PER_GROUP` classes have shape, colours and size in common; with "back" these
+    drugs have a blank front. Pills of one shape and colour never share an imprint, neither on the front nor on the
+    back.
 
     Raises:
         UserError: `likeness` is unknown or `num_classes` is out of range.
@@ -125,6 +126,8 @@ def build_catalog(seed: int, num_classes: int, likeness: str) -> list[Pill]:
         taken = prints[look.shape, look.colour, look.second_colour]
         front = _fresh(taken, partial(_imprint, rng, _SIZES[look.shape][4], scored))
         back = _fresh(taken, partial(_imprint, rng, _SIZES[look.shape][4], False))
+        if likeness == "back":
+            front, scored = "", False
         pills.append(_describe(rng, code, look, (front, back), (bool(scored), False)))
     return sorted(pills, key=lambda pill: pill.code)
 

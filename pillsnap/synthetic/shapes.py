@@ -152,7 +152,7 @@ def _mark(pill: Pill, direction: int, px_per_mm: float, side: int) -> np.ndarray
         draw.line([(middle, middle - reach), (middle, middle + reach)], fill=255, width=max(2, round(0.55 * px)))
         for i, part in enumerate(pill.prints[direction].split("|")):
             _draw_text(draw, part, (middle + (i - 0.5) * wide * 0.58, text_y), wide * 0.4, high, stroke)
-    else:
+    elif pill.prints[direction]:
         _draw_text(draw, pill.prints[direction], (middle, text_y), wide, high, stroke)
     return cv2.resize(np.asarray(canvas, np.float32) / 255, (side, side), interpolation=cv2.INTER_AREA)
 

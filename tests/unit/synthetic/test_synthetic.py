@@ -255,6 +255,15 @@ def test_shared_classes_differ_only_in_the_imprint() -> None:
     assert imprint_difference(one, 0, one, 1) > 2
 
 
+def test_backs_tell_apart_classes_of_blank_fronts() -> None:
+    shared, pills = build_catalog(2, 24, "shared"), build_catalog(2, 24, "back")
+    assert [pill.look for pill in pills] == [pill.look for pill in shared]
+    assert [pill.prints for pill in pills] == [("", pill.prints[1]) for pill in shared]
+    assert not any(front for pill in pills for front in pill.scored)
+    one, other = [pill for pill in pills if pill.look == pills[0].look][:2]
+    assert imprint_difference(one, 0, other, 0) < 1 < 2 < imprint_difference(one, 1, other, 1)
+
+
 def test_easy_classes_differ_in_shape_or_colour() -> None:
     looks = {(pill.look.shape, pill.look.colour) for pill in build_catalog(2, 60, "easy")}
     assert len(looks) == 60
