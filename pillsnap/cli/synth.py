@@ -20,7 +20,11 @@ def synth(
     frame: Annotated[str, typer.Option(help="Width x height in pixels.")] = "976x1280",
     image_format: Annotated[str, typer.Option("--format", help="png or jpg.")] = "png",
     likeness: Annotated[
-        str, typer.Option(help="easy: classes differ in shape and colour; shared: only in the imprint; back: only in that of the back.")
+        str,
+        typer.Option(
+            help="easy: classes differ in shape and colour; shared: only in the imprint; back: only in that of the "
+            "back."
+        ),
     ] = "easy",
 ) -> None:
     """Generate synthetic pill photographs with labels in the AI Hub layout."""

@@ -57,8 +57,9 @@ def generate(
     """Render `num_singles` photos of one pill and `num_combinations` photos of two to four under `out`.
 
     `frame` is (width, height) in px; with `likeness` "easy" classes differ in colour or shape,
-    with "shared" only in the imprint, with "back" only in that of the back. A photograph depends on the arguments and its own file name alone, so the bytes
-    are the same for any `num_workers` (default: every core). `progress(done, total)` is called as photos are written.
+    with "shared" only in the imprint, with "back" only in that of the back. A photograph depends on the arguments and
+    its own file name alone, so the bytes are the same for any `num_workers` (default: every core).
+    `progress(done, total)` is called as photos are written.
     `out/synthetic.json` records the arguments and, once all is written, `"complete": true`; running again with the same
     arguments writes the same tree again.
 
