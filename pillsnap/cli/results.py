@@ -89,6 +89,14 @@ def predict(
         ),
     ] = None,
     attributes: AttributeFile = None,
+    pairs: Annotated[
+        str | None,
+        typer.Option(
+            help="Name pills by front and back. name: photos named alike but for the side, such as 12_front.jpg and "
+            "12_back.jpg, or by AI Hub's rule; order: front and back in turn.",
+            show_default="none",
+        ),
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="File for the result.", show_default="the terminal")
     ] = None,
@@ -97,7 +105,7 @@ def predict(
     whether the answer is the code, unsure or unknown.
 
     With --allow or --hint each pill also says what the photo alone names, and how much the list or the hints changed.
-    Exit code 1 when a photo could not be read.
+    With --pairs both photos of a pill also have the joint answer. Exit code 1 when a photo could not be read.
     """
     from pillsnap.cluster.session import ray_session
     from pillsnap.evaluate.predict import evidence_for, list_photos, predict_manifest_photos, predict_photos
@@ -105,6 +113,8 @@ def predict(
 
     if mode not in ("auto", "single", "combination"):
         raise UserError(f"--mode {mode!r} is none of auto, single, combination.")
+    if pairs not in (None, "name", "order"):
+        raise UserError(f"--pairs {pairs!r} is none of name, order.")
     single = mode == "single"
     is_manifest = len(paths) == 1 and paths[0].endswith(".parquet")
     photos = [] if is_manifest else list_photos([Path(path) for path in paths])
@@ -117,9 +127,11 @@ def predict(
     evidence = evidence_for(run, allow, hint or ())
     with ray_session():
         if is_manifest:
-            results = predict_manifest_photos(run, paths[0], data_root, split, single=single, evidence=evidence)
+            results = predict_manifest_photos(
+                run, paths[0], data_root, split, single=single, evidence=evidence, pairs=pairs
+            )
         else:
-            results = predict_photos(run, photos, single=single, evidence=evidence)
+            results = predict_photos(run, photos, single=single, evidence=evidence, pairs=pairs)
     text = json.dumps(results, ensure_ascii=False, indent=2)
     if json_file:
         json_file.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ import pyarrow.parquet as pq
 
 from pillsnap.config import Settings
 from pillsnap.data.windows import Photo, Window, frame_scale
+from pillsnap.evaluate.both_sides import manifest_pairs, side_pairs
+from pillsnap.metrics.both_sides import SidePairs
 from pillsnap.metrics.boxes import MIN_SCORE
 from pillsnap.metrics.calibration import cross_fitted_confidence, temperature_facts
 from pillsnap.metrics.evidence import Evidence
@@ -55,8 +58,7 @@ _RESULT = pa.schema(
         "top_probs": pa.list_(_FLOATS),
         "raw": _FLOATS,
         "calibration_facts": pa.list_(_FLOATS),
-        "features": pa.list_(pa.binary()),
-        "named_features": pa.list_(pa.binary()),
+        **dict.fromkeys(("features", "named_features", "logits", "named_logits"), pa.list_(pa.binary())),
         "known": _DOUBLES,
         "temperature": pa.float64(),
     }
@@ -77,6 +79,7 @@ class Predictions:
     """Whether these photos chose the epochs and fitted the temperature."""
     unknown: pa.Table | None = None
     """Crops of classes that were not trained, with the columns of `classification`; None without limits."""
+    both_sides: SidePairs | None = None
 
     @property
     def tables(self) -> dict[str, pa.Table | None]:
@@ -110,7 +113,9 @@ def predict_manifest(
     (`held_out_confidence`) are cross-fitted by the photos' groups. With `limits` the tables have the likeness
     `known` of each crop, else null.
     """
-    rows = infer(manifest, run, settings, codes, data_root, evidence=evidence, limits=limits)
+    pairs = manifest_pairs(manifest, codes) if evidence is None else []
+    logits_of = {sample_id for pair in pairs for sample_id in pair}
+    rows = infer(manifest, run, settings, codes, data_root, evidence=evidence, logits_of=logits_of, limits=limits)
     errors = {row["sample_id"]: row["error"] for row in rows if row["error"]}
     rows = [row for row in rows if not row["error"]]
     has_detector = any(row["boxes"] is not None for row in rows)
@@ -171,6 +176,7 @@ def predict_manifest(
         temperature=next((row["temperature"] for row in rows if row["temperature"] is not None), 1.0),
         fitted_here=fitted_here,
         unknown=None if limits is None else pa.Table.from_pylist(unknown, pa.schema(crop_columns)),
+        both_sides=side_pairs(rows, pairs),
     )
 
 
@@ -187,12 +193,13 @@ def infer(
     evidence: Evidence | None = None,
     features: bool = False,
     limits: Limits | None = None,
+    logits_of: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """One row per photo with the output of both models; `photos` has manifest columns. Ray must be initialised.
 
     Detections below `min_score` are left out; metrics need nearly all of them. With `features` also the classifier's
-    features of each crop, as the bytes of d float32; with `limits`, unless they are of another classifier, the likeness
-    of each crop to the trained classes.
+    features of each crop, and for the sample ids of `logits_of` its logits before the temperature, as the bytes of
+    float32; with `limits`, unless they are of another classifier, the likeness of each crop to the trained classes.
     """
     import ray
     from ray.data import DataContext
@@ -218,7 +225,16 @@ def infer(
         warnings.simplefilter("ignore", DeprecationWarning)
         inferred = decoded.map_batches(
             _Model,
-            fn_constructor_args=(run, settings, codes, detect, classify, min_score, evidence, features, limits),
+            fn_constructor_args=(run, settings, codes),
+            fn_constructor_kwargs={
+                "detect": detect,
+                "classify": classify,
+                "min_score": min_score,
+                "evidence": evidence,
+                "features": features,
+                "logits_of": frozenset(logits_of),
+                "limits": limits,
+            },
             batch_size=batch_size,  # Ray demands a number of actors with GPUs
             batch_format="pyarrow",
             num_gpus=1 if num_gpus else 0,
@@ -270,6 +286,7 @@ class _Model:
         min_score: float,
         evidence: Evidence | None = None,
         features: bool = False,
+        logits_of: frozenset[str] = frozenset(),
         limits: Limits | None = None,
     ) -> None:
         import os
@@ -283,7 +300,7 @@ class _Model:
             torch.set_num_threads(os.cpu_count() or 1)
         self._settings = settings
         self._min_score = min_score
-        self._features = features
+        self._features, self._logits_of = features, logits_of
         self._labels = {code: index for index, code in enumerate(codes)}
         self._models = TwoStage(run, settings, codes, detect=detect, classify=classify, evidence=evidence)
         self._limits = limits if limits is not None and limits.model == self._models.model else None
@@ -335,8 +352,9 @@ class _Model:
             if self._limits is not None:
                 likeness = self._limits.likeness
                 result["known"], result["named_known"] = (likeness(n.features).tolist() for n in (given, named))
-            if self._features:
-                result["features"], result["named_features"] = ([*map(bytes, n.features)] for n in (given, named))
+            for name, kept in (("features", self._features), ("logits", result["sample_id"] in self._logits_of)):
+                if kept:
+                    result[name], result[f"named_{name}"] = ([*map(bytes, getattr(n, name))] for n in (given, named))
             if self._models.detector is not None:
                 result["named_top"], result["named_probs"], result["named_raw"] = _lists(named)
                 for name in ("unaided", "unaided_probs", "forbidden"):

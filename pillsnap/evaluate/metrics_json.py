@@ -13,6 +13,7 @@ import pyarrow as pa
 from pillsnap.evaluate.inference import Predictions
 from pillsnap.evaluate.targets import check_targets
 from pillsnap.files import write_atomically
+from pillsnap.metrics.both_sides import both_sides_metrics
 from pillsnap.metrics.classification import classification_metrics
 from pillsnap.metrics.detection import detection_metrics
 from pillsnap.metrics.end_to_end import pipeline_metrics
@@ -55,6 +56,8 @@ def collect_metrics(
     }
     if metrics["classification"]:
         metrics["classification"]["calibration"]["temperature"] = predictions.temperature
+        if predictions.both_sides is not None:
+            metrics["classification"]["both_sides"] = both_sides_metrics(predictions.both_sides)
     results, misses = check_targets(metrics, targets)
     misses += problems
     return {**metrics, "targets": results, "met": not misses, "misses": misses}

@@ -1,6 +1,7 @@
 """Names the pills of photos with exported models. Requires only onnxruntime, numpy, OpenCV and Pillow.
 
     python pipeline.py photo.png [photo.png ...] [--allow codes.txt] [--hint shape=round ...]
+    python pipeline.py --pairs front.png back.png [front.png back.png ...]
 
 `pillsnap export` copies this file, decode.py, which reads photos as training does, evidence.py, which combines an
 answer with possible codes and hints, and limits.py, which decides whether a code is given, beside the models; their
@@ -47,36 +48,48 @@ class Pipeline:
         """
         boxes, scores = self.detect(photo)
         pills = []
-        from limits import NOT_EVALUATED
-
-        logits, features = self._outputs(photo, boxes, ["logits", "features"])
-        logits = self._calibrated(logits)
-        known = None if self.limits is None else self.limits.likeness(features)
-        ratios = 0.0 if evidence is None else evidence.log_ratios
-        num_named = min(5, len(self.facts["classes"]) if evidence is None else evidence.num_allowed)
-        for number, (box, score, alone) in enumerate(zip(boxes, scores, logits, strict=True)):
-            aided = alone + ratios
-            top = np.argsort(-aided, kind="stable")[:num_named]
-            (probabilities,) = softmax(aided[None])
-            named = [self.facts["classes"][i] for i in top]
-            pills.append({
-                "box": [round(float(value), 1) for value in box],
-                "score": round(float(score), 4),
-                **named[0],
-                "confidence": round(float(probabilities[top[0]]), 4),
-                "top5": [
-                    {"code": entry["code"], "confidence": round(float(probabilities[i]), 4)}
-                    for entry, i in zip(named, top, strict=True)
-                ],
-            })  # fmt: skip
-            sure = NOT_EVALUATED if known is None else self.limits.answer(probabilities[top[0]], known[number])
-            pills[-1] |= sure
+        for box, score, logits, known in zip(boxes, scores, *self._logits_and_likeness(photo, boxes), strict=True):
+            index, answer = self._answer(logits, evidence, known)
+            pills.append({"box": [round(float(value), 1) for value in box], "score": round(float(score), 4), **answer})
             if evidence is not None:
-                (unaided,) = softmax(alone[None])
+                (unaided,) = softmax(logits[None])
                 best, excluded = int(unaided.argmax()), np.isneginf(evidence.log_ratios)
                 code = self.facts["classes"][best]["code"]
-                pills[-1] |= evidence.facts(int(top[0]), code, float(unaided[best]), float(unaided[excluded].sum()))
+                pills[-1] |= evidence.facts(index, code, float(unaided[best]), float(unaided[excluded].sum()))
         return pills
+
+    def predict_both_sides(self, front: Photo, back: Photo, evidence: Any = None) -> dict[str, Any] | None:
+        """The joint answer for the pill of the highest score in each of both photos, as `code` and the following fields
+        of `predict`; None when one shows no pill.
+        """
+        from evidence import both_sides
+
+        found = [self._logits_and_likeness(photo, self.detect(photo)[0][:1]) for photo in (front, back)]
+        logits, known = zip(*found, strict=True)
+        if not all(map(len, logits)):
+            return None
+        least = None if self.limits is None else min(known)[0]
+        return self._answer(both_sides(*logits)[0], evidence, least)[1]
+
+    def _answer(self, logits: np.ndarray, evidence: Any, known: float | None) -> tuple[int, dict[str, Any]]:
+        """Index of the named class, and what is said of calibrated logits (classes,) and a likeness."""
+        from limits import answer_of
+
+        num_named = len(logits)
+        if evidence is not None:
+            logits, num_named = logits + evidence.log_ratios, evidence.num_allowed
+        top = np.argsort(-logits, kind="stable")[: min(5, num_named)]
+        (probabilities,) = softmax(logits[None])
+        named = [self.facts["classes"][i] for i in top]
+        return int(top[0]), {
+            **named[0],
+            "confidence": round(float(probabilities[top[0]]), 4),
+            "top5": [
+                {"code": entry["code"], "confidence": round(float(probabilities[i]), 4)}
+                for entry, i in zip(named, top, strict=True)
+            ],
+            **answer_of(self.limits, float(probabilities[top[0]]), known),
+        }
 
     def detect(self, photo: Photo) -> tuple[np.ndarray, np.ndarray]:
         """Boxes (k, 4) x, y, w, h in pixels of the photo and scores (k,), best first."""
@@ -105,7 +118,7 @@ class Pipeline:
     def logits(self, photo: Photo, boxes: np.ndarray) -> np.ndarray:
         """Logits divided by the temperature, (k, classes), of the pills in the boxes (k, 4)."""
         (logits,) = self._outputs(photo, boxes, ["logits"])
-        return self._calibrated(logits)
+        return logits.astype(np.float64) / self.facts["classification"]["temperature"]
 
     @cached_property
     def limits(self) -> Any:
@@ -114,8 +127,10 @@ class Pipeline:
 
         return read_limits(self._folder)
 
-    def _calibrated(self, logits: np.ndarray) -> np.ndarray:
-        return logits.astype(np.float64) / self.facts["classification"]["temperature"]
+    def _logits_and_likeness(self, photo: Photo, boxes: np.ndarray) -> tuple[np.ndarray, list[float | None]]:
+        logits, features = self._outputs(photo, boxes, ["logits", "features"])
+        known = [None] * len(boxes) if self.limits is None else self.limits.likeness(features).tolist()
+        return logits.astype(np.float64) / self.facts["classification"]["temperature"], known
 
     def features(self, photo: Photo, boxes: np.ndarray) -> np.ndarray:
         """Pooled features (k, d) of the pills in the boxes (k, 4); not in models that earlier versions exported."""
@@ -204,6 +219,7 @@ def main() -> None:
     parser.add_argument("photos", nargs="+", type=Path)
     parser.add_argument("--allow", type=Path, help="text file of the possible codes, one per line")
     parser.add_argument("--hint", action="append", default=[], help="shape=round, colour=white or imprint=YH")
+    parser.add_argument("--pairs", action="store_true", help="photos are front and back of a pill in turn")
     options = parser.parse_args()
     folder = Path(__file__).resolve().parent
     sys.path.insert(0, str(folder))
@@ -219,13 +235,26 @@ def main() -> None:
             evidence = gather(classes, allowed, options.hint)
         except ValueError as error:
             parser.exit(2, f"{error}\n")
-    for path in options.photos:
-        found: dict[str, Any] = {"path": str(path), "error": None, "pills": []}
-        try:
-            found["pills"] = pipeline.predict(path.read_bytes(), evidence)
-        except (BadImage, OSError) as error:
-            found["error"] = str(error)
-        print(json.dumps(found, ensure_ascii=False))
+    if options.pairs and len(options.photos) % 2:
+        parser.exit(2, "--pairs needs an even number of photos, front and back in turn\n")
+    step = 2 if options.pairs else 1
+    for start in range(0, len(options.photos), step):
+        entries: list[dict[str, Any]] = []
+        for path in options.photos[start : start + step]:
+            entries.append({"path": str(path), "error": None, "pills": []})
+            try:
+                entries[-1]["pills"] = pipeline.predict(path.read_bytes(), evidence)
+            except (BadImage, OSError) as error:
+                entries[-1]["error"] = str(error)
+        if options.pairs:
+            answer = None
+            if not any(entry["error"] for entry in entries):
+                front, back = (path.read_bytes() for path in options.photos[start : start + step])
+                answer = pipeline.predict_both_sides(front, back, evidence)
+            for entry, other in zip(entries, reversed(entries), strict=True):
+                entry["both_sides"] = answer and answer | {"path": other["path"]}
+        for entry in entries:
+            print(json.dumps(entry, ensure_ascii=False))
 
 
 if __name__ == "__main__":

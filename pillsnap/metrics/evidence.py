@@ -130,6 +130,15 @@ def gather(
     return Evidence(total, int(possible.sum()), ratios)
 
 
+def both_sides(front: np.ndarray, back: np.ndarray) -> np.ndarray:
+    """Calibrated logits (..., classes) of one answer from photos of both sides of a pill, from those of each photo.
+
+    Bayes' rule for photos that are independent given the code, and codes that are equally likely: log p(code | both) =
+    log p(code | front) + log p(code | back) + constant.
+    """
+    return front + back
+
+
 def read_allowed(path: Path, codes: Sequence[str]) -> list[str]:
     """Codes of a text file, one per line; `#` starts a comment. Raises UserError for unknown codes and for none."""
     try:

@@ -74,6 +74,11 @@ class Limits:
         return file.getvalue()
 
 
+def answer_of(limits: Limits | None, confidence: float, known: float | None) -> dict[str, Any]:
+    """As Limits.answer; without limits, or a likeness, NOT_EVALUATED."""
+    return NOT_EVALUATED if limits is None or known is None else limits.answer(confidence, known)
+
+
 def fit_likeness(model: str, features: np.ndarray, labels: np.ndarray) -> Limits:
     """Limits whose likeness is fitted to `features` (n, d) of crops of the classes `labels` (n,); no other limit."""
     features = features.astype(np.float32)

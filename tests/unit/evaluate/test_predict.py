@@ -135,6 +135,33 @@ def test_answer_has_the_limits_of_the_evaluation(
     assert {pill["code"] for pill in pills} == {"K-2"} and all(len(pill["top5"]) == 2 for pill in pills)
 
 
+def test_photos_of_both_sides_have_one_answer(other_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = [tmp_path / name for name in ("1_front.png", "2_front.png", "1_back.png", "2_back.png")]
+    logits = {photos[0]: [2, 1, 0], photos[1]: [1, 0, 0], photos[2]: [0, 3, 2]}
+
+    def infer(*_: Any, logits_of: list[str], **__: Any) -> list[dict[str, Any]]:
+        assert sorted(logits_of) == sorted(map(str, photos))
+        kept = {path: [np.array(values, np.float32).tobytes()] * 2 for path, values in logits.items()}
+        return [FOUND | {"sample_id": str(path), "temperature": 0.5, "named_logits": kept.get(path)} for path in photos]
+
+    monkeypatch.setattr(predict, "infer", infer)
+    entries = predict.predict_photos(other_run, photos, pairs="name")
+    shares = np.exp([4, 8, 4]) / np.exp([4, 8, 4]).sum()
+    assert [entry["pills"][0]["code"] for entry in entries] == ["K-2"] * 4
+    assert entries[0]["both_sides"] == {
+        "code": "K-2", "name": "", "edi_codes": [], "attributes": {"shape": "팔각형"},
+        "confidence": round(shares[1], 4), "path": str(photos[2]), **NOT_EVALUATED,
+        "top5": [{"code": code, "confidence": round(shares[i], 4)} for i, code in ((1, "K-2"), (0, "K-1"), (2, "K-3"))],
+    }  # fmt: skip
+    assert entries[2]["both_sides"] == entries[0]["both_sides"] | {"path": str(photos[0])}
+    assert entries[1]["both_sides"] is None  # its other photo shows no pill
+    # Evidence counts once, and a forbidden code is not named.
+    evidence = Evidence(np.array([1.0, -np.inf, 0.5]), 2)
+    (entry, *_) = predict.predict_photos(other_run, photos, pairs="name", evidence=evidence)
+    assert [row["code"] for row in entry["both_sides"]["top5"]] == ["K-1", "K-3"]
+    assert entry["both_sides"]["confidence"] == pytest.approx(1 / (1 + np.exp(-0.5)), abs=1e-4)
+
+
 def test_commands_refuse_an_unknown_code_before_anything_starts(run: Run, tmp_path: Path) -> None:
     (tmp_path / "codes.txt").write_text("K-11\n", encoding="utf-8")
     (tmp_path / "photo.png").write_bytes(b"")

@@ -22,7 +22,7 @@ from pillsnap.errors import UserError
 from pillsnap.evaluate.predict import evidence_for
 from pillsnap.evaluate.two_stage import TwoStage
 from pillsnap.export.onnx import MAX_DIFFERENCE, export_run
-from pillsnap.export.pipeline import Pipeline
+from pillsnap.export.pipeline import Pipeline, softmax
 from pillsnap.manifest.table import ClassInfo
 from pillsnap.metrics.limits import LIMITS_NAME, Limits, fit_likeness
 from pillsnap.photos.decode import BadImage, decode_image
@@ -129,6 +129,7 @@ def test_exported_models_and_pipeline(run: Run, tmp_path: Path) -> None:
     assert_same_pills(run, Photo((tmp_path / "large.jpg").read_bytes(), 10**7), large_pills, 0.5)
     assert_same_evidence(run, tmp_path, photo, boxes)
     assert_same_features(run, tmp_path, photo, boxes)
+    assert_same_both_sides(run, tmp_path)
     assert_same_answers(run, limits, photo, boxes, small_pills)
 
     # Limits of another classifier are not exported, and those of an earlier export removed.
@@ -168,6 +169,28 @@ def assert_same_answers(
     expected = [limits.answer(*pair)["answer"] for pair in zip(names.probs[:, 0], known, strict=True)]
     found = [min(pills, key=lambda p, box=box: np.abs(np.array(p["box"]) - box).max())["answer"] for box in boxes]
     assert found == expected and set(found) == {"code", "unsure", "unknown"}
+
+
+def assert_same_both_sides(run: Run, folder: Path) -> None:
+    """Photos of both sides have the same joint answer in prediction and in the exported pipeline."""
+    photos = [folder / "photo.png", folder / "large.jpg"]
+    temperature, models = 1.7, TwoStage(run.run_dir, run.settings, CODES)
+    logits = []
+    for path in photos:
+        pixels = Photo(path.read_bytes(), 10**7)
+        (found,) = models.detect([pixels], min_score=run.settings.evaluation.confidence)
+        logits.append(models.classify([pixels], [found.boxes[:1]])[0].logits[0] / temperature)
+    expected = softmax(sum(logits)[None])[0]
+    code = f"{BLOCKED} sys.argv[1:] = ['--pairs', 'photo.png', 'large.jpg'];"
+    code += "runpy.run_path('pipeline.py', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    answers = [json.loads(line)["both_sides"] for line in done.stdout.splitlines()]
+    assert [answer.pop("path") for answer in answers] == ["large.jpg", "photo.png"] and answers[0] == answers[1]
+    assert answers[0]["code"] == CODES[int(expected.argmax())]
+    assert answers[0]["confidence"] == pytest.approx(expected.max(), abs=0.02)
+    assert answers[0]["answer"] in ("code", "unsure", "unknown")
+    refused = subprocess.run([sys.executable, "pipeline.py", "--pairs", "photo.png"], cwd=folder, capture_output=True)
+    assert refused.returncode == 2 and b"an even number of photos" in refused.stderr
 
 
 def assert_same_features(run: Run, folder: Path, photo: np.ndarray, boxes: np.ndarray) -> None:

@@ -160,7 +160,12 @@ def test_report_shows_restricted_weighted_and_grouped_accuracy(run: MakeRun) -> 
     }  # fmt: skip
     weighted = {"top1": 0.5625, "top5": None, "num_classes": 2, "covered": 0.4}
     kept["metrics"]["classification"] |= {"weighted": weighted, "by_attribute": {"shape": rows}}
+    side = {"top1": 0.25, "top5": 0.875, "ece": 0.1}
+    both = {"num_pairs": 12, "top1": 0.9375, "top5": 1.0, "front": side, "back": side | {"top1": 0.5}}
+    kept["metrics"]["classification"]["both_sides"] = both
     html, _, text = read(write_report(**kept))
+    assert "Both sides of a pill as one answer 93.75 % 100.00 % – 12" in text
+    assert "Their fronts alone 25.00 %" in text and "Their backs alone 50.00 %" in text
     assert "Restricted to 20 codes 81.25 %" in text and "The same crops, not restricted 68.75 %" in text
     assert "Weighted by counts, 40 % of which are covered 56.25 % –" in text
     assert "2 16 43.8 % 100.0 %" in text and EVIL not in html
