@@ -55,7 +55,7 @@ QUICK = {
 }
 
 
-def prepare(folder: Path, classes: int, views: int, combinations: int) -> None:
+def prepare(folder: Path, classes: int, views: int, combinations: int, likeness: str = "shared") -> None:
     """Create photos and their manifest, split by group, if missing."""
     tree, run = folder / "photos", folder / "run"
     if (run / "manifest.parquet").exists():
@@ -63,7 +63,7 @@ def prepare(folder: Path, classes: int, views: int, combinations: int) -> None:
     share = combinations / (combinations + classes * views)
     pillsnap(
         "synth", "--out", str(tree), "--classes", str(classes), "--singles", str(classes * views), "--combinations",
-        str(combinations), "--frame", FRAME, "--format", "jpg", "--likeness", "shared",
+        str(combinations), "--frame", FRAME, "--format", "jpg", "--likeness", likeness,
     )  # fmt: skip
     pillsnap(
         "manifest", "build", "--preset", "demo", "--data-root", str(tree), "--out", str(run),

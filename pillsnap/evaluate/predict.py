@@ -147,7 +147,8 @@ def _joint_answer(
 ) -> dict[str, Any] | None:
     if not front["named_logits"] or not back["named_logits"]:
         return None
-    logits = both_sides(*(calibrated(row["named_logits"][0], row["temperature"]) for row in (front, back)))
+    photos = (calibrated(row["named_logits"][0], row["temperature"])[None] for row in (front, back))
+    logits = both_sides(*photos)[0]
     logits += 0 if evidence is None else evidence.log_ratios
     top = np.argsort(-logits, kind="stable")[: min(TOP, len(logits) if evidence is None else evidence.num_allowed)]
     shares = np.exp(logits - logits.max())

@@ -131,12 +131,20 @@ def gather(
 
 
 def both_sides(front: np.ndarray, back: np.ndarray) -> np.ndarray:
-    """Calibrated logits (..., classes) of one answer from photos of both sides of a pill, from those of each photo.
+    """Logits (n, classes) of one answer from photos of both sides of n pills, from the calibrated logits of each photo.
 
-    Bayes' rule for photos that are independent given the code, and codes that are equally likely: log p(code | both) =
-    log p(code | front) + log p(code | back) + constant.
+    Bayes' rule for independent photos and equally likely codes adds log p(code | photo). A blank side says little, and
+    its small differences are noise: the less certain photo counts by the square of the ratio of both confidences.
     """
-    return front + back
+    front, back = (photo - _log_sum(photo) for photo in (front, back))
+    sure_front, sure_back = (np.exp(logs.max(1, keepdims=True)) for logs in (front, back))
+    most = np.maximum(sure_front, sure_back)
+    return (sure_front / most) ** 2 * front + (sure_back / most) ** 2 * back
+
+
+def _log_sum(logits: np.ndarray) -> np.ndarray:
+    highest = logits.max(1, keepdims=True)
+    return highest + np.log(np.exp(logits - highest).sum(1, keepdims=True))
 
 
 def read_allowed(path: Path, codes: Sequence[str]) -> list[str]:

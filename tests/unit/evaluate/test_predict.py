@@ -146,12 +146,15 @@ def test_photos_of_both_sides_have_one_answer(other_run: Run, tmp_path: Path, mo
 
     monkeypatch.setattr(predict, "infer", infer)
     entries = predict.predict_photos(other_run, photos, pairs="name")
-    shares = np.exp([4, 8, 4]) / np.exp([4, 8, 4]).sum()
+    front, back = (np.log(np.exp(each) / np.exp(each).sum()) for each in ([4, 2, 0], [0, 6, 4]))
+    weight = np.exp(back.max() - front.max()) ** 2  # of the less certain photo
+    joint = np.exp(front + weight * back if weight < 1 else front / weight + back)
+    shares = joint / joint.sum()
     assert [entry["pills"][0]["code"] for entry in entries] == ["K-2"] * 4
     assert entries[0]["both_sides"] == {
         "code": "K-2", "name": "", "edi_codes": [], "attributes": {"shape": "팔각형"},
-        "confidence": round(shares[1], 4), "path": str(photos[2]), **NOT_EVALUATED,
-        "top5": [{"code": code, "confidence": round(shares[i], 4)} for i, code in ((1, "K-2"), (0, "K-1"), (2, "K-3"))],
+        "confidence": round(float(shares[1]), 4), "path": str(photos[2]), **NOT_EVALUATED,
+        "top5": [{"code": code, "confidence": round(float(shares[i]), 4)} for i, code in ((1, "K-2"), (2, "K-3"), (0, "K-1"))],
     }  # fmt: skip
     assert entries[2]["both_sides"] == entries[0]["both_sides"] | {"path": str(photos[0])}
     assert entries[1]["both_sides"] is None  # its other photo shows no pill
@@ -159,7 +162,8 @@ def test_photos_of_both_sides_have_one_answer(other_run: Run, tmp_path: Path, mo
     evidence = Evidence(np.array([1.0, -np.inf, 0.5]), 2)
     (entry, *_) = predict.predict_photos(other_run, photos, pairs="name", evidence=evidence)
     assert [row["code"] for row in entry["both_sides"]["top5"]] == ["K-1", "K-3"]
-    assert entry["both_sides"]["confidence"] == pytest.approx(1 / (1 + np.exp(-0.5)), abs=1e-4)
+    ratio = joint[2] / joint[0] * np.exp(-0.5)
+    assert entry["both_sides"]["confidence"] == pytest.approx(1 / (1 + ratio), abs=1e-4)
 
 
 def test_commands_refuse_an_unknown_code_before_anything_starts(run: Run, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from pillsnap.evaluate.two_stage import TwoStage
 from pillsnap.export.onnx import MAX_DIFFERENCE, export_run
 from pillsnap.export.pipeline import Pipeline, softmax
 from pillsnap.manifest.table import ClassInfo
+from pillsnap.metrics.evidence import both_sides
 from pillsnap.metrics.limits import LIMITS_NAME, Limits, fit_likeness
 from pillsnap.photos.decode import BadImage, decode_image
 from pillsnap.runs.checkpoint import Position, save_checkpoint
@@ -180,7 +181,7 @@ def assert_same_both_sides(run: Run, folder: Path) -> None:
         pixels = Photo(path.read_bytes(), 10**7)
         (found,) = models.detect([pixels], min_score=run.settings.evaluation.confidence)
         logits.append(models.classify([pixels], [found.boxes[:1]])[0].logits[0] / temperature)
-    expected = softmax(sum(logits)[None])[0]
+    expected = softmax(both_sides(*(each[None] for each in logits)))[0]
     code = f"{BLOCKED} sys.argv[1:] = ['--pairs', 'photo.png', 'large.jpg'];"
     code += "runpy.run_path('pipeline.py', run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
