@@ -1,6 +1,6 @@
 """Is a pill named better by both sides than by one? Pills whose front is blank, so that only the back tells them apart.
 
-    python -m benchmarks.both_sides --out DIR [--classes 60] [--likeness back] [--passes 0.333] [--size 72] [--weights FILE] [--seed S]
+    python -m benchmarks.both_sides --out DIR [--classes 60] [--likeness back] [--passes 0.333] [--weights FILE]
 
 Photos as in benchmarks.imprints with `--likeness back`, split by group. One process trains a classifier with the real
 loop, and names pairs of validation photos, cut at their label boxes. Beside each photo alone, other ways to join two

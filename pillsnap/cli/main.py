@@ -20,6 +20,7 @@ from typer.exceptions import Abort, Exit, TyperException
 
 import pillsnap
 from pillsnap.cli.config import config_app
+from pillsnap.cli.enrol import enrol
 from pillsnap.cli.environment import NARROWEST, clean_environment, require_utf8
 from pillsnap.cli.manifest import manifest_app
 from pillsnap.cli.plan import plan
@@ -32,8 +33,8 @@ from pillsnap.cli.watching import logs, monitor
 from pillsnap.errors import UserError
 
 _ORDER = (
-    "demo", "manifest", "prepare", "plan", "preflight", "train", "evaluate", "predict", "export", "verify", "monitor",
-    "logs", "synth", "config",
+    "demo", "manifest", "prepare", "plan", "preflight", "train", "evaluate", "predict", "enrol", "export", "verify",
+    "monitor", "logs", "synth", "config",
 )  # fmt: skip
 _USUAL_WIDTH = 80
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
@@ -94,7 +95,7 @@ def _fail(message: str) -> NoReturn:
 
 app = typer.Typer(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False)
 for command in (
-    demo, prepare, plan, preflight, train, evaluate, predict, export, verify, monitor, logs, synth
+    demo, prepare, plan, preflight, train, evaluate, predict, enrol, export, verify, monitor, logs, synth
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(manifest_app, name="manifest")

@@ -55,7 +55,7 @@ def evaluate(
     earlier = _read_metrics(compare) if compare else None
     with driving(where, say) as directory:
         run = load_run(directory, manifest_path=manifest, data_root=data_root, uri=uri_of(where))
-        allowed = read_allowed(allow, run.codes) if allow else None
+        allowed = read_allowed(allow, run.with_enrolled().codes) if allow else None
         counts = read_counts(weights, run.codes) if weights else None
         with only_driver(directory):
             setup_logging(run.run_dir)
@@ -118,7 +118,7 @@ def predict(
     single = mode == "single"
     is_manifest = len(paths) == 1 and paths[0].endswith(".parquet")
     photos = [] if is_manifest else list_photos([Path(path) for path in paths])
-    run = opened_run(named_run(run_dir))
+    run = opened_run(named_run(run_dir)).with_enrolled()
     if attributes:
         classes, notes = add_attributes(run.classes, read_attribute_table(attributes))
         run = replace(run, classes=classes)
@@ -152,7 +152,7 @@ def export(
     from pillsnap.export.onnx import export_run
     from pillsnap.runs.mirror import publish_files
 
-    run = opened_run(named_run(run_dir))
+    run = opened_run(named_run(run_dir)).with_enrolled()
     folder = out or run.run_dir / "onnx"
     with console.status("exporting both models"):
         differences = export_run(run, folder)
@@ -193,6 +193,13 @@ def show_result(where: str, metrics: dict[str, Any]) -> None:
         say(
             f"weighted by how often a drug is dispensed: top-1 {percent(weighted['top1'])}, over "
             f"{percent(weighted['covered'])} of the counts"
+        )
+    if found := metrics.get("enrolled"):
+        trained, new = found["trained"], found["enrolled"]
+        of_new = f"; top-1 of the enrolled drugs {percent(new['top1'])}" if new else ""
+        say(
+            f"with {found['num_codes']:,} enrolled drugs: top-1 of the trained drugs {percent(trained['top1'])}, "
+            f"{percent(trained['alone'])} without{of_new}"
         )
     if found := metrics.get("restricted", {}).get("classification", {}).get("restricted"):
         before = metrics["restricted"]["classification"]["unrestricted"]

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from pillsnap.errors import UserError
 from pillsnap.evaluate.answers import count_answers, fit_to_training, judge
+from pillsnap.evaluate.enrolled import enrolled_metrics
 from pillsnap.evaluate.inference import Predictions, predict_manifest
 from pillsnap.evaluate.metrics_json import METRICS_NAME, collect_metrics, result_path, write_metrics
 from pillsnap.evaluate.report.page import write_report
@@ -35,8 +36,8 @@ def evaluate_run(
 
     The validation split's are in the run directory, and log the `verdict` event; another split's are in a folder of its
     name. `compare` are the metrics of an earlier run, shown in the report. With `allowed` codes, `restricted` in the
-    metrics has those of answers restricted to them; with `counts` by code, `classification` has `weighted`. Ray must be
-    initialised.
+    metrics has those of answers restricted to them; with `counts` by code, `classification` has `weighted`; where drugs
+    were enrolled after the training, `enrolled` has the metrics with them. Ray must be initialised.
     """
     photos = run.manifest.filter(pc.equal(run.manifest["split"], split))
     if not len(photos):
@@ -55,6 +56,12 @@ def evaluate_run(
         predictions = predict_manifest(
             photos, run.where, run.settings, run.codes, run.data_root, fitted_here=fitted_here, limits=limits
         )
+    complete, completed = run.with_enrolled(), predictions
+    if complete.enrolled is not None and predictions.classification is not None:
+        completed = predict_manifest(
+            photos, run.where, run.settings, complete.codes, run.data_root,
+            fitted_here=predictions.fitted_here, enrolled=complete.enrolled,
+        )  # fmt: skip
     folder = (run.run_dir / result_path(split, METRICS_NAME)).parent
     predictions.write(folder)
     if predictions.errors:
@@ -88,8 +95,10 @@ def evaluate_run(
                 write_atomically(run.run_dir / LIMITS_NAME, limits.to_bytes())
         if counts is not None:
             metrics["classification"]["weighted"] = weighted_accuracy(predictions.classification, run.codes, counts)
+    if completed is not predictions:
+        metrics["enrolled"] = enrolled_metrics(complete, predictions, completed)
     if allowed is not None:
-        metrics["restricted"] = restricted_metrics(run, photos, allowed, predictions, split)
+        metrics["restricted"] = restricted_metrics(complete, photos, allowed, completed, split)
     metrics_path = write_metrics(folder, metrics)
     report_path = write_report(
         folder,

@@ -23,6 +23,7 @@ from pillsnap.metrics.evidence import Evidence
 from pillsnap.metrics.limits import Limits
 from pillsnap.photos.decode import BadImage, is_reducible
 from pillsnap.photos.reader import PhotoReader, ReadAhead
+from pillsnap.runs.enrolled import Enrolled
 
 if TYPE_CHECKING:
     from pillsnap.evaluate.two_stage import Names
@@ -106,8 +107,10 @@ def predict_manifest(
     fitted_here: bool,
     evidence: Evidence | None = None,
     limits: Limits | None = None,
+    enrolled: Enrolled | None = None,
 ) -> Predictions:
-    """Run both models of `run` (a folder or URI) over the photos of `manifest`. Ray must be initialised.
+    """Run both models of `run` (a folder or URI) over the photos of `manifest`. Ray must be initialised. `enrolled`
+    drugs are the last of `codes`.
 
     `fitted_here`: these photos chose the epochs and fitted the temperature, so that the confidences to be checked
     (`held_out_confidence`) are cross-fitted by the photos' groups. With `limits` the tables have the likeness
@@ -115,7 +118,10 @@ def predict_manifest(
     """
     pairs = manifest_pairs(manifest, codes) if evidence is None else []
     logits_of = {sample_id for pair in pairs for sample_id in pair}
-    rows = infer(manifest, run, settings, codes, data_root, evidence=evidence, logits_of=logits_of, limits=limits)
+    rows = infer(
+        manifest, run, settings, codes, data_root, evidence=evidence, logits_of=logits_of, limits=limits,
+        enrolled=enrolled,
+    )  # fmt: skip
     errors = {row["sample_id"]: row["error"] for row in rows if row["error"]}
     rows = [row for row in rows if not row["error"]]
     has_detector = any(row["boxes"] is not None for row in rows)
@@ -194,12 +200,14 @@ def infer(
     features: bool = False,
     limits: Limits | None = None,
     logits_of: Collection[str] = (),
+    enrolled: Enrolled | None = None,
 ) -> list[dict[str, Any]]:
     """One row per photo with the output of both models; `photos` has manifest columns. Ray must be initialised.
 
     Detections below `min_score` are left out; metrics need nearly all of them. With `features` also the classifier's
     features of each crop, and for the sample ids of `logits_of` its logits before the temperature, as the bytes of
     float32; with `limits`, unless they are of another classifier, the likeness of each crop to the trained classes.
+    `enrolled` drugs are the last of `codes`.
     """
     import ray
     from ray.data import DataContext
@@ -234,6 +242,7 @@ def infer(
                 "features": features,
                 "logits_of": frozenset(logits_of),
                 "limits": limits,
+                "enrolled": enrolled,
             },
             batch_size=batch_size,  # Ray demands a number of actors with GPUs
             batch_format="pyarrow",
@@ -288,6 +297,7 @@ class _Model:
         features: bool = False,
         logits_of: frozenset[str] = frozenset(),
         limits: Limits | None = None,
+        enrolled: Enrolled | None = None,
     ) -> None:
         import os
 
@@ -302,8 +312,10 @@ class _Model:
         self._min_score = min_score
         self._features, self._logits_of = features, logits_of
         self._labels = {code: index for index, code in enumerate(codes)}
-        self._models = TwoStage(run, settings, codes, detect=detect, classify=classify, evidence=evidence)
-        self._limits = limits if limits is not None and limits.model == self._models.model else None
+        self._models = TwoStage(
+            run, settings, codes, detect=detect, classify=classify, evidence=evidence, enrolled=enrolled
+        )
+        self._limits = limits if limits is not None and limits.model == self._models.weights_sha256 else None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         rows = batch.drop_columns(["pixels", "data"]).to_pylist()

@@ -131,7 +131,7 @@ def _predict(
     limits = read_limits(run.run_dir)
     found = infer(
         table, run.where, run.settings, run.codes, root, min_score=confidence, evidence=evidence,
-        logits_of=[names[index] for pair in pairs for index in pair], limits=limits,
+        logits_of=[names[index] for pair in pairs for index in pair], limits=limits, enrolled=run.enrolled,
     )  # fmt: skip
     rows = {row["sample_id"]: row for row in found}
     entries = [_entry(run, rows[name], side, single, evidence, limits) for name, side in zip(names, sides, strict=True)]

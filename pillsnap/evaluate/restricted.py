@@ -31,7 +31,7 @@ def restricted_metrics(
     evidence = gather([{"code": code} for code in run.codes], allowed)
     restricted = predict_manifest(
         photos.filter(pa.array(shows)), run.where, run.settings, run.codes, run.data_root,
-        fitted_here=predictions.fitted_here, evidence=evidence,
+        fitted_here=predictions.fitted_here, evidence=evidence, enrolled=run.enrolled,
     )  # fmt: skip
     labels = pa.array([index for index, code in enumerate(run.codes) if code in possible])
     only_possible = [possible.issuperset(codes) for codes in run.manifest["codes"].to_pylist()]

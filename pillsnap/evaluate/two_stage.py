@@ -20,6 +20,7 @@ from pillsnap.metrics.boxes import MIN_SCORE
 from pillsnap.metrics.evidence import Evidence
 from pillsnap.models.precision import autocast, this_device
 from pillsnap.photos.decode import Scale
+from pillsnap.runs.enrolled import Enrolled
 from pillsnap.tasks.best_model import Best, load_best
 
 TOP = 5
@@ -64,7 +65,8 @@ class Names:
 class TwoStage:
     """The best detector and classifier of a run (a folder or URI) on one device. Either may be None.
 
-    `evidence`: what is known beside the photos.
+    `evidence`: what is known beside the photos. `enrolled`: drugs enrolled after the training, the last of `codes`.
+    Raises UserError when they were enrolled with other weights.
     """
 
     def __init__(
@@ -76,21 +78,28 @@ class TwoStage:
         detect: bool = True,
         classify: bool = True,
         evidence: Evidence | None = None,
+        enrolled: Enrolled | None = None,
     ) -> None:
         self._settings = settings
-        self._device = this_device(settings.train.device)
-        self._autocast = autocast(settings.train.amp, self._device)
+        self.device = this_device(settings.train.device)
+        self._autocast = autocast(settings.train.amp, self.device)
         self._rng = np.random.default_rng(0)
-        detection = load_best(run, "detection", settings, codes) if detect else None
-        classification = load_best(run, "classification", settings, codes) if classify else None
+        trained = codes[: len(codes) - len(enrolled.classes)] if enrolled else codes
+        detection = load_best(run, "detection", settings, trained) if detect else None
+        classification = load_best(run, "classification", settings, trained) if classify else None
         if detection is None and classification is None:
             raise UserError(f"{run} has no complete checkpoint: train it first, with `pillsnap train --run {run}`.")
         self.detector = None if detection is None else self._ready(detection).fuse(verbose=False)
         self.classifier = None if classification is None else self._fused_classifier(classification)
         evidence = evidence or Evidence(np.zeros(len(codes)), len(codes))
-        self._log_ratios = torch.from_numpy(evidence.log_ratios).float().to(self._device)
+        self._log_ratios = torch.from_numpy(evidence.log_ratios).float().to(self.device)
         self._num_named = min(TOP, evidence.num_allowed)
-        self.model = "" if classification is None else classification.sha256
+        self._more_rows = None
+        if enrolled is not None and classification is not None:
+            enrolled.require(classification.weights_sha256, run)
+            weight, bias = (torch.from_numpy(rows).to(self.device) for rows in enrolled.padded)
+            self._more_rows = weight, bias
+        self.weights_sha256 = "" if classification is None else classification.weights_sha256
         self.temperature = 1.0 if classification is None else classification.metrics.get("temperature", 1.0)
 
     @torch.inference_mode()
@@ -104,7 +113,7 @@ class TwoStage:
         frames = np.stack([augment.letterbox(window.pixels, size_px) for window in windows])
         left, top, right, bottom = _window([window.pixels for window in windows], size_px)
         frames = np.ascontiguousarray(frames[:, top:bottom, left:right])
-        images = torch.from_numpy(frames).to(self._device).permute(0, 3, 1, 2).float() / 255
+        images = torch.from_numpy(frames).to(self.device).permute(0, 3, 1, 2).float() / 255
         with self._autocast():
             found = detect(self.detector, images, nms_iou=self._settings.evaluation.nms_iou, min_score=min_score)
         for rows in found:
@@ -121,7 +130,7 @@ class TwoStage:
         indices = none.astype(np.int64)
         parts = [Names(indices, none, none[:, 0], none, none, indices[:, 0], none[:, 0], none[:, 0])]
         for start in range(0, len(crops), settings.batch_size):
-            images = torch.from_numpy(np.stack(crops[start : start + settings.batch_size])).to(self._device)
+            images = torch.from_numpy(np.stack(crops[start : start + settings.batch_size])).to(self.device)
             logits, features = self._logits_and_features(images)
             answered = logits.isfinite().all(1, keepdim=True)
             finite = torch.where(answered, logits, 0)
@@ -142,6 +151,12 @@ class TwoStage:
         ends = np.cumsum([len(rows) for rows in boxes]).tolist()
         return [names.rows(slice(end - len(rows), end)) for end, rows in zip(ends, boxes, strict=True)]
 
+    @torch.inference_mode()
+    def head(self, features: np.ndarray) -> np.ndarray:
+        """Logits (k, classes) of the trained classes from features (k, d), in single precision."""
+        assert self.classifier is not None
+        return self.classifier.get_classifier()(torch.from_numpy(features).to(self.device)).float().cpu().numpy()
+
     def _logits_and_features(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Both as means over the rotations."""
         from pillsnap.models.classifier import logits_and_features, normalise
@@ -151,7 +166,10 @@ class TwoStage:
         inputs = normalise(images, *self._statistics)
         turns = self._settings.evaluation.rotations
         with self._autocast():
-            both = [logits_and_features(classifier, inputs.rot90(turn * 4 // turns, (2, 3))) for turn in range(turns)]
+            both = [
+                logits_and_features(classifier, inputs.rot90(turn * 4 // turns, (2, 3)), self._more_rows)
+                for turn in range(turns)
+            ]
         logits, features = (torch.stack(each).float().mean(0) for each in zip(*both, strict=True))
         return logits, features
 
@@ -172,10 +190,10 @@ class TwoStage:
         model, size_px = self._ready(best), self._settings.classification.image_size_px
         self._statistics = input_statistics(model)
         example = torch.randn(1, 3, size_px, size_px, generator=torch.Generator().manual_seed(0))
-        return fused(model, example.to(self._device))
+        return fused(model, example.to(self.device))
 
     def _ready(self, best: Best) -> Any:
-        return best.model.to(self._device).to(memory_format=torch.channels_last)
+        return best.model.to(self.device).to(memory_format=torch.channels_last)
 
 
 def _decoded(photo: AnyPhoto, needed: Scale) -> Window:

@@ -19,6 +19,7 @@ from pillsnap.metrics import evidence, limits
 from pillsnap.models.classifier import logits_and_features
 from pillsnap.photos import decode
 from pillsnap.runs.directory import Run
+from pillsnap.runs.enrolled import Enrolled
 from pillsnap.tasks.best_model import load_best
 
 MAX_DIFFERENCE = 1e-3
@@ -46,12 +47,16 @@ class _DetectorBoxes(nn.Module):
 class _ClassifierOutputs(nn.Module):
     """(n, 3, s, s), normalised -> logits (n, classes) and features (n, d)."""
 
-    def __init__(self, classifier: Any) -> None:
+    def __init__(self, classifier: Any, enrolled: Enrolled | None) -> None:
         super().__init__()
         self.classifier = classifier
+        self.more_rows = None
+        if enrolled is not None:
+            weight, bias = map(torch.from_numpy, enrolled.padded)
+            self.more_rows = weight, bias
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return logits_and_features(self.classifier, images)
+        return logits_and_features(self.classifier, images, self.more_rows)
 
 
 def export_run(run: Run, folder: Path) -> dict[str, float]:
@@ -65,17 +70,20 @@ def export_run(run: Run, folder: Path) -> dict[str, float]:
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"Exporting to ONNX needs {', '.join(missing)}: pip install {' '.join(missing)}")
-    best = {name: load_best(run.where, name, run.settings, run.codes) for name in ("detection", "classification")}
+    trained = run.codes[: len(run.codes) - len(run.enrolled.classes)] if run.enrolled else run.codes
+    best = {name: load_best(run.where, name, run.settings, trained) for name in ("detection", "classification")}
     untrained = [name for name, found in best.items() if found is None]
     if untrained:
         raise UserError(f"{run.where} has no trained model for {' and '.join(untrained)}: train it first.")
+    if run.enrolled:
+        run.enrolled.require(best["classification"].weights_sha256, run.where)  # type: ignore[union-attr]
     folder.mkdir(parents=True, exist_ok=True)
     detection, classification = run.settings.detection, run.settings.classification
     detector: Any = best["detection"].model  # type: ignore[union-attr]
     end_to_end = bool(getattr(detector.model[-1], "end2end", False))
     boxes = _DetectorBoxes(detector.fuse(verbose=False), end_to_end).eval()
     classifier: Any = best["classification"].model  # type: ignore[union-attr]
-    names = _ClassifierOutputs(classifier)
+    names = _ClassifierOutputs(classifier, run.enrolled)
     differences = {
         "detector": _export(boxes, detection.image_size_px, folder / "detector.onnx", ["corners", "scores"], 1),
         "classifier": _export(
@@ -105,7 +113,7 @@ def export_run(run: Run, folder: Path) -> dict[str, float]:
     write_json(folder / "pipeline.json", facts)
     shutil.copyfile(Path(__file__).with_name("pipeline.py"), folder / "pipeline.py")
     of_run = limits.read_limits(run.run_dir)
-    if of_run is not None and of_run.model == best["classification"].sha256:  # type: ignore[union-attr]
+    if of_run is not None and of_run.model == best["classification"].weights_sha256:  # type: ignore[union-attr]
         write_atomically(folder / limits.LIMITS_NAME, of_run.to_bytes())
     else:
         (folder / limits.LIMITS_NAME).unlink(missing_ok=True)  # of another model

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from pillsnap.caches import private_folder
 from pillsnap.errors import UserError
-from pillsnap.models.precision import compute_in_single
+from pillsnap.models.precision import compute_in_single, without_autocast
 
 
 def build_classifier(
@@ -98,13 +98,23 @@ def _fitting_state(model: str, weights: str, options: dict[str, Any]) -> tuple[d
     return state, note
 
 
-def logits_and_features(classifier: Any, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def logits_and_features(
+    classifier: Any, inputs: torch.Tensor, more_rows: tuple[torch.Tensor, torch.Tensor] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The classifier's float32 logits (n, classes), bit for bit those of its `forward`, and the pooled features (n, d),
     float32, of which its head computes them.
+
+    `more_rows`, weight (k, rows, d) and bias (k, rows), append logits of k more classes, each the highest of its rows.
     """
     maps = classifier.forward_features(inputs)
     # Pooling twice costs nothing measurable, and suits models of two heads.
-    return classifier.forward_head(maps), classifier.forward_head(maps, pre_logits=True).flatten(1).float()
+    logits, features = classifier.forward_head(maps), classifier.forward_head(maps, pre_logits=True).flatten(1).float()
+    if more_rows is not None:
+        with without_autocast(features.device):
+            weight, bias = more_rows
+            rows = functional.linear(features, weight.flatten(0, 1), bias.flatten())
+            logits = torch.cat([logits, rows.unflatten(1, bias.shape).amax(2)], 1)
+    return logits, features
 
 
 def input_statistics(classifier: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -9,7 +9,7 @@ import re
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from pillsnap.manifest.table import (
 )
 from pillsnap.observe.events import read_events
 from pillsnap.observe.run_state import RunState
+from pillsnap.runs.enrolled import Enrolled, read_enrolled
 from pillsnap.runs.extension import extend, way_out
 from pillsnap.storage import is_uri, join, local_manifest
 
@@ -61,6 +62,18 @@ class Run:
     run_id: str
     uri: str = ""
     """URI of the run when it is kept in remote storage; `run_dir` is then this node's copy."""
+    enrolled: Enrolled | None = None
+    """Drugs enrolled after the training, whose classes are the last ones; see `with_enrolled`."""
+
+    def with_enrolled(self) -> Run:
+        """This run with the classes of its enrolled drugs after the trained ones. Raises UserError for a damaged
+        file of them.
+        """
+        enrolled = read_enrolled(self.run_dir)
+        if enrolled is None:
+            return self
+        new = [replace(info, index=len(self.classes) + number) for number, info in enumerate(enrolled.classes)]
+        return replace(self, classes=[*self.classes, *new], enrolled=enrolled)
 
     @property
     def where(self) -> str:

@@ -17,13 +17,14 @@ from pillsnap.tasks.registry import make_task
 
 @dataclass(frozen=True)
 class Best:
-    """A task, its best model (moving average, eval mode, on the CPU), and the model's validation metrics."""
+    """A task, its best model (moving average, eval mode, on the CPU), the model's validation metrics, and the SHA-256
+    of its file of weights.
+    """
 
     task: Task
     model: nn.Module
     metrics: dict[str, float]
-    sha256: str
-    """Of its file of weights."""
+    weights_sha256: str
 
 
 def load_best(where: str | Path, name: str, settings: Settings, codes: list[str], role: str = "reader") -> Best | None:
@@ -43,4 +44,5 @@ def load_best(where: str | Path, name: str, settings: Settings, codes: list[str]
             f"{checkpoint.path} has no weights of {task.settings.model} ({one_line(error)[:160]}): "
             "its run was changed after the training; name another --run."
         ) from None
-    return Best(task, model.eval(), checkpoint.meta.get("metrics", {}), checkpoint.meta["files"]["ema.safetensors"])
+    sha256 = checkpoint.meta["files"]["ema.safetensors"]
+    return Best(task, model.eval(), checkpoint.meta.get("metrics", {}), sha256)

@@ -90,7 +90,7 @@ def test_commands_are_listed_in_the_order_of_use() -> None:
     lines = runner.invoke(app, ["--help"], env=WIDE).output.partition("Commands")[2].splitlines()
     listed = [line.strip("│ ").split()[0] for line in lines if line.startswith("│")]
     assert listed == [
-        "demo", "manifest", "prepare", "plan", "preflight", "train", "evaluate", "predict", "export", "verify",
+        "demo", "manifest", "prepare", "plan", "preflight", "train", "evaluate", "predict", "enrol", "export", "verify",
         "monitor", "logs", "synth", "config",
     ]  # fmt: skip
     assert {words.split()[0] for words, _ in commands()} == set(listed)

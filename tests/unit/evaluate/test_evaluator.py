@@ -7,16 +7,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
+from pillsnap.cli.results import show_result
 from pillsnap.config import load_settings
 from pillsnap.evaluate import evaluator
 from pillsnap.evaluate.evaluator import evaluate_run
 from pillsnap.evaluate.inference import Predictions
-from pillsnap.manifest.table import read_classes, read_manifest, write_manifest
+from pillsnap.manifest.table import ClassInfo, read_classes, read_manifest, write_manifest
 from pillsnap.observe.events import read_events
 from pillsnap.runs.directory import Run, open_run
+from pillsnap.runs.enrolled import Enrolled, write_enrolled
+from tests.unit.conftest import build_crops
 
 
 @pytest.fixture
@@ -43,6 +47,40 @@ def test_evaluating_another_split_keeps_the_results_of_validation(run: Run) -> N
     assert (run.run_dir / "test" / "predictions").is_dir()
     (verdict,) = [event for event in read_events(run.run_dir) if event["kind"] == "verdict"]
     assert verdict["metrics_path"] == str(run.run_dir / "metrics.json")
+
+
+def test_enrolled_drugs_are_measured_beside_the_trained_ones(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four trained drugs; one photo of the second is lost to an enrolled drug, whose own photos are named twice of
+    three.
+    """
+    rows = np.zeros((2, 5), np.float32)
+    new = Enrolled([], rows[:0], rows[:0, 0], "ab").with_drug(ClassInfo("K-9", 0), rows, rows[:, 0])
+    write_enrolled(run.run_dir, new)
+    alone = Predictions(None, build_crops([0, 1, 2, 3], [[0], [1], [2], [2]]), None, {})
+    together = Predictions(None, build_crops([0, 1, 2, 3, 4, 4, 4], [[0], [4], [2], [2], [4], [1], [4]]), None, {})
+
+    def predict(*arguments: Any, fitted_here: bool, enrolled: Enrolled | None = None) -> Predictions:
+        assert arguments[3] == [*run.codes, *(enrolled.codes if enrolled else [])]
+        return together if enrolled else alone
+
+    found = SimpleNamespace(meta={"manifest_hash": run.manifest_hash})
+    monkeypatch.setattr(evaluator, "find_run_checkpoint", lambda *_: (found, []))
+    monkeypatch.setattr(evaluator, "predict_manifest", predict)
+    monkeypatch.setattr(evaluator, "model_problems", lambda _: [])
+    metrics = evaluate_run(run)
+    assert metrics["classification"]["top1"] == 0.75 and metrics["classification"]["num_classes"] == 4
+    measured = metrics["enrolled"]
+    assert measured["num_codes"] == 1
+    assert (measured["trained"]["top1"], measured["trained"]["alone"]) == (0.5, 0.75)
+    assert (measured["enrolled"]["top1"], measured["enrolled"]["num_samples"]) == (2 / 3, 3)
+    show_result(str(run.run_dir), metrics)
+    assert "1 enrolled drugs: top-1 of the trained drugs 50.00 %, 75.00 % without" in capsys.readouterr().out
+    text = " ".join((run.run_dir / "report.html").read_text(encoding="utf-8").split())
+    assert "With 1 enrolled drugs" in text
+    write_enrolled(run.run_dir, new.without("K-9"))
+    assert "enrolled" not in evaluate_run(run)
 
 
 def test_only_the_validation_photos_of_the_run_chose_its_models(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,7 +154,7 @@ def test_photos_of_both_sides_have_one_answer(other_run: Run, tmp_path: Path, mo
     assert entries[0]["both_sides"] == {
         "code": "K-2", "name": "", "edi_codes": [], "attributes": {"shape": "팔각형"},
         "confidence": round(float(shares[1]), 4), "path": str(photos[2]), **NOT_EVALUATED,
-        "top5": [{"code": code, "confidence": round(float(shares[i]), 4)} for i, code in ((1, "K-2"), (2, "K-3"), (0, "K-1"))],
+        "top5": [{"code": f"K-{i + 1}", "confidence": round(float(shares[i]), 4)} for i in (1, 2, 0)],
     }  # fmt: skip
     assert entries[2]["both_sides"] == entries[0]["both_sides"] | {"path": str(photos[0])}
     assert entries[1]["both_sides"] is None  # its other photo shows no pill

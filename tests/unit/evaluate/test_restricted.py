@@ -18,7 +18,7 @@ BOX = [0.0, 0.0, 10.0, 10.0]
 
 
 def run_of(manifest: pa.Table) -> Any:
-    return SimpleNamespace(codes=CODES, manifest=manifest, where="run", settings=None, data_root="")
+    return SimpleNamespace(enrolled=None, codes=CODES, manifest=manifest, where="run", settings=None, data_root="")
 
 
 def test_same_pills_with_and_without(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ from pillsnap.metrics.limits import LIMITS_NAME, Limits, fit_likeness
 from pillsnap.photos.decode import BadImage, decode_image
 from pillsnap.runs.checkpoint import Position, save_checkpoint
 from pillsnap.runs.directory import Run
+from pillsnap.runs.enrolled import ENROLLED_FILE, Enrolled, write_enrolled
 from pillsnap.synthetic.faults import encode
 from pillsnap.tasks.registry import make_task
 
@@ -147,7 +148,7 @@ def write_limits(run: Run, photo: np.ndarray) -> Limits:
     models = TwoStage(run.run_dir, run.settings, CODES)
     found = models.detect([photo], min_score=run.settings.evaluation.confidence)[0]
     (names,) = models.classify([photo], [found.boxes])
-    fitted = fit_likeness(models.model, names.features, np.arange(len(found.boxes)) // 3)
+    fitted = fit_likeness(models.weights_sha256, names.features, np.arange(len(found.boxes)) // 3)
     least = widest_gap(fitted.likeness(names.features))
     confidence = widest_gap(names.probs[fitted.likeness(names.features) >= least, 0])
     limits = replace(fitted, max_wrong=0.01, confidence=confidence, known=least)
@@ -257,6 +258,39 @@ def assert_same_evidence(run: Run, folder: Path, photo: np.ndarray, boxes: np.nd
     )
     assert refused.returncode == 2 and "unknown shape (nearest: round" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_exported_pipeline_knows_enrolled_drugs(run: Run, tmp_path: Path) -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (160, 160, 3), dtype=np.uint8)
+    boxes = np.array([[10, 20, 60, 60], [70, 80, 80, 60], [5, 90, 50, 50]], np.float32)
+    models = TwoStage(run.run_dir, run.settings, CODES)
+    (before,) = models.classify([photo], [boxes])
+    # Each drug is the crop of one box; the second one has two photos.
+    centred = before.features - before.features.mean(0)
+    weight = 40 * centred / (centred**2).sum(1, keepdims=True)
+    bias = before.logits.max(1) + 5 - (weight * before.features).sum(1)
+    enrolled = Enrolled([], weight[:0], bias[:0], models.weights_sha256)
+    for name, rows in (("K-900001", [0]), ("K-900002", [1, 2])):
+        enrolled = enrolled.with_drug(ClassInfo(name, 0, f"pill {name}"), weight[rows], bias[rows])
+    write_enrolled(run.run_dir, enrolled)
+    try:
+        complete = run.with_enrolled()
+    finally:
+        (run.run_dir / ENROLLED_FILE).unlink()
+    assert max(export_run(complete, tmp_path).values()) < MAX_DIFFERENCE
+    pipeline = Pipeline(tmp_path)
+    (names,) = TwoStage(run.run_dir, run.settings, complete.codes, enrolled=complete.enrolled).classify(
+        [photo], [boxes]
+    )
+    assert np.array_equal(names.logits[:, : len(CODES)], before.logits)
+    assert names.top[:, 0].tolist() == [6, 7, 7]
+    np.testing.assert_allclose(names.logits[:, 6:], enrolled.logits(before.features), rtol=1e-4, atol=1e-3)
+    found = pipeline.logits(photo, boxes)
+    np.testing.assert_allclose(found, names.logits / 1.7, atol=2e-3 * np.abs(found).max())
+    assert [entry["name"] for entry in pipeline.facts["classes"][6:]] == ["pill K-900001", "pill K-900002"]
+    other = replace(complete, enrolled=replace(enrolled, model="0" * 64))
+    with pytest.raises(UserError, match="enrolled with other weights"):
+        export_run(other, tmp_path)
 
 
 def test_missing_package_or_model_is_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
