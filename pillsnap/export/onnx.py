@@ -105,6 +105,7 @@ def export_run(run: Run, folder: Path) -> dict[str, float]:
             "mean": list(mean),
             "std": list(std),
             "temperature": best["classification"].metrics.get("temperature", 1.0),  # type: ignore[union-attr]
+            "num_trained": len(trained),
         },
         "classes": [
             {name: value for name, value in asdict(entry).items() if name in _CLASS_FACTS} for entry in run.classes

@@ -88,7 +88,12 @@ class Pipeline:
                 {"code": entry["code"], "confidence": round(float(probabilities[i]), 4)}
                 for entry, i in zip(named, top, strict=True)
             ],
-            **answer_of(self.limits, float(probabilities[top[0]]), known),
+            **answer_of(
+                self.limits,
+                float(probabilities[top[0]]),
+                known,
+                enrolled=bool(top[0] >= self.facts["classification"]["num_trained"]),
+            ),
         }
 
     def detect(self, photo: Photo) -> tuple[np.ndarray, np.ndarray]:

@@ -24,6 +24,7 @@ LIMITS_NAME = "limits.npz"
 ANSWERS = ("code", "unsure", "unknown")
 NOT_EVALUATED = {"answer": "unsure", "reason": "the model has no limits: evaluate its run with `pillsnap evaluate`"}
 """The answer to every pill of a run without limits."""
+ENROLLED = {"answer": "unsure", "reason": "the limits were fitted before this drug was enrolled"}
 _SHRINKAGE = 0.01
 """Of the covariances, as a share of the mean variance."""
 
@@ -74,9 +75,15 @@ class Limits:
         return file.getvalue()
 
 
-def answer_of(limits: Limits | None, confidence: float, known: float | None) -> dict[str, Any]:
-    """As Limits.answer; without limits, or a likeness, NOT_EVALUATED."""
-    return NOT_EVALUATED if limits is None or known is None else limits.answer(confidence, known)
+def answer_of(
+    limits: Limits | None, confidence: float, known: float | None, *, enrolled: bool = False
+) -> dict[str, Any]:
+    """As Limits.answer; without limits, or a likeness, NOT_EVALUATED. An `enrolled` drug is like no trained class, and
+    how often its code is wrong is not known: ENROLLED.
+    """
+    if limits is None or known is None:
+        return NOT_EVALUATED
+    return ENROLLED if enrolled else limits.answer(confidence, known)
 
 
 def fit_likeness(model: str, features: np.ndarray, labels: np.ndarray) -> Limits:

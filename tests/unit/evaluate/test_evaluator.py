@@ -61,11 +61,14 @@ def test_enrolled_drugs_are_measured_beside_the_trained_ones(
     alone = Predictions(None, build_crops([0, 1, 2, 3], [[0], [1], [2], [2]]), None, {})
     together = Predictions(None, build_crops([0, 1, 2, 3, 4, 4, 4], [[0], [4], [2], [2], [4], [1], [4]]), None, {})
 
-    def predict(*arguments: Any, fitted_here: bool, enrolled: Enrolled | None = None) -> Predictions:
+    def predict(
+        *arguments: Any, fitted_here: bool, enrolled: Enrolled | None = None, limits: Any = None
+    ) -> Predictions:
         assert arguments[3] == [*run.codes, *(enrolled.codes if enrolled else [])]
         return together if enrolled else alone
 
-    found = SimpleNamespace(meta={"manifest_hash": run.manifest_hash})
+    found = SimpleNamespace(meta={"manifest_hash": run.manifest_hash, "files": {"ema.safetensors": "sha"}})
+    monkeypatch.setattr(evaluator, "fit_to_training", lambda *_: None)
     monkeypatch.setattr(evaluator, "find_run_checkpoint", lambda *_: (found, []))
     monkeypatch.setattr(evaluator, "predict_manifest", predict)
     monkeypatch.setattr(evaluator, "model_problems", lambda _: [])

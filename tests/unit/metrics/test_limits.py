@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pillsnap.errors import UserError
-from pillsnap.metrics.limits import LIMITS_NAME, fit_likeness, read_limits
+from pillsnap.metrics.limits import ENROLLED, LIMITS_NAME, NOT_EVALUATED, answer_of, fit_likeness, read_limits
 from pillsnap.metrics.selective import auroc
 
 
@@ -75,3 +75,11 @@ def test_answers_name_their_limit() -> None:
     assert limits.answer(0.0, float("nan"))["answer"] == "unknown"  # logits that are not finite
     never = replace(limits, confidence=np.inf).answer(1.0, 0.0)
     assert never["answer"] == "unsure" and "no confidence is known" in never["reason"]
+
+
+def test_without_limits_or_for_an_enrolled_drug_the_answer_is_unsure() -> None:
+    limits = replace(fit_likeness("m", *crops()), max_wrong=0.01, confidence=0.9, known=-5.0)
+    assert answer_of(None, 1.0, 0.0) == answer_of(limits, 1.0, None) == NOT_EVALUATED
+    assert answer_of(limits, 1.0, 0.0) == {"answer": "code", "reason": None}
+    assert answer_of(limits, 1.0, -9.0, enrolled=True) == ENROLLED
+    assert ENROLLED["answer"] == NOT_EVALUATED["answer"] == "unsure"
