@@ -72,4 +72,4 @@ def enrol(
         f"drugs {100 * result.after:.2f} % are named right, {100 * result.before:.2f} % without enrolled drugs"
     )
     if result.lowered:
-        say(f"its logits are lowered by {result.lowered:.2f}, so that no more is lost than --max-loss")
+        say(f"the logits of all enrolled drugs are lowered by {result.lowered:.2f} to keep --max-loss")

@@ -44,7 +44,7 @@ class Enrolment:
     num_crops: int
     num_photos: int
     lowered: float
-    """How much its logits were lowered to keep the trained drugs' answers."""
+    """How much the logits of all enrolled drugs are lowered to keep the trained drugs' answers."""
 
 
 def enrol_drug(
@@ -54,8 +54,8 @@ def enrol_drug(
     `crops`, which show nothing else.
 
     All enrolled drugs together may take at most `max_loss` of the validation crops from the trained classifier's right
-    answers: the new drug's logits are lowered as far as that needs. Raises UserError for a known code, a photo without
-    exactly one pill, and when the new drug would take more by itself; nothing is written then.
+    answers: the logits of all of them are lowered as far as that needs. Raises UserError for a known code, a photo
+    without exactly one pill, and when the new drug would take more by itself; nothing is written then.
     """
     check_code(info.code, "pillsnap enrol")
     enrolled = read_enrolled(run.run_dir)
@@ -68,42 +68,59 @@ def enrol_drug(
     models = TwoStage(run.where, run.settings, run.codes)
     if models.classifier is None:
         raise UserError(f"{run.where} has no trained classifier: train it first.")
+    if isinstance(models.classifier.get_classifier(), tuple):
+        raise UserError(
+            f"{run.where}: {run.settings.classification.model} has two last layers; none can be enrolled to."
+        )
     model = models.weights_sha256
     if enrolled is None:
-        width = models.classifier.head_hidden_size
-        enrolled = Enrolled([], np.zeros((0, width), np.float32), np.zeros(0, np.float32), model)
+        enrolled = Enrolled.none(models.classifier.head_hidden_size, model)
     enrolled.require(model, run.where)
     features = _photo_features(run, models, photos, crops)
     known = _validation_crops(run, models)
-    weight, bias = Imprinter(known, models.temperature).rows(features)
+    rows = Imprinter(known, models.temperature).rows(features)
+    together, result = add_rows(enrolled, info, *rows, known, run.codes, max_loss)
+    write_enrolled(run.run_dir, together)
+    return result
+
+
+def add_rows(
+    enrolled: Enrolled,
+    info: ClassInfo,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    known: Crops,
+    codes: Sequence[str],
+    max_loss: float,
+) -> tuple[Enrolled, Enrolment]:
+    """The `enrolled` drugs and one of the rows `weight` (photos, d) and `bias` (photos,), lowered as `enrol_drug` says,
+    measured on the validation crops `known` of the trained `codes`. Raises UserError as it does.
+    """
     right = known.logits.argmax(1) == known.labels
     best = known.logits.max(1)
     gaps = best - (known.features @ weight.T + bias).max(1)
     alone = right & (gaps < 0)
     if alone.mean() > max_loss:
-        alike = run.codes[int(np.bincount(known.labels[alone]).argmax())]
+        alike = codes[int(np.bincount(known.labels[alone]).argmax())]
         raise UserError(
             f"{info.code} is not enrolled: it would take {100 * alone.mean():.2f} % of {len(right):,} validation crops "
             f"from right answers, most of them from {alike}, and at most {100 * max_loss:g} % may be lost; give other "
             "photos, or raise --max-loss."
         )
-    taken = right & (enrolled.logits(known.features).max(1, initial=-np.inf) > best)
-    room = math.floor(max_loss * len(right) + 1e-9) - int(taken.sum())
-    if room < 0:
-        raise UserError(
-            f"{info.code} is not enrolled: the enrolled drugs take {100 * taken.mean():.2f} % of {len(right):,} "
-            f"validation crops already, and at most {100 * max_loss:g} % may be lost; remove one, or raise --max-loss."
-        )
-    nearest = np.sort(gaps[right & ~taken])
-    lowered = max(0.0, _ABOVE - float(nearest[room])) if room < len(nearest) else 0.0
-    together = enrolled.with_drug(info, weight, bias - lowered)
+    before = float(enrolled.lowered.max(initial=0))
+    others = enrolled.logits(known.features).max(1, initial=-np.inf) + before
+    nearest = np.sort(np.minimum(gaps, best - others)[right])
+    room = math.floor(max_loss * len(right) + 1e-9)
+    lowered = max(before, _ABOVE - float(nearest[room])) if room < len(nearest) else before
+    together = enrolled.with_drug(info, weight, bias, lowered)
     kept = right & (together.logits(known.features).max(1) <= best)
-    write_enrolled(run.run_dir, together)
-    return Enrolment(float(right.mean()), float(kept.mean()), len(right), len(photos), lowered)
+    return together, Enrolment(float(right.mean()), float(kept.mean()), len(right), len(weight), lowered)
 
 
 def remove_drug(run: Run, code: str) -> None:
-    """Remove an enrolled drug. The file is then as if it had never been enrolled. Raises UserError when it is not."""
+    """Remove an enrolled drug. If it was the last one enrolled, the file is that of before. Raises UserError when it is
+    not enrolled.
+    """
     enrolled = read_enrolled(run.run_dir)
     if enrolled is None:
         raise UserError(f"{code} is not enrolled: {run.where} has no {ENROLLED_FILE}.")

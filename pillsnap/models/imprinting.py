@@ -22,7 +22,9 @@ SHRINKAGE = 0.8
 TOWARDS_MEAN = 0.3
 NUM_ROUNDS = 4
 PLAYING, MAX_PLAYING = 0.3, 100
-"""Share of the classes that play new ones in a round, and about that of their crops; at most so many classes."""
+"""Share of the classes that play new ones in a round and their weight in the likelihood; their highest number."""
+MAX_OTHERS = 2000
+"""Crops of a round that do not play."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,6 @@ class Imprinter:
         centre, spread = float(scores.mean()), float(scores.std())
         parameters = torch.zeros(2, dtype=torch.float64, requires_grad=True)
         optimizer = torch.optim.LBFGS([parameters], max_iter=100, line_search_fn="strong_wolfe")
-        num_crops = sum(len(each.own) for each in rounds)
 
         def loss() -> torch.Tensor:
             optimizer.zero_grad()
@@ -95,10 +96,11 @@ class Imprinter:
                 new = parameters[0] * (each.scores - centre) / spread + parameters[1]
                 of_playing = new.gather(1, each.playing.clamp(min=0)[:, None])[:, 0]
                 label = torch.where(each.playing >= 0, of_playing, each.own)
-                total = total + (torch.logaddexp(each.rest, new.logsumexp(1)) - label).sum()
-            mean = total / num_crops
-            mean.backward()
-            return mean
+                losses = torch.logaddexp(each.rest, new.logsumexp(1)) - label
+                plays = each.playing >= 0
+                total = total + PLAYING * losses[plays].mean() + (1 - PLAYING) * losses[~plays].mean()
+            total.backward()
+            return total
 
         optimizer.step(loss)
         slope, offset = (self._temperature * value for value in parameters.tolist())
@@ -114,9 +116,8 @@ class Imprinter:
             photos = min(num_photos, len(own) - 1)
             rows.append(self._scores(crops.features[own[:photos]]))
             played.append(own[photos:])
-        others = np.flatnonzero(~np.isin(crops.labels, classes))
-        most = round(sum(map(len, played)) * (1 - PLAYING) / PLAYING)
-        chosen = np.concatenate([*played, rng.permutation(others)[:most]])
+        others = rng.permutation(np.flatnonzero(~np.isin(crops.labels, classes)))
+        chosen = np.concatenate([*played, others[:MAX_OTHERS]])
         logits = torch.from_numpy(crops.logits[chosen]).double() / self._temperature
         labels = crops.labels[chosen]
         own_logits = logits[torch.arange(len(labels)), torch.from_numpy(labels)]

@@ -56,7 +56,7 @@ def test_enrolled_drugs_are_measured_beside_the_trained_ones(
     three.
     """
     rows = np.zeros((2, 5), np.float32)
-    new = Enrolled([], rows[:0], rows[:0, 0], "ab").with_drug(ClassInfo("K-9", 0), rows, rows[:, 0])
+    new = Enrolled.none(5, "ab").with_drug(ClassInfo("K-9", 0), rows, rows[:, 0])
     write_enrolled(run.run_dir, new)
     alone = Predictions(None, build_crops([0, 1, 2, 3], [[0], [1], [2], [2]]), None, {})
     together = Predictions(None, build_crops([0, 1, 2, 3, 4, 4, 4], [[0], [4], [2], [2], [4], [1], [4]]), None, {})

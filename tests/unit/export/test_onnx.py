@@ -269,7 +269,7 @@ def test_exported_pipeline_knows_enrolled_drugs(run: Run, tmp_path: Path) -> Non
     centred = before.features - before.features.mean(0)
     weight = 40 * centred / (centred**2).sum(1, keepdims=True)
     bias = before.logits.max(1) + 5 - (weight * before.features).sum(1)
-    enrolled = Enrolled([], weight[:0], bias[:0], models.weights_sha256)
+    enrolled = Enrolled.none(weight.shape[1], models.weights_sha256)
     for name, rows in (("K-900001", [0]), ("K-900002", [1, 2])):
         enrolled = enrolled.with_drug(ClassInfo(name, 0, f"pill {name}"), weight[rows], bias[rows])
     write_enrolled(run.run_dir, enrolled)

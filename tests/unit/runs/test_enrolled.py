@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,16 @@ from pillsnap.errors import UserError
 from pillsnap.manifest.table import ClassInfo
 from pillsnap.runs.enrolled import ENROLLED_FILE, Enrolled, read_enrolled, write_enrolled
 
-NONE = Enrolled([], np.zeros((0, 5), np.float32), np.zeros(0, np.float32), "ab" * 32)
+NONE = Enrolled.none(5, "ab" * 32)
 DRUGS = [ClassInfo(f"K-{i}", 0, f"약 {i}", ["1"], num_train=i, attributes={"shape": "원형"}) for i in range(4)]
 
 
 def with_drugs(*numbers: int) -> Enrolled:
+    """Each lowers all drugs by a quarter of its number."""
     enrolled = NONE
     for number in numbers:
         rows = np.full((number, 5), number / 3)
-        enrolled = enrolled.with_drug(DRUGS[number], rows, -np.arange(1, number + 1) / 7)
+        enrolled = enrolled.with_drug(DRUGS[number], rows, -np.arange(1, number + 1) / 7, number / 4)
     return enrolled
 
 
@@ -33,8 +35,10 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert found.bias.tolist() == [np.float32(-1 / 7), np.float32(-2 / 7), np.float32(-1 / 7)]
     # Two rows of one drug and one of the other: the highest counts.
     weight, bias = found.padded
-    assert weight.shape == (2, 2, 5) and bias.tolist() == np.float32([[-1 / 7, -2 / 7], [-1 / 7, -1 / 7]]).tolist()
-    assert found.logits(np.ones((1, 5), np.float32))[0].tolist() == pytest.approx([10 / 3 - 1 / 7, 5 / 3 - 1 / 7])
+    assert weight.shape == (2, 2, 5)
+    np.testing.assert_allclose(bias + 0.5, [[-1 / 7, -2 / 7], [-1 / 7, -1 / 7]], rtol=1e-6)
+    logits = [10 / 3 - 1 / 7 - 0.5, 5 / 3 - 1 / 7 - 0.5]
+    assert found.logits(np.ones((1, 5), np.float32))[0].tolist() == pytest.approx(logits)
     assert NONE.logits(np.ones((3, 5), np.float32)).shape == (3, 0)
 
 
@@ -64,7 +68,7 @@ def test_rows_of_other_weights_are_refused() -> None:
 def test_damage_is_named(tmp_path: Path, damage: str) -> None:
     good = with_drugs(1, 2)
     if damage == "rows":
-        good = Enrolled(good.classes, good.weight[:1], good.bias, good.model)
+        good = replace(good, weight=good.weight[:1])
     write_enrolled(tmp_path, good)
     data = (tmp_path / ENROLLED_FILE).read_bytes()
     broken = {"cut": data[:-9], "text": b"drugs", "rows": data, "class": data.replace(b"edi_codes", b"edi_c0des")}
