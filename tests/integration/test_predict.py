@@ -28,12 +28,15 @@ from pillsnap.evaluate.answers import count_answers
 from pillsnap.evaluate.evaluator import evaluate_run
 from pillsnap.evaluate.predict import evidence_for, predict_manifest_photos
 from pillsnap.evaluate.two_stage import Names, TwoStage
+from pillsnap.export.pipeline import softmax
 from pillsnap.manifest.table import read_classes, read_manifest
+from pillsnap.metrics.evidence import both_sides
 from pillsnap.metrics.limits import ANSWERS, LIMITS_NAME, read_limits
 from pillsnap.models.classifier import input_statistics, normalise
 from pillsnap.photos.reader import PhotoReader
 from pillsnap.runs.checkpoint import find_checkpoint, save_checkpoint
 from pillsnap.runs.directory import Run, open_run
+from pillsnap.runs.enrolled import ENROLLED_FILE
 from pillsnap.tasks.registry import make_task
 
 SMALL = {
@@ -233,3 +236,47 @@ def answers_of(run: Run, manifest: Path) -> list[str]:
     pills = [pill for entry in predict_manifest_photos(run, manifest, None, "val") for pill in entry["pills"]]
     assert all((pill["reason"] is None) == (pill["answer"] == "code") for pill in pills)
     return [pill["answer"] for pill in pills]
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_enrolled_drug_and_both_sides_reach_prediction(
+    run: Run, toy_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Validation features are computed once; a drug is named in a manifest's photos; pairs have a joint answer."""
+    photo = tmp_path / "new.png"
+    cv2.imwrite(str(photo), np.random.default_rng(5).integers(0, 256, (90, 90, 3), dtype=np.uint8))
+    words = ["enrol", "--run", run.run_dir, "K-900001", photo, "--crops", "--max-loss", "1", "--name", "new"]
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 0 and "K-900001 is enrolled from 1 photos; of " in result.output, result.output
+    monkeypatch.setattr("pillsnap.evaluate.enrol.infer", lambda *_, **__: pytest.fail("computed twice"))
+    words[3] = "K-900002"
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    complete = run.with_enrolled()
+    assert complete.enrolled is not None and complete.codes[-2:] == ["K-900001", "K-900002"]
+    out = tmp_path / "named.json"
+    words = ["predict", toy_manifest, "--run", run.run_dir, "--split", "val", "--json", out, "--pairs", "order"]
+    assert CliRunner().invoke(app, [str(word) for word in words]).exit_code == 1  # two photos could not be read
+    entries = json.loads(out.read_text(encoding="utf-8"))
+    models = TwoStage(run.run_dir, run.settings, complete.codes, enrolled=complete.enrolled)
+    reader, checked = PhotoReader(run.data_root, 10**7), 0
+    for first, second in zip(entries[::2], entries[1::2], strict=True):
+        if first["error"] or second["error"] or not (first["pills"] and second["pills"]):
+            assert first["both_sides"] is second["both_sides"] is None
+            continue
+        logits = []
+        for entry in (first, second):
+            photo = reader.read(entry["path"])
+            (found,) = models.detect([photo], run.settings.evaluation.confidence)
+            (names,) = models.classify([photo], [found.boxes[:1]])
+            check_pill(entry["pills"][0], names, 0, complete)
+            logits.append(names.logits.astype(np.float64) / 1.5)
+        joint = softmax(both_sides(*logits))[0]
+        assert first["both_sides"]["path"] == second["path"] and second["both_sides"]["path"] == first["path"]
+        assert first["both_sides"]["code"] == complete.codes[int(joint.argmax())]
+        assert first["both_sides"]["confidence"] == pytest.approx(joint.max(), abs=5e-3)
+        checked += 1
+    assert checked >= 2
+    for code in ("K-900002", "K-900001"):
+        assert CliRunner().invoke(app, ["enrol", "--run", str(run.run_dir), "--remove", code]).exit_code == 0
+    assert not (run.run_dir / ENROLLED_FILE).exists()
