@@ -14,7 +14,7 @@ from types import FrameType
 from typing import NoReturn
 
 GRACE_S = 5.0
-"""Time for the main thread to return from native code; then the process ends."""
+"""Time for the body to end, which may be in native code; then the process ends."""
 _LOOK_S = 0.5
 _WAKE = signal.SIGUSR2
 _STOPS = (signal.SIGINT, signal.SIGTERM)
@@ -28,8 +28,8 @@ def interrupted_by(
     look: Callable[[], BaseException | None] | None = None,
 ) -> Iterator[None]:
     """Raise in the body the exception of the first descriptor of `causes` that becomes readable, what `look` returns
-    (asked twice per second), or `late` after `limit_s`. Where the body stays in native code, the process ends with that
-    exception as its last line.
+    (asked twice per second), or `late` after `limit_s`. Where the body does not end within GRACE_S, because it is in
+    native code or cleans up, the process ends with that exception as its last line.
 
     Signals reach the main thread alone: in other threads the body runs as it is.
     """
@@ -42,7 +42,6 @@ def interrupted_by(
 
     def interrupt(_: int, __: FrameType | None) -> None:
         if not left.is_set():
-            left.set()
             raise KeyboardInterrupt  # the one exception that Ray's waiting passes on
 
     def wait() -> None:

@@ -27,7 +27,6 @@ _HEAD = {
     "RAY_task_events_report_interval_ms": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # the only node cannot be drained
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "8",  # a local GCS that has ended does not come back
 }
 
 

@@ -37,9 +37,9 @@ from pillsnap.tracking.results import EVALUATION, log_results
 from pillsnap.tracking.task_run import MIRRORED_KINDS, POLL_INTERVAL_S, Cursor, Target, TaskRun, alert_failure, wandb_id
 
 CURSOR_FILE = "mirrored.json"
-ORPHAN_S = 15.0
+ORPHAN_S = 8.0
 """Time to finish after the death of the driver."""
-_LAST_S = 3.0
+_LAST_S = 2.0
 
 
 def main() -> None:
