@@ -10,6 +10,7 @@ if __name__ == "__main__":
     if not sys.flags.safe_path:
         del sys.path[0]  # this folder, where token.py is not the standard library's
     import ctypes
+    import json
     import os
     import runpy
     import signal
@@ -19,12 +20,21 @@ if __name__ == "__main__":
     with open(f"/proc/{os.getppid()}/comm") as name:
         if name.read() != "raylet\n":  # it has ended already
             os._exit(1)
-    command = sys.argv[1:]
-    if any(word.startswith("--serialized-runtime-env-context=") for word in command):
-        program = next(word for word in command if not word.startswith("-"))
-        command.insert(0, os.path.join(os.path.dirname(program), "setup_worker.py"))  # starts the program in it
-    elif "--language=PYTHON" in command:
-        command.remove("--language=PYTHON")  # for setup_worker.py alone
+    option, language = "--serialized-runtime-env-context=", "--language=PYTHON"
+    contexts = [json.loads(word.removeprefix(option)) for word in sys.argv if word.startswith(option)]
+    command = [word for word in sys.argv[1:] if not word.startswith(option) and word != language]
+    for context in contexts:  # one at most
+        variables = context.pop("env_vars", {})
+        interpreter = context.pop("py_executable", sys.executable)
+        if (
+            interpreter == sys.executable
+            and not any(context.values())
+            and all(key.startswith("RAY_") and "$" not in value for key, value in variables.items())
+        ):
+            os.environ.update(variables)  # as setup_worker.py does, which imports Ray for it: half a second
+        else:
+            program = next(word for word in command if not word.startswith("-"))
+            command = [os.path.join(os.path.dirname(program), "setup_worker.py"), *sys.argv[1:]]
     if command[0].startswith("-"):
         os.execv(sys.executable, [sys.executable, *command])
     sys.argv = command

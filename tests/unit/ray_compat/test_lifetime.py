@@ -125,16 +125,33 @@ def test_the_kernel_kills_a_worker_with_its_raylet(
         assert not is_running(pid)
 
 
+def context(**fields: Any) -> str:
+    """The argument by which the raylet passes a runtime environment."""
+    from ray._private.runtime_env.context import RuntimeEnvContext
+
+    return f"--serialized-runtime-env-context={RuntimeEnvContext(**fields).serialize()}"
+
+
 @pytest.mark.parametrize(
     ("words", "program", "arguments"),
     [
         (["worker.py", "--a", "--language=PYTHON"], "worker.py", ["--a"]),
         (["-s", "worker.py", "--a", "--language=PYTHON"], "worker.py", ["--a"]),
         (["agent.py", "--a"], "agent.py", ["--a"]),
-        (
-            ["-s", "worker.py", "--language=PYTHON", "--serialized-runtime-env-context={}"],
-            "setup_worker.py",
-            ["-s", "worker.py", "--language=PYTHON", "--serialized-runtime-env-context={}"],
+        (["worker.py", "--language=PYTHON", context(env_vars={"RAY_A": "1"}), "--b"], "worker.py", ["--b", "RAY_A=1"]),
+        (["-s", "worker.py", context(env_vars={"RAY_A": "1"})], "worker.py", ["RAY_A=1"]),
+        *(
+            (
+                ["-s", "worker.py", "--language=PYTHON", other],
+                "setup_worker.py",
+                ["-s", "worker.py", "--language=PYTHON", other],
+            )
+            for other in (
+                context(env_vars={"RAY_A": "${RAY_B}"}),
+                context(env_vars={"RAY_A": "1", "PYTHONPATH": "/a"}),
+                context(py_executable="/other"),
+                context(command_prefix=["cd /a &&"]),
+            )
         ),
     ],
 )
@@ -146,7 +163,11 @@ def test_the_program_runs_as_ray_would_run_it(
     arguments: list[str],
 ) -> None:
     for name in ("worker.py", "agent.py", "setup_worker.py"):
-        (tmp_path / name).write_text("import json, sys, token; print(json.dumps([*sys.argv, token.__file__]))")
+        (tmp_path / name).write_text(
+            "import json, os, sys, token\n"
+            "variables = [f'RAY_A={os.environ[name]}' for name in os.environ if name == 'RAY_A']\n"
+            "print(json.dumps([*sys.argv, *variables, token.__file__]))"
+        )
     in_folder = [str(tmp_path / word) if word.endswith(".py") else word for word in words]
     _, _, printed = started_by("raylet", *in_folder)
     *found, token_module = json.loads(printed)
