@@ -249,7 +249,8 @@ def test_enrolled_drug_and_both_sides_reach_prediction(
     result = CliRunner().invoke(app, [str(word) for word in words])
     assert result.exit_code == 0 and "K-900001 is enrolled from 1 photos; of " in result.output, result.output
     monkeypatch.setattr("pillsnap.evaluate.enrol.infer", lambda *_, **__: pytest.fail("computed twice"))
-    words[3] = "K-900002"
+    words[3:5] = "K-900002", tmp_path / "other.png"
+    cv2.imwrite(str(words[4]), np.random.default_rng(6).integers(0, 256, (90, 90, 3), dtype=np.uint8))
     result = CliRunner().invoke(app, [str(word) for word in words])
     assert result.exit_code == 0, result.output
     complete = run.with_enrolled()
