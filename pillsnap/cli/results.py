@@ -38,7 +38,8 @@ def evaluate(
         ),
     ] = None,
 ) -> None:
-    """Evaluate a trained run on its validation photos, or on another split, whose results are in RUN/<split>/.
+    """Evaluate a trained run on its validation photos, or on another split or manifest, whose results have folders of
+    their own in the run.
 
     Exit code 0 when all targets are met, 1 when one is missed. With --allow, metrics.json also has the metrics of
     answers restricted to the listed codes.
@@ -179,7 +180,6 @@ def verify(run_dir: NamedRun) -> None:
 
 def show_result(where: str, metrics: dict[str, Any]) -> None:
     """Print the metrics of a run at `where` beside their targets, every miss, and where the report is."""
-    from pillsnap.evaluate.metrics_json import result_path
     from pillsnap.evaluate.targets import percent, results_table
 
     console.print(results_table(metrics))
@@ -209,7 +209,7 @@ def show_result(where: str, metrics: dict[str, Any]) -> None:
         )
     for miss in metrics["misses"]:
         say(miss, style="red")
-    say(f"report: {join(where, result_path(metrics['split'], 'report.html'))}")
+    say(f"report: {join(where, '/'.join(filter(None, [metrics['folder'], 'report.html'])))}")
 
 
 def _read_metrics(run_dir: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pillsnap.errors import UserError
 from pillsnap.evaluate.answers import count_answers, fit_to_training, judge
 from pillsnap.evaluate.enrolled import enrolled_metrics
 from pillsnap.evaluate.inference import Predictions, predict_manifest
-from pillsnap.evaluate.metrics_json import METRICS_NAME, collect_metrics, result_path, write_metrics
+from pillsnap.evaluate.metrics_json import collect_metrics, write_metrics
 from pillsnap.evaluate.report.page import write_report
 from pillsnap.evaluate.restricted import restricted_metrics
 from pillsnap.evaluate.verify import model_problems
@@ -34,10 +34,11 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Write `predictions/`, `metrics.json` and `report.html` of one split, and return the metrics.
 
-    The validation split's are in the run directory, and log the `verdict` event; another split's are in a folder of its
-    name. `compare` are the metrics of an earlier run, shown in the report. With `allowed` codes, `restricted` in the
-    metrics has those of answers restricted to them; with `counts` by code, `classification` has `weighted`; where drugs
-    were enrolled after the training, `enrolled` has the metrics with them. Ray must be initialised.
+    Those of the run's own validation split are in the run directory, and log the `verdict` event; those of another
+    split or manifest are in a folder of their own, `folder` of the metrics. `compare` are the metrics of an earlier run,
+    shown in the report. With `allowed` codes, `restricted` in the metrics has those of answers restricted to them; with
+    `counts` by code, `classification` has `weighted`; where drugs were enrolled after the training, `enrolled` has the
+    metrics with them. Ray must be initialised.
     """
     photos = run.manifest.filter(pc.equal(run.manifest["split"], split))
     if not len(photos):
@@ -62,7 +63,7 @@ def evaluate_run(
             photos, run.where, run.settings, complete.codes, run.data_root,
             fitted_here=predictions.fitted_here, enrolled=complete.enrolled,
         )  # fmt: skip
-    folder = (run.run_dir / result_path(split, METRICS_NAME)).parent
+    folder = run.run_dir / run.results_folder(split)
     predictions.write(folder)
     if predictions.errors:
         sample_id, reason = next(iter(predictions.errors.items()))
@@ -80,7 +81,7 @@ def evaluate_run(
         total_time_s=training_time_s(run.run_dir),
         split=split,
         problems=problems,
-    )
+    ) | {"folder": run.results_folder(split)}
     if predictions.classification is not None:
         attributes = [info.attributes for info in run.classes]
         if any(attributes):
@@ -112,7 +113,7 @@ def evaluate_run(
         confidence=run.settings.evaluation.confidence,
         max_pixels=run.settings.data.max_pixels,
     )
-    if split == "val":
+    if not metrics["folder"]:
         with EventLog(run.run_dir) as log:
             log.write(
                 "verdict",

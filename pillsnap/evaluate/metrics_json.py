@@ -100,11 +100,6 @@ def split_facts(manifest: pa.Table, split: str) -> dict[str, Any]:
     }
 
 
-def result_path(split: str, name: str) -> str:
-    """Path of a result file under the run directory; splits other than val have a folder each."""
-    return name if split == "val" else f"{split}/{name}"
-
-
 def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> Path:
     """Write `metrics.json` into the folder, atomically, each list of numbers on one line. Returns its path."""
     text = json.dumps(metrics, ensure_ascii=False, indent=2, allow_nan=False)

@@ -64,6 +64,8 @@ class Run:
     """URI of the run when it is kept in remote storage; `run_dir` is then this node's copy."""
     enrolled: Enrolled | None = None
     """Drugs enrolled after the training, whose classes are the last ones; see `with_enrolled`."""
+    is_other_manifest: bool = False
+    """Whether the manifest is not the one that was trained on."""
 
     def with_enrolled(self) -> Run:
         """This run with the classes of its enrolled drugs after the trained ones. Raises UserError for a damaged
@@ -79,6 +81,11 @@ class Run:
     def where(self) -> str:
         """URI or folder of the run, valid on every node."""
         return self.uri or str(self.run_dir)
+
+    def results_folder(self, split: str) -> str:
+        """Folder of an evaluation's results under the run directory: "" for the run's own validation split."""
+        other = [f"manifest-{self.manifest_hash[:8]}"] if self.is_other_manifest else []
+        return "/".join(other + ([split] if split != "val" else []))
 
     @property
     def codes(self) -> list[str]:
@@ -178,6 +185,7 @@ def load_run(
     Anybody may have written it. Raises UserError when a model is not a plain name: a path would be opened.
     """
     config = _read_config(run_dir, uri or str(run_dir))
+    trained_on = config["manifest_hash"]
     if manifest_path is not None:
         local = local_manifest(manifest_path)
         config |= {"manifest": str(manifest_path), "manifest_hash": manifest_hash(local)}
@@ -188,6 +196,7 @@ def load_run(
     if data_root is not None:
         config["data_root"] = str(data_root)
     run = _as_run(run_dir, config, read_manifest(local), uri)
+    run = replace(run, is_other_manifest=run.manifest_hash != trained_on)
     for task in TASKS:
         model = getattr(run.settings, task).model
         if not _PLAIN_NAME.fullmatch(model):

@@ -1,4 +1,4 @@
-"""Results of the validation split and of other splits are kept apart."""
+"""Results of the validation split, of other splits and of other manifests are kept apart."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pillsnap.evaluate.evaluator import evaluate_run
 from pillsnap.evaluate.inference import Predictions
 from pillsnap.manifest.table import ClassInfo, read_classes, read_manifest, write_manifest
 from pillsnap.observe.events import read_events
-from pillsnap.runs.directory import Run, open_run
+from pillsnap.runs.directory import Run, load_run, open_run
 from pillsnap.runs.enrolled import Enrolled, write_enrolled
 from tests.unit.conftest import build_crops
 
@@ -35,7 +35,9 @@ def run(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> Run:
     return open_run(tmp_path / "run", load_settings("demo"), path, toy_tree)[0]
 
 
-def test_evaluating_another_split_keeps_the_results_of_validation(run: Run) -> None:
+def test_evaluating_another_split_or_manifest_keeps_the_results_of_validation(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     evaluate_run(run)
     names = ("metrics.json", "report.html")
     before = [(run.run_dir / name).read_bytes() for name in names]
@@ -45,6 +47,18 @@ def test_evaluating_another_split_keeps_the_results_of_validation(run: Run) -> N
     assert json.loads((run.run_dir / "test" / "metrics.json").read_text()) == metrics
     assert "test split" in (run.run_dir / "test" / "report.html").read_text()
     assert (run.run_dir / "test" / "predictions").is_dir()
+
+    other = write_manifest(run.manifest.slice(1), tmp_path / "other", run.classes)
+    of_other = load_run(run.run_dir, manifest_path=other)
+    folder = f"manifest-{of_other.manifest_hash[:8]}"
+    for split, name in (("val", folder), ("test", f"{folder}/test")):
+        assert evaluate_run(of_other, split=split)["folder"] == name
+        assert json.loads((run.run_dir / name / "metrics.json").read_text())["split"] == split
+    show_result(str(run.run_dir), evaluate_run(of_other))
+    assert f"{folder}/report.html" in capsys.readouterr().out.replace("\n", "")
+    assert [(run.run_dir / name).read_bytes() for name in names] == before
+    assert load_run(run.run_dir, manifest_path=tmp_path / "manifest").results_folder("val") == ""
+
     (verdict,) = [event for event in read_events(run.run_dir) if event["kind"] == "verdict"]
     assert verdict["metrics_path"] == str(run.run_dir / "metrics.json")
 
