@@ -38,10 +38,9 @@ def evaluate(
         ),
     ] = None,
 ) -> None:
-    """Evaluate a trained run on its validation photos, or on another split or manifest, whose results have folders of
-    their own in the run.
+    """Evaluate a trained run on its validation photos, or on another split or manifest.
 
-    Exit code 0 when all targets are met, 1 when one is missed. With --allow, metrics.json also has the metrics of
+    The results of another split or manifest are in a folder of their own in the run. Exit code 0 when all targets are met, 1 when one is missed. With --allow, metrics.json also has the metrics of
     answers restricted to the listed codes.
     """
     from pillsnap.cluster.session import ray_session
@@ -102,11 +101,11 @@ def predict(
         Path | None, typer.Option("--json", help="File for the result.", show_default="the terminal")
     ] = None,
 ) -> None:
-    """Find and name the pills in photos: JSON with box, code, EDI codes, name, confidence and the five best codes, and
-    whether the answer is the code, unsure or unknown.
+    """Find and name the pills in photos: JSON with box, code, EDI codes, name, confidence, five best codes and answer.
 
-    With --allow or --hint each pill also says what the photo alone names, and how much the list or the hints changed.
-    With --pairs both photos of a pill also have the joint answer. Exit code 1 when a photo could not be read.
+    The answer is `code`, `unsure` or `unknown`. With --allow or --hint each pill also says what the photo alone
+    names, and how much the list or the hints changed. With --pairs both photos of a pill also have the joint
+    answer. Exit code 1 when a photo could not be read.
     """
     from pillsnap.cluster.session import ray_session
     from pillsnap.evaluate.predict import evidence_for, list_photos, predict_manifest_photos, predict_photos

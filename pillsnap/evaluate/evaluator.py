@@ -35,7 +35,7 @@ def evaluate_run(
     """Write `predictions/`, `metrics.json` and `report.html` of one split, and return the metrics.
 
     Those of the run's own validation split are in the run directory, and log the `verdict` event; those of another
-    split or manifest are in a folder of their own, `folder` of the metrics. `compare` are the metrics of an earlier run,
+    split or manifest are in a folder of their own, `folder` of the metrics. `compare` are metrics of an earlier run,
     shown in the report. With `allowed` codes, `restricted` in the metrics has those of answers restricted to them; with
     `counts` by code, `classification` has `weighted`; where drugs were enrolled after the training, `enrolled` has the
     metrics with them. Ray must be initialised.
