@@ -40,8 +40,9 @@ def evaluate(
 ) -> None:
     """Evaluate a trained run on its validation photos, or on another split or manifest.
 
-    The results of another split or manifest are in a folder of their own in the run. Exit code 0 when all targets are met, 1 when one is missed. With --allow, metrics.json also has the metrics of
-    answers restricted to the listed codes.
+    The results of another split or manifest are in a folder of their own in the run. Exit code 0 when all targets
+    are met, 1 when one is missed. With --allow, metrics.json also has the metrics of answers restricted to the
+    listed codes.
     """
     from pillsnap.cluster.session import ray_session
     from pillsnap.evaluate.dispensed import read_counts
