@@ -29,6 +29,7 @@ class Capabilities:
     no_stats_actor: bool
     no_location_actor: bool
     no_autoscaling_actor: bool
+    no_cleaner_actor: bool
     executor_callbacks: bool
     lazy_source: bool
     executor_pacing: bool
@@ -182,6 +183,17 @@ def no_autoscaling_actor() -> bool:
         and _takes(coordinator.get_reserved_resources, "self")
         and get_origin(inspect.signature(coordinator.get_reserved_resources).return_annotation) is dict
     )
+
+
+@_probe
+def no_cleaner_actor() -> bool:
+    """Ray Train runs without the actor that frees resources after the death of a training's controller."""
+    from ray.train.v2._internal.execution.callback import RayTrainCallback
+    from ray.train.v2.api import data_parallel_trainer as trainer
+
+    cleaner = original(trainer, "PlacementGroupCleanerCallback")
+    without = all(each.default is not each.empty for each in inspect.signature(cleaner).parameters.values())
+    return without and issubclass(cleaner, RayTrainCallback)
 
 
 @_probe

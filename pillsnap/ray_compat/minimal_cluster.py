@@ -100,10 +100,11 @@ def is_minimal() -> bool:
 
 @contextmanager
 def without_helper_actors() -> Iterator[None]:
-    """Keep Ray Data, in this process, from starting actors that one node with one dataset does not need.
+    """Keep Ray, in this process, from starting actors that one node with one training does not need.
 
-    They collect statistics for the dashboard, store the node of each process of a pool, and divide the cluster among
-    datasets and trainings. Changes nothing outside a minimal cluster.
+    They collect statistics for the dashboard, store the node of each process of a pool, divide the cluster among
+    datasets and trainings, and free what a training holds after the death of its controller, with which this cluster
+    ends. Changes nothing outside a minimal cluster.
     """
     with ExitStack() as stack:
         if is_minimal():
@@ -125,6 +126,12 @@ def _stand_ins() -> Iterator[tuple[Any, str, Any]]:
         from ray.data._internal.cluster_autoscaler import rate_based_cluster_autoscaler as autoscaler
 
         yield autoscaler, "DefaultAutoscalingCoordinator", _WholeCluster
+    if capabilities.no_cleaner_actor():
+        from ray.train.v2._internal.execution.callback import RayTrainCallback
+        from ray.train.v2.api import data_parallel_trainer as trainer
+
+        # The actor asks the dashboard's server, and a training waits 12 s at its end for the answer.
+        yield trainer, "PlacementGroupCleanerCallback", RayTrainCallback
 
 
 def _no_locations(actors: object) -> dict[str, str]:

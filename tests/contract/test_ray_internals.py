@@ -46,7 +46,9 @@ def test_every_probe_is_true_on_the_locked_ray() -> None:
 
 def test_probes_without_which_training_is_slow_are_true_on_every_ray_of_the_pin() -> None:
     found = asdict(capabilities.capabilities())
-    assert {name for name, works in found.items() if not works} <= {"no_location_actor", "no_autoscaling_actor"}
+    assert {name for name, works in found.items() if not works} <= {
+        "no_location_actor", "no_autoscaling_actor", "no_cleaner_actor",
+    }  # fmt: skip
 
 
 TAKEN_AWAY = [
@@ -61,6 +63,7 @@ TAKEN_AWAY = [
         "ray.data._internal.cluster_autoscaler.rate_based_cluster_autoscaler",
         "DefaultAutoscalingCoordinator",
     ),
+    ("no_cleaner_actor", "ray.train.v2.api.data_parallel_trainer", "PlacementGroupCleanerCallback"),
     ("executor_callbacks", "ray.data._internal.execution.execution_callback.ExecutionCallback", "on_execution_step"),
     ("lazy_source", "ray.data._internal.planner.planner.Planner", "_DEFAULT_PLAN_FNS"),
     (
