@@ -45,8 +45,9 @@ ifdef PYTEST_ARGS
 	@$(PY) -m pytest -m "not reliability" $(PYTEST_ARGS)
 else
 	@$(PY) -m pytest -m "not reliability" tests/unit tests/security -n 2 --dist loadfile --cov --cov-report=
+	@# One by one: they start Ray, or measure times.
 	@$(PY) -m pytest -m "not reliability" tests/cluster tests/contract tests/integration tests/reliability \
-	  --cov --cov-append --cov-report=term:skip-covered  # one by one: they start Ray, and some measure times
+	  --cov --cov-append --cov-report=term:skip-covered
 endif
 
 test-reliability: $(STAMP) ## tests that kill, pause and starve processes
