@@ -50,10 +50,10 @@ from pillsnap.planner.cards import card_of, speed_ratios
 from pillsnap.planner.measure import StepRates, measure_steps, mock_batch
 from pillsnap.tasks.base import Task
 from pillsnap.tasks.registry import make_task
-from pillsnap.train.collectives import WorkerGroup
-from pillsnap.train.device_readback import DeviceReadback
-from pillsnap.train.microbatch import MicrobatchRunner
-from pillsnap.train.training_state import TrainingState
+from pillsnap.train.step.collectives import WorkerGroup
+from pillsnap.train.step.device_readback import DeviceReadback
+from pillsnap.train.step.microbatch import MicrobatchRunner
+from pillsnap.train.step.training_state import TrainingState
 
 TASKS = ("classification", "detection")
 PARTS = (*(f"{kind}-{task}" for task in TASKS for kind in ("waits", "step", "store", "photos")), "plan")

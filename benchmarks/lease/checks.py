@@ -209,9 +209,9 @@ def _split_step(
     from pillsnap.models.precision import prefer_speed
     from pillsnap.planner.measure import mock_batch
     from pillsnap.tasks.registry import make_task
-    from pillsnap.train.collectives import WorkerGroup
-    from pillsnap.train.microbatch import MicrobatchRunner
-    from pillsnap.train.training_state import TrainingState
+    from pillsnap.train.step.collectives import WorkerGroup
+    from pillsnap.train.step.microbatch import MicrobatchRunner
+    from pillsnap.train.step.training_state import TrainingState
 
     prefer_speed()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not exact

@@ -25,10 +25,10 @@ from pillsnap.models.precision import prefer_speed, this_device
 from pillsnap.planner.measure import median_step, mock_batch
 from pillsnap.tasks.base import Task
 from pillsnap.tasks.registry import make_task
-from pillsnap.train.collectives import WorkerGroup
-from pillsnap.train.device_readback import DeviceReadback
-from pillsnap.train.microbatch import MicrobatchRunner
-from pillsnap.train.training_state import TrainingState
+from pillsnap.train.step.collectives import WorkerGroup
+from pillsnap.train.step.device_readback import DeviceReadback
+from pillsnap.train.step.microbatch import MicrobatchRunner
+from pillsnap.train.step.training_state import TrainingState
 
 NUM_CLASSES = 200
 """That of the photos which the store parts train on: another head would be another graph to compile."""

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from pillsnap.config.settings import EvaluationSettings
 from pillsnap.evaluate.inference import Predictions, infer
-from pillsnap.manifest.sampling import name_hashes
+from pillsnap.manifest.selection.sampling import name_hashes
 from pillsnap.metrics.calibration import folds_of
 from pillsnap.metrics.limits import ANSWERS, Limits, fit_likeness
 from pillsnap.metrics.selective import (

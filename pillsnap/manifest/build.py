@@ -13,13 +13,13 @@ import pyarrow as pa
 from pillsnap.errors import UserError
 from pillsnap.files import write_json
 from pillsnap.manifest.aihub import Progress
-from pillsnap.manifest.candidates import DEFAULT_GROUP_BY, Candidates
-from pillsnap.manifest.exact_duplicates import find_exact_duplicates
 from pillsnap.manifest.label_reading import LabelReader
 from pillsnap.manifest.rows import Rows, read_rows
 from pillsnap.manifest.scan import scan as scan_tree
+from pillsnap.manifest.selection.candidates import DEFAULT_GROUP_BY, Candidates
+from pillsnap.manifest.selection.exact_duplicates import find_exact_duplicates
+from pillsnap.manifest.selection.unknown_classes import choose_unknown, leave_out
 from pillsnap.manifest.table import class_list, with_locations, write_manifest
-from pillsnap.manifest.unknown_classes import choose_unknown, leave_out
 from pillsnap.photos.archives import join_command
 
 REPORT_NAME = "sampling_report.json"
@@ -59,7 +59,7 @@ def build_manifest(
     Fractions are 0 to 1; a count of None takes all. `group_by`: fields of the file name that near-identical photos of
     one pill share; a group stays in one split. `exclude`: an earlier manifest; the groups of its validation photos are
     left out. `check_copies`: read every sampled photo, and leave out validation photos that are byte-identical to a
-    training photo. `unknown_classes`: share of the classes that are left out of training (unknown_classes.py). The
+    training photo. `unknown_classes`: share of the classes that are left out of training. The
     output bytes depend only on the tree, the seed and the settings, not on `num_workers` (readers of labels and photos;
     None: all cores) or `label_reader` (label_reading.py). Raises UserError when nothing can be sampled.
     """

@@ -19,8 +19,8 @@ from pillsnap.manifest.formats.photo import LabelledPhoto, ReadFolder, distinct_
 from pillsnap.manifest.formats.recognise import read_labels
 from pillsnap.manifest.formats.splits import SPLIT_FOLDERS
 from pillsnap.manifest.import_report import Found, Problems, large_losses, write_report
-from pillsnap.manifest.sampling import name_hashes
-from pillsnap.manifest.split import split_combinations
+from pillsnap.manifest.selection.sampling import name_hashes
+from pillsnap.manifest.selection.split import split_combinations
 from pillsnap.manifest.table import SCHEMA, class_list, write_manifest
 
 

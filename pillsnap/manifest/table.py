@@ -118,7 +118,7 @@ def with_locations(table: pa.Table) -> pa.Table:
 
 def write_manifest(table: pa.Table, out_dir: Path, classes: list[ClassInfo], unknown: Iterable[str] = ()) -> Path:
     """Write manifest.parquet, manifest_train.csv, manifest_val.csv and classes.json; return the Parquet path. With
-    photos of the split `test` also manifest_test.csv. `unknown`: codes left out of training (unknown_classes.py).
+    photos of the split `test` also manifest_test.csv. `unknown`: codes left out of training.
 
     Files are replaced atomically, the Parquet file last: if it exists, the set is complete. Equal tables give equal
     bytes. Raises UserError for duplicate sample ids and for codes that a CSV cell cannot hold.

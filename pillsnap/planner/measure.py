@@ -16,9 +16,9 @@ from pillsnap.config import DataSettings, TrainSettings
 from pillsnap.data.loader import DeviceBatch
 from pillsnap.data.stream import Stream
 from pillsnap.tasks.base import Task
-from pillsnap.train.collectives import WorkerGroup
-from pillsnap.train.microbatch import MicrobatchRunner
-from pillsnap.train.training_state import TrainingState
+from pillsnap.train.step.collectives import WorkerGroup
+from pillsnap.train.step.microbatch import MicrobatchRunner
+from pillsnap.train.step.training_state import TrainingState
 
 _PILLS_PER_FRAME = 3
 _STEPS_PER_SYNC = 5

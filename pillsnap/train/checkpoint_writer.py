@@ -16,13 +16,13 @@ from pillsnap.runs.backend import RunBackend
 from pillsnap.runs.checkpoint import Position, copy_state, copy_weights, save_checkpoint
 from pillsnap.storage import StorageError
 from pillsnap.train.budget_clock import BudgetClock
-from pillsnap.train.collectives import WorkerGroup
 from pillsnap.train.faults.diagnosis import diagnose
 from pillsnap.train.faults.known_faults import DISK_FULL, NOT_WRITTEN
 from pillsnap.train.job import Job
 from pillsnap.train.schedule.lr_schedule import Schedule
+from pillsnap.train.step.collectives import WorkerGroup
+from pillsnap.train.step.training_state import TrainingState
 from pillsnap.train.task_log import TaskLog
-from pillsnap.train.training_state import TrainingState
 
 _CHECK_PREEMPTION_EVERY_S = 5.0
 _POLL_S = 0.2

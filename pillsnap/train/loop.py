@@ -17,15 +17,15 @@ from pillsnap.runs.checkpoint import Position
 from pillsnap.runs.directory import MEMORY_FILE
 from pillsnap.train.budget_clock import TOO_SMALL, BudgetClock
 from pillsnap.train.checkpoint_writer import CheckpointWriter
-from pillsnap.train.collectives import WorkerGroup
 from pillsnap.train.examples import draw_examples
 from pillsnap.train.job import Job
 from pillsnap.train.meters import RunningMean, Throughput
-from pillsnap.train.microbatch import MicrobatchRunner
 from pillsnap.train.schedule.lr_schedule import Schedule
+from pillsnap.train.step.collectives import WorkerGroup
+from pillsnap.train.step.microbatch import MicrobatchRunner
+from pillsnap.train.step.training_state import TrainingState
 from pillsnap.train.step_monitor import StepMonitor
 from pillsnap.train.task_log import TaskLog
-from pillsnap.train.training_state import TrainingState
 
 
 def train(job: Job, batches: Iterator[DeviceBatch]) -> Position:

@@ -9,12 +9,12 @@ import torch
 
 from pillsnap.errors import UserError
 from pillsnap.runs.checkpoint import Position
-from pillsnap.train.collectives import WorkerGroup
-from pillsnap.train.device_readback import DeviceReadback
 from pillsnap.train.job import Job
 from pillsnap.train.meters import RunningMean, Throughput
+from pillsnap.train.step.collectives import WorkerGroup
+from pillsnap.train.step.device_readback import DeviceReadback
+from pillsnap.train.step.training_state import Step
 from pillsnap.train.task_log import TaskLog
-from pillsnap.train.training_state import Step
 
 _MAX_BAD_STEPS = 3
 _MAX_IDS_LISTED = 40
@@ -33,7 +33,7 @@ class _Launched:
 
 
 class StepMonitor:
-    """Results are read some steps after the launch, by every worker at the same step (device_readback.py)."""
+    """Results are read some steps after the launch, by every worker at the same step (step/device_readback.py)."""
 
     def __init__(self, job: Job, group: WorkerGroup, log: TaskLog, meter: Throughput, epoch_loss: RunningMean) -> None:
         self._job, self._group, self._log, self._meter, self._epoch_loss = job, group, log, meter, epoch_loss

@@ -9,8 +9,8 @@ import torch
 from pillsnap.data.loader import DeviceBatch
 from pillsnap.errors import UserError
 from pillsnap.manifest.audit.quick import exceeds
-from pillsnap.train.collectives import WorkerGroup
 from pillsnap.train.job import Job
+from pillsnap.train.step.collectives import WorkerGroup
 
 
 class TaskLog:

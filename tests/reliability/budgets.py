@@ -19,7 +19,7 @@ from pillsnap.runs.checkpoint import Position
 from pillsnap.train import checkpoint_writer, task_log
 from pillsnap.train.job import Job
 from pillsnap.train.schedule.time_budget import TimeBudget
-from pillsnap.train.training_state import TrainingState
+from pillsnap.train.step.training_state import TrainingState
 from tests.unit.train.test_loop import LoopOfOne, SmallTask
 
 EPOCHS, STEPS = 20, 10

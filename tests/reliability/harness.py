@@ -191,7 +191,7 @@ def inject(faults: dict[str, Any], rank: int) -> None:
     "hang_once": file written before hanging}, {"record_ids": folder}, {"step_pause_s": seconds added to each step},
     {"threads": torch threads, overriding the worker's}; of `train_two` also {"stop_at_poll": number of the request}.
     """
-    from pillsnap.train import training_state
+    from pillsnap.train.step import training_state
 
     if "threads" in faults:
         torch.set_num_threads(faults["threads"])

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pillsnap.errors import UserError
-from pillsnap.train import device_readback
-from pillsnap.train.training_state import TrainingState, _Losses
+from pillsnap.train.step import device_readback
+from pillsnap.train.step.training_state import TrainingState, _Losses
 from tests.reliability.harness import LoopRun, inject, say, tiny, train_two
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pillsnap.runs.checkpoint import Position
-from pillsnap.train import nonfinite
+from pillsnap.train.step import nonfinite
 from tests.reliability.harness import LoopRun, same_state, say, tiny, train_two
 
 

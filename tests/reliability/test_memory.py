@@ -13,9 +13,9 @@ from pillsnap.data.loader import Loader
 from pillsnap.errors import UserError
 from pillsnap.runs.directory import MEMORY_FILE
 from pillsnap.tasks.classification import ClassificationTask
-from pillsnap.train.collectives import WorkerGroup
-from pillsnap.train.microbatch import MicrobatchRunner, SplitAgain
-from pillsnap.train.training_state import TrainingState, _Losses
+from pillsnap.train.step.collectives import WorkerGroup
+from pillsnap.train.step.microbatch import MicrobatchRunner, SplitAgain
+from pillsnap.train.step.training_state import TrainingState, _Losses
 from tests.reliability.harness import NO_BATCH_NORM, LoopRun, inject, same_state, say, tiny, train_two
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-IMPORTS = "import os, sys, pillsnap.models.classifier, pillsnap.tasks.registry, pillsnap.train.training_state"
+IMPORTS = "import os, sys, pillsnap.models.classifier, pillsnap.tasks.registry, pillsnap.train.step.training_state"
 
 
 def ended_like_a_worker(code: str, temporary: Path) -> list[str]:

@@ -22,10 +22,10 @@ from pillsnap.storage import scratch
 from pillsnap.tasks.best_model import load_best
 from pillsnap.tasks.registry import make_task
 from pillsnap.train import driver
-from pillsnap.train.collectives import WorkerGroup
 from pillsnap.train.from_run import best_checkpoints, start_from
-from pillsnap.train.microbatch import MicrobatchRunner
-from pillsnap.train.training_state import TrainingState
+from pillsnap.train.step.collectives import WorkerGroup
+from pillsnap.train.step.microbatch import MicrobatchRunner
+from pillsnap.train.step.training_state import TrainingState
 from tests.reliability.harness import LoopRun, same_state, tiny
 
 CPU = torch.device("cpu")

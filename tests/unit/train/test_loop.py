@@ -20,10 +20,10 @@ from pillsnap.data.plan import StreamPlan
 from pillsnap.errors import UserError
 from pillsnap.observe.events import EventLog, read_events
 from pillsnap.runs.checkpoint import Checkpoint, Position, find_checkpoint
-from pillsnap.train import device_readback
 from pillsnap.train.job import Job
 from pillsnap.train.loop import train
 from pillsnap.train.schedule.time_budget import TimeBudget
+from pillsnap.train.step import device_readback
 from tests.reliability.harness import StoppableBackend, same_state
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ import torch
 
 from pillsnap.config import DataSettings
 from pillsnap.errors import UserError
-from pillsnap.train.collectives import WorkerGroup
+from pillsnap.train.step.collectives import WorkerGroup
 from pillsnap.train.task_log import TaskLog
 
 

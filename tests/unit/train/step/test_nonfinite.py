@@ -9,8 +9,8 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from pillsnap.train.batch_statistics import STATISTICS
-from pillsnap.train.nonfinite import Buffers, LossScale, MovingAverage, clipped_step
+from pillsnap.train.step.batch_statistics import STATISTICS
+from pillsnap.train.step.nonfinite import Buffers, LossScale, MovingAverage, clipped_step
 
 GOOD, BAD = torch.tensor(1.0), torch.tensor(0.0)
 
@@ -107,7 +107,7 @@ def test_running_statistics_of_a_bad_step_are_restored() -> None:
 
 
 def test_loss_scale_equals_torch_s_gradient_scaler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pillsnap.train.nonfinite._GROW_AFTER", 3)
+    monkeypatch.setattr("pillsnap.train.step.nonfinite._GROW_AFTER", 3)
     scaler = torch.amp.GradScaler("cpu", growth_interval=3)
     ours = LossScale(torch.device("cpu"))
     weight = nn.Parameter(torch.ones(1))

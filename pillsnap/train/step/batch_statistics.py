@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from pillsnap.data.loader import DeviceBatch
-from pillsnap.train.collectives import WorkerGroup, broadcast_from_first, by_dtype
-from pillsnap.train.microbatch import MicrobatchRunner
+from pillsnap.train.step.collectives import WorkerGroup, broadcast_from_first, by_dtype
+from pillsnap.train.step.microbatch import MicrobatchRunner
 
 STATISTICS_STEPS = 10
 """The last training steps before a validation, on whose batches the statistics are estimated."""

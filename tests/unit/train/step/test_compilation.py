@@ -13,9 +13,9 @@ from pillsnap.config import load_settings
 from pillsnap.data.loader import DeviceBatch
 from pillsnap.planner.measure import mock_batch
 from pillsnap.tasks.registry import make_task
-from pillsnap.train.collectives import WorkerGroup
-from pillsnap.train.microbatch import MicrobatchRunner
-from pillsnap.train.training_state import TrainingState
+from pillsnap.train.step.collectives import WorkerGroup
+from pillsnap.train.step.microbatch import MicrobatchRunner
+from pillsnap.train.step.training_state import TrainingState
 
 CPU = torch.device("cpu")
 SMALL = {
@@ -28,7 +28,7 @@ def dynamo_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Traces and guards as ever, but generates no code; each graph is counted."""
     compiled = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compiled(self, backend="eager", **options))
-    monkeypatch.setattr("pillsnap.train.training_state.compile_problem", lambda device: None)
+    monkeypatch.setattr("pillsnap.train.step.training_state.compile_problem", lambda device: None)
     torch.set_num_threads(1)
     with torch._dynamo.config.patch(suppress_errors=False, fail_on_recompile_limit_hit=False):
         torch._dynamo.reset()

@@ -13,9 +13,9 @@ from pillsnap.config import load_settings
 from pillsnap.data.loader import DeviceBatch
 from pillsnap.planner.measure import mock_batch
 from pillsnap.tasks.registry import make_task
-from pillsnap.train.collectives import WorkerGroup
-from pillsnap.train.microbatch import MicrobatchRunner
-from pillsnap.train.training_state import TrainingState
+from pillsnap.train.step.collectives import WorkerGroup
+from pillsnap.train.step.microbatch import MicrobatchRunner
+from pillsnap.train.step.training_state import TrainingState
 
 CPU = torch.device("cpu")
 

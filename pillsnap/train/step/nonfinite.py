@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from pillsnap.models.quiet_timm import timm
-from pillsnap.train.batch_statistics import STATISTICS
-from pillsnap.train.collectives import broadcast_from_first, by_dtype
+from pillsnap.train.step.batch_statistics import STATISTICS
+from pillsnap.train.step.collectives import broadcast_from_first, by_dtype
 
 _FIRST_SCALE, _GROW_AFTER = 2.0**16, 2000
 

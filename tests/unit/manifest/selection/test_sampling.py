@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pillsnap.manifest.sampling import choose_classes, choose_photos, mix, name_hashes, quotas
+from pillsnap.manifest.selection.sampling import choose_classes, choose_photos, mix, name_hashes, quotas
 
 
 @pytest.mark.parametrize(

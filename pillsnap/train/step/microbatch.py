@@ -21,7 +21,7 @@ import torch
 from pillsnap.data.loader import DeviceBatch
 from pillsnap.errors import UserError
 from pillsnap.files import write_json
-from pillsnap.train.collectives import WorkerGroup
+from pillsnap.train.step.collectives import WorkerGroup
 
 _TRIAL_STEPS = 3
 """Steps after a start or a change of a size at which the workers agree on whether the batch fitted."""

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 
-from pillsnap.manifest import sampling, split
 from pillsnap.manifest.aihub import split_codes
 from pillsnap.manifest.scan import Scan
+from pillsnap.manifest.selection import sampling, split
 from pillsnap.manifest.table import CAMERA_FIELDS, read_manifest
 
 DEFAULT_GROUP_BY = ("direction", "longitude")

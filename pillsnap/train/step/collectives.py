@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pillsnap.train.device_readback import DeviceReadback, lag_steps
+from pillsnap.train.step.device_readback import DeviceReadback, lag_steps
 
 _COMPILATION_S = 1200.0
 """Time that a worker waits for others which compile: several times the 100 to 170 s that a model took on a GPU."""

@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from pillsnap.manifest.sampling import name_hashes
-from pillsnap.manifest.split import split_combinations, split_single
+from pillsnap.manifest.selection.sampling import name_hashes
+from pillsnap.manifest.selection.split import split_combinations, split_single
 
 
 def test_single_split_keeps_groups_whole_and_meets_the_fraction() -> None:

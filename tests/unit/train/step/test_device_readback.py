@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pillsnap.train import device_readback
-from pillsnap.train.device_readback import DeviceReadback, lag_steps
+from pillsnap.train.step import device_readback
+from pillsnap.train.step.device_readback import DeviceReadback, lag_steps
 
 CPU = torch.device("cpu")
 

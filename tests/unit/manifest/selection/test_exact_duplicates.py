@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pillsnap.manifest import exact_duplicates
-from pillsnap.manifest.exact_duplicates import find_exact_duplicates, group_equal
+from pillsnap.manifest.selection import exact_duplicates
+from pillsnap.manifest.selection.exact_duplicates import find_exact_duplicates, group_equal
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

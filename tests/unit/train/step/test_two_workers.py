@@ -20,10 +20,10 @@ from torch._dynamo.backends.registry import lookup_backend
 from pillsnap.config import load_settings
 from pillsnap.planner.measure import mock_batch
 from pillsnap.tasks.registry import make_task
-from pillsnap.train import training_state
-from pillsnap.train.collectives import WorkerGroup
-from pillsnap.train.microbatch import MicrobatchRunner
-from pillsnap.train.training_state import TrainingState
+from pillsnap.train.step import training_state
+from pillsnap.train.step.collectives import WorkerGroup
+from pillsnap.train.step.microbatch import MicrobatchRunner
+from pillsnap.train.step.training_state import TrainingState
 
 CPU = torch.device("cpu")
 TIMEOUT_S, COMPILATION_S = 3.0, 4.5

@@ -18,11 +18,11 @@ from pillsnap.runs.checkpoint import (
     save_checkpoint,
 )
 from pillsnap.tasks.registry import make_task
-from pillsnap.train import training_state
-from pillsnap.train.batch_statistics import STATISTICS
-from pillsnap.train.collectives import WorkerGroup
-from pillsnap.train.microbatch import MicrobatchRunner
-from pillsnap.train.training_state import TrainingState
+from pillsnap.train.step import training_state
+from pillsnap.train.step.batch_statistics import STATISTICS
+from pillsnap.train.step.collectives import WorkerGroup
+from pillsnap.train.step.microbatch import MicrobatchRunner
+from pillsnap.train.step.training_state import TrainingState
 from tests.reliability.harness import same_state
 
 CPU = torch.device("cpu")

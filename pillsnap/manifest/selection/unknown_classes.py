@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pillsnap.manifest.sampling import name_hashes
+from pillsnap.manifest.selection.sampling import name_hashes
 
 
 def choose_unknown(table: pa.Table, share: float, seed: int) -> list[str]:

@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 from pillsnap.manifest.attribute_table import AttributeTable, add_to_manifest
 from pillsnap.manifest.audit.audit import audit
 from pillsnap.manifest.build import build_manifest
+from pillsnap.manifest.selection.unknown_classes import choose_unknown, leave_out
 from pillsnap.manifest.table import read_classes, read_manifest, read_unknown
-from pillsnap.manifest.unknown_classes import choose_unknown, leave_out
 from tests.unit.conftest import Tree
 from tests.unit.conftest import build_manifest as table_of
 

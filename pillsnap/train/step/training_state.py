@@ -19,10 +19,10 @@ from pillsnap.models.precision import autocast, compile_problem, wants_compiling
 from pillsnap.models.quiet_timm import timm
 from pillsnap.runs.checkpoint import Checkpoint
 from pillsnap.tasks.base import Task
-from pillsnap.train.batch_statistics import BatchStatistics
-from pillsnap.train.collectives import WorkerGroup, average_gradients
-from pillsnap.train.microbatch import MicrobatchRunner
-from pillsnap.train.nonfinite import Buffers, LossScale, MovingAverage, clipped_step
+from pillsnap.train.step.batch_statistics import BatchStatistics
+from pillsnap.train.step.collectives import WorkerGroup, average_gradients
+from pillsnap.train.step.microbatch import MicrobatchRunner
+from pillsnap.train.step.nonfinite import Buffers, LossScale, MovingAverage, clipped_step
 
 _EMA_WARMUP_POWER = 0.75
 
