@@ -17,12 +17,11 @@ def enrolled_metrics(run: Run, alone: Predictions, together: Predictions) -> dic
     ones, and of the `enrolled` drugs, None where no photo shows one. `run` has both.
     """
     assert run.enrolled is not None and alone.classification is not None and together.classification is not None
-    num_trained = len(run.classes) - len(run.enrolled.classes)
-    is_trained = pc.less(together.classification["label"], pa.scalar(num_trained))
+    is_trained = pc.less(together.classification["label"], pa.scalar(run.num_trained))
     trained, new = (together.classification.filter(chosen) for chosen in (is_trained, pc.invert(is_trained)))
     return {
         "num_codes": len(run.enrolled.classes),
         "trained": accuracies(trained, len(run.classes))
-        | {"alone": accuracies(alone.classification, num_trained)["top1"]},
+        | {"alone": accuracies(alone.classification, run.num_trained)["top1"]},
         "enrolled": accuracies(new, len(run.classes)) if len(new) else None,
     }

@@ -178,7 +178,6 @@ def _answer(
     run: Run, indices: Sequence[int], probabilities: Sequence[float], limits: Limits | None, known: float | None
 ) -> dict[str, Any]:
     best = run.classes[indices[0]]
-    num_trained = len(run.classes) - (len(run.enrolled.classes) if run.enrolled else 0)
     return {
         "code": best.code,
         "name": best.name,
@@ -188,5 +187,5 @@ def _answer(
         "top5": [
             {"code": run.codes[i], "confidence": round(p, 4)} for i, p in zip(indices, probabilities, strict=True)
         ],
-        **answer_of(limits, probabilities[0], known, enrolled=indices[0] >= num_trained),
+        **answer_of(limits, probabilities[0], known, enrolled=indices[0] >= run.num_trained),
     }

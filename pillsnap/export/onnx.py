@@ -70,7 +70,7 @@ def export_run(run: Run, folder: Path) -> dict[str, float]:
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"Exporting to ONNX needs {', '.join(missing)}: pip install {' '.join(missing)}")
-    trained = run.codes[: len(run.codes) - len(run.enrolled.classes)] if run.enrolled else run.codes
+    trained = run.codes[: run.num_trained]
     best = {name: load_best(run.where, name, run.settings, trained) for name in ("detection", "classification")}
     untrained = [name for name, found in best.items() if found is None]
     if untrained:
@@ -105,7 +105,7 @@ def export_run(run: Run, folder: Path) -> dict[str, float]:
             "mean": list(mean),
             "std": list(std),
             "temperature": best["classification"].metrics.get("temperature", 1.0),  # type: ignore[union-attr]
-            "num_trained": len(trained),
+            "num_trained": run.num_trained,
         },
         "classes": [
             {name: value for name, value in asdict(entry).items() if name in _CLASS_FACTS} for entry in run.classes

@@ -88,6 +88,11 @@ class Run:
         return "/".join(other + ([split] if split != "val" else []))
 
     @property
+    def num_trained(self) -> int:
+        """Number of classes that were trained; enrolled ones follow."""
+        return len(self.classes) - (len(self.enrolled.classes) if self.enrolled else 0)
+
+    @property
     def codes(self) -> list[str]:
         """Codes of the classes, ordered by the model's class index."""
         return [entry.code for entry in self.classes]
