@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.imprints import COMBINATIONS, VIEWS_PER_CLASS, prepare
 from benchmarks.short_epochs import SETTINGS, WHOLE_EPOCHS, KeptSource
-from benchmarks.unknown_scores import Fitted, scores, softmax
+from benchmarks.unknown_scores import Fitted, scores
 from pillsnap.config import Settings, load_settings
 from pillsnap.config.settings import EvaluationSettings
 from pillsnap.data import augment
@@ -30,6 +30,7 @@ from pillsnap.data.recipes import NO_CROP_JITTER
 from pillsnap.data.samples import classification_samples
 from pillsnap.evaluate.answers import judge
 from pillsnap.evaluate.inference import UNKNOWN, Predictions
+from pillsnap.export.pipeline import softmax
 from pillsnap.manifest.selection.unknown_classes import choose_unknown, leave_out
 from pillsnap.manifest.table import class_list, read_classes, read_manifest, write_manifest
 from pillsnap.metrics.calibration import (

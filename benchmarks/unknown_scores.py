@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pillsnap.export.pipeline import softmax
+
 Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Logits (n, classes), features (n, d) -> (n,)."""
 
@@ -42,11 +44,6 @@ def scores(fitted: Fitted) -> dict[str, Score]:
         "ViM": vim(fitted),
         "NNGuide": nn_guide(fitted),
     }
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    shares = np.exp(logits - logits.max(1, keepdims=True))
-    return shares / shares.sum(1, keepdims=True)
 
 
 def energy(logits: np.ndarray) -> np.ndarray:

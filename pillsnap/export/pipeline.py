@@ -25,6 +25,8 @@ import onnxruntime
 PADDING_GREY = 114
 Photo = bytes | np.ndarray
 """Bytes of a file, or pixels (height, width, 3) uint8 RGB."""
+Examined = tuple[np.ndarray, np.ndarray, np.ndarray, list[float | None]]
+"""Of the k pills of a photo: boxes (k, 4), scores (k,), calibrated logits (k, classes), likeness to trained classes."""
 
 
 class Pipeline:
@@ -46,9 +48,19 @@ class Pipeline:
         `attributes`, `confidence`, `top5`, the `answer` (code, unsure or unknown) and its `reason`; with `evidence`
         (of `evidence.gather`) also what it says. Raises BadImage for bytes that cannot be decoded.
         """
+        return self.pills(self.examine(photo), evidence)
+
+    def examine(self, photo: Photo) -> Examined:
+        """What both models say of a photo. Raises BadImage for bytes that cannot be decoded."""
         boxes, scores = self.detect(photo)
+        logits, features = self._outputs(photo, boxes, ["logits", "features"])
+        known = [None] * len(boxes) if self.limits is None else self.limits.likeness(features).tolist()
+        return boxes, scores, self._calibrated(logits), known
+
+    def pills(self, examined: Examined, evidence: Any = None) -> list[dict[str, Any]]:
+        """As `predict`, from what `examine` returned."""
         pills = []
-        for box, score, logits, known in zip(boxes, scores, *self._logits_and_likeness(photo, boxes), strict=True):
+        for box, score, logits, known in zip(*examined, strict=True):
             index, answer = self._answer(logits, evidence, known)
             pills.append({"box": [round(float(value), 1) for value in box], "score": round(float(score), 4), **answer})
             if evidence is not None:
@@ -58,18 +70,17 @@ class Pipeline:
                 pills[-1] |= evidence.facts(index, code, float(unaided[best]), float(unaided[excluded].sum()))
         return pills
 
-    def predict_both_sides(self, front: Photo, back: Photo, evidence: Any = None) -> dict[str, Any] | None:
+    def both_sides(self, front: Examined, back: Examined, evidence: Any = None) -> dict[str, Any] | None:
         """The joint answer for the pill of the highest score in each of both photos, as `code` and the following fields
         of `predict`; None when one shows no pill.
         """
         from evidence import both_sides
 
-        found = [self._logits_and_likeness(photo, self.detect(photo)[0][:1]) for photo in (front, back)]
-        logits, known = zip(*found, strict=True)
-        if not all(map(len, logits)):
+        (_, _, front_logits, front_known), (_, _, back_logits, back_known) = front, back
+        if not (len(front_logits) and len(back_logits)):
             return None
-        least = None if self.limits is None else min(known)[0]
-        return self._answer(both_sides(*logits)[0], evidence, least)[1]
+        known = [value for value in (front_known[0], back_known[0]) if value is not None]
+        return self._answer(both_sides(front_logits[:1], back_logits[:1])[0], evidence, min(known, default=None))[1]
 
     def _answer(self, logits: np.ndarray, evidence: Any, known: float | None) -> tuple[int, dict[str, Any]]:
         """Index of the named class, and what is said of calibrated logits (classes,) and a likeness."""
@@ -123,7 +134,7 @@ class Pipeline:
     def logits(self, photo: Photo, boxes: np.ndarray) -> np.ndarray:
         """Logits divided by the temperature, (k, classes), of the pills in the boxes (k, 4)."""
         (logits,) = self._outputs(photo, boxes, ["logits"])
-        return logits.astype(np.float64) / self.facts["classification"]["temperature"]
+        return self._calibrated(logits)
 
     @cached_property
     def limits(self) -> Any:
@@ -132,10 +143,8 @@ class Pipeline:
 
         return read_limits(self._folder)
 
-    def _logits_and_likeness(self, photo: Photo, boxes: np.ndarray) -> tuple[np.ndarray, list[float | None]]:
-        logits, features = self._outputs(photo, boxes, ["logits", "features"])
-        known = [None] * len(boxes) if self.limits is None else self.limits.likeness(features).tolist()
-        return logits.astype(np.float64) / self.facts["classification"]["temperature"], known
+    def _calibrated(self, logits: np.ndarray) -> np.ndarray:
+        return logits.astype(np.float64) / self.facts["classification"]["temperature"]
 
     def features(self, photo: Photo, boxes: np.ndarray) -> np.ndarray:
         """Pooled features (k, d) of the pills in the boxes (k, 4); not in models that earlier versions exported."""
@@ -245,17 +254,16 @@ def main() -> None:
     step = 2 if options.pairs else 1
     for start in range(0, len(options.photos), step):
         entries: list[dict[str, Any]] = []
+        examined: list[Examined] = []
         for path in options.photos[start : start + step]:
             entries.append({"path": str(path), "error": None, "pills": []})
             try:
-                entries[-1]["pills"] = pipeline.predict(path.read_bytes(), evidence)
+                examined.append(pipeline.examine(path.read_bytes()))
+                entries[-1]["pills"] = pipeline.pills(examined[-1], evidence)
             except (BadImage, OSError) as error:
                 entries[-1]["error"] = str(error)
         if options.pairs:
-            answer = None
-            if not any(entry["error"] for entry in entries):
-                front, back = (path.read_bytes() for path in options.photos[start : start + step])
-                answer = pipeline.predict_both_sides(front, back, evidence)
+            answer = pipeline.both_sides(examined[0], examined[1], evidence) if len(examined) == 2 else None
             for entry, other in zip(entries, reversed(entries), strict=True):
                 entry["both_sides"] = answer and answer | {"path": other["path"]}
         for entry in entries:
