@@ -61,7 +61,7 @@ def evaluate_run(
     if complete.enrolled is not None and predictions.classification is not None:
         completed = predict_manifest(
             photos, run.where, run.settings, complete.codes, run.data_root,
-            fitted_here=predictions.fitted_here, enrolled=complete.enrolled,
+            fitted_here=predictions.fitted_here, detect=allowed is not None, enrolled=complete.enrolled,
         )  # fmt: skip
     folder = run.run_dir / run.results_folder(split)
     predictions.write(folder)

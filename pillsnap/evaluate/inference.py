@@ -105,12 +105,13 @@ def predict_manifest(
     data_root: str,
     *,
     fitted_here: bool,
+    detect: bool = True,
     evidence: Evidence | None = None,
     limits: Limits | None = None,
     enrolled: Enrolled | None = None,
 ) -> Predictions:
-    """Run both models of `run` (a folder or URI) over the photos of `manifest`. Ray must be initialised. `enrolled`
-    drugs are the last of `codes`.
+    """Run both models of `run` (a folder or URI), or the classifier alone, over the photos of `manifest`. Ray must be
+    initialised. `enrolled` drugs are the last of `codes`.
 
     `fitted_here`: these photos chose the epochs and fitted the temperature, so that the confidences to be checked
     (`held_out_confidence`) are cross-fitted by the photos' groups. With `limits` the tables have the likeness
@@ -119,8 +120,8 @@ def predict_manifest(
     pairs = manifest_pairs(manifest, codes) if evidence is None else []
     logits_of = {sample_id for pair in pairs for sample_id in pair}
     rows = infer(
-        manifest, run, settings, codes, data_root, evidence=evidence, logits_of=logits_of, limits=limits,
-        enrolled=enrolled,
+        manifest, run, settings, codes, data_root, detect=detect, evidence=evidence, logits_of=logits_of,
+        limits=limits, enrolled=enrolled,
     )  # fmt: skip
     errors = {row["sample_id"]: row["error"] for row in rows if row["error"]}
     rows = [row for row in rows if not row["error"]]

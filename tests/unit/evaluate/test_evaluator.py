@@ -76,8 +76,9 @@ def test_enrolled_drugs_are_measured_beside_the_trained_ones(
     together = Predictions(None, build_crops([0, 1, 2, 3, 4, 4, 4], [[0], [4], [2], [2], [4], [1], [4]]), None, {})
 
     def predict(
-        *arguments: Any, fitted_here: bool, enrolled: Enrolled | None = None, limits: Any = None
+        *arguments: Any, fitted_here: bool, detect: bool = True, enrolled: Enrolled | None = None, limits: Any = None
     ) -> Predictions:
+        assert detect is (enrolled is None)
         assert arguments[3] == [*run.codes, *(enrolled.codes if enrolled else [])]
         return together if enrolled else alone
 
