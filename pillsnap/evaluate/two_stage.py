@@ -126,9 +126,7 @@ class TwoStage:
         assert self.classifier is not None
         settings = self._settings.classification
         crops = [self._crop(photo, box) for photo, rows in zip(photos, boxes, strict=True) for box in rows]
-        none = np.zeros((0, TOP), np.float32)
-        indices = none.astype(np.int64)
-        parts = [Names(indices, none, none[:, 0], none, none, indices[:, 0], none[:, 0], none[:, 0])]
+        parts = [self._no_names()]
         for start in range(0, len(crops), settings.batch_size):
             images = torch.from_numpy(np.stack(crops[start : start + settings.batch_size])).to(self.device)
             logits, features = self._logits_and_features(images)
@@ -146,10 +144,17 @@ class TwoStage:
             named = (top, probs * answered, (raw * answered)[:, 0], logits, features)
             arrays = (*named, unaided, unaided_probs * sure, forbidden)
             parts.append(Names(*(array.cpu().numpy() for array in arrays)))
-        parts = parts if len(parts) == 1 else parts[1:]
         names = Names(*(np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(Names)))
         ends = np.cumsum([len(rows) for rows in boxes]).tolist()
         return [names.rows(slice(end - len(rows), end)) for end, rows in zip(ends, boxes, strict=True)]
+
+    def _no_names(self) -> Names:
+        """Of no box: as wide as those of others."""
+        assert self.classifier is not None
+        width = getattr(self.classifier, "head_hidden_size", self.classifier.num_features)
+        top, logits, features = (np.zeros((0, n), np.float32) for n in (self._num_named, len(self._log_ratios), width))
+        indices, each = top.astype(np.int64), top[:, 0]
+        return Names(indices, top, each, logits, features, indices[:, 0], each, each)
 
     @torch.inference_mode()
     def head(self, features: np.ndarray) -> np.ndarray:

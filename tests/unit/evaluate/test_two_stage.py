@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import cv2
@@ -96,6 +97,19 @@ def test_crops_of_several_photos_keep_their_order(run_dir: Path) -> None:
     assert [len(names.top) for names in together] == [1, 0, 2, 0]
     alone = models.classify([photo(3)], [box])[0]
     np.testing.assert_allclose(together[2].probs, np.repeat(alone.probs, 2, 0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("num_allowed", [3, 8])
+def test_names_of_photos_without_pills_are_as_wide_as_others(run_dir: Path, num_allowed: int) -> None:
+    # Limits and enrolled drugs compute with the features of each photo, also where a whole batch shows no pill.
+    evidence = Evidence(np.where(np.arange(8) < num_allowed, 0.0, -np.inf), num_allowed)
+    models = TwoStage(run_dir, settings_with(), CODES, evidence=evidence)
+    none, box = np.zeros((0, 4), np.float32), np.array([[5, 5, 60, 60]], np.float32)
+    (some,) = models.classify([photo()], [box])
+    for empty in models.classify([photo(1), photo(2)], [none, none]):
+        for each in fields(empty):
+            found, wanted = getattr(empty, each.name), getattr(some, each.name)
+            assert (found.dtype, found.shape) == (wanted.dtype, (0, *wanted.shape[1:])), each.name
 
 
 def test_average_over_rotations_does_not_depend_on_the_rotation_of_the_pill(run_dir: Path) -> None:
