@@ -33,6 +33,10 @@ def main() -> None:
         from benchmarks.lease.runs import photos, prepare
 
         photos(report, folder, quick) if name == "photos" else prepare(report, name.split("-")[1], folder, quick)
+    elif name == "stage3":
+        from benchmarks.lease.stage3 import stage3
+
+        stage3(report, folder, quick)
     elif name.startswith("store-"):
         from benchmarks.lease.runs import store
 

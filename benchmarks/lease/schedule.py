@@ -10,7 +10,7 @@ Planned seconds on a machine with 16 cores and an H100:
                detection-yolo11s 20
     to 420     store-classification 60, store-detection 60
     to 530     store-classification-compiled, where at least 80 s are left
-               (only when asked for by --parts: classification-32, ultralytics-yolo11m)
+               (only when asked for by --parts: classification-32, ultralytics-yolo11m; stage3, which takes 510 s)
 
 The first phase ends after 285 s: what is not ready then is named and killed. Every part has a limit of its own. Results
 are printed as they come; the JSON file is written after each part, into the folder $OUT too, with the logs of failed
@@ -39,7 +39,7 @@ FIRST_PHASE_S = 285.0
 LIMITS_S = {
     "loader": 80, "gpu-tests": 90, "losses": 100, "memory": 120, "end-to-end": 270,
     "photos": 120, "prepare-classification": 150, "prepare-detection": 150,
-    "store-classification": 120, "store-detection": 120, "store-classification-compiled": 230,
+    "store-classification": 120, "store-detection": 120, "store-classification-compiled": 230, "stage3": 520,
 }  # fmt: skip
 LANES = (("gpu-tests", "losses", "memory", "loader"), ("end-to-end",))
 DATA = ("photos", "prepare-classification", "prepare-detection")
@@ -49,9 +49,9 @@ STEPS = (
 )  # fmt: skip
 STEP_PARTS_FIRST = STEPS[:2]
 """The store parts need their compiled models and their figures."""
-STORES = ("store-classification", "store-detection", "store-classification-compiled")
+STORES = ("store-classification", "store-detection", "store-classification-compiled", "stage3")
 PARTS = (*LANES[0], *LANES[1], *DATA, *STEPS, *STORES)
-_ON_REQUEST = ("classification-32", "ultralytics-yolo11m")
+_ON_REQUEST = ("classification-32", "ultralytics-yolo11m", "stage3")
 _STEP_LIMIT_S = 60.0
 """For the timing alone, once it is prepared."""
 _LEAST_FOR_STORE_S = 80.0
@@ -133,6 +133,7 @@ class Lease:
             ("e2e-train.log", "e2e-run/train.log"), ("e2e-events.jsonl", "e2e-run/events.jsonl"),
             ("store-classification-events.jsonl", "store-classification-run/events.jsonl"),
             ("store-detection-events.jsonl", "store-detection-run/events.jsonl"),
+            ("stage3-events.jsonl", "stage3-run/events.jsonl"), ("stage3-report.html", "stage3-run/report.html"),
         ):  # fmt: skip
             path = self.folder / source
             if path.exists() and path.stat().st_size < 15 * 2**20:
