@@ -1,7 +1,7 @@
-"""The part `stage3`: the preset stage3 as it is shipped, in minutes, on 1,000 generated classes that only imprints tell apart.
+"""The part `stage3`: the preset stage3, in minutes, on 1,000 generated classes that only imprints tell apart.
 
-Photos, manifest, detection, classification, evaluation, then `predict` and `export`. The preset's schedule, epochs, sampling
-and store; of its models, the classifier is EfficientNet-Lite0, whose ImageNet weights can be carried (PILLSNAP_LITE0 names
+Photos, manifest, detection, classification, evaluation, then `predict` and `export`. The preset's schedule, epochs,
+sampling and store; its classifier is EfficientNet-Lite0, whose ImageNet weights can be carried (PILLSNAP_LITE0 names
 the file), and nothing is compiled. The time budget is BUDGET_MINUTES, so that the run has to end early by itself.
 """
 
@@ -21,8 +21,8 @@ CLASSES, VIEWS, COMBINATIONS = 1_000, 30, 1_600
 FRAME = "488x640"
 BUDGET_MINUTES = 6.0
 QUICK = {
-    "detection.model": "yolo11n", "detection.image_size_px": 96, "detection.epochs": 4, "detection.samples_per_epoch": 32,
-    "detection.batch_size": 8, "detection.validation_samples": 32, "detection.mosaic_off_epochs": 1,
+    "detection.model": "yolo11n", "detection.image_size_px": 96, "detection.epochs": 4, "detection.batch_size": 8,
+    "detection.samples_per_epoch": 32, "detection.validation_samples": 32, "detection.mosaic_off_epochs": 1,
     "classification.model": "resnet10t", "classification.weights": "random", "classification.image_size_px": 64,
     "classification.epochs": 4, "classification.samples_per_epoch": 64, "classification.batch_size": 16,
     "classification.validation_samples": 32,
@@ -44,7 +44,8 @@ def stage3(report: Report, folder: Path, quick: bool) -> None:
     chosen: dict[str, Any] = {
         "sampling.num_classes": classes, "sampling.num_photos": classes * views + combinations,
         "sampling.combination_fraction": round(share, 5), "detection.weights": "random",
-        "classification.model": "tf_efficientnet_lite0", "classification.weights": os.environ.get("PILLSNAP_LITE0", "random"),
+        "classification.model": "tf_efficientnet_lite0",
+        "classification.weights": os.environ.get("PILLSNAP_LITE0", "random"),
         "train.compile": "off", "train.time_budget_minutes": 2.0 if quick else BUDGET_MINUTES, "wandb.mode": "disabled",
     } | (QUICK if quick else {})  # fmt: skip
     common = ["--preset", "stage3", "--data-root", str(tree), *_assignments(chosen)]
@@ -86,8 +87,8 @@ def _line(event: dict[str, Any]) -> str | None:
     kind, task = event["kind"], event.get("task", "")
     if kind == "epoch":
         return (
-            f"{task} epoch {event['epoch']}: {event['images_per_s']:.0f} img/s, waits {event['data_wait_fraction']:.4f}, "
-            f"{event['duration_s']:.1f} s"
+            f"{task} epoch {event['epoch']}: {event['images_per_s']:.0f} img/s, "
+            f"waits {event['data_wait_fraction']:.4f}, {event['duration_s']:.1f} s"
         )
     if kind == "validation":
         return f"{task} validation {event['epoch']}: {_short(event['metrics'])}, {event['duration_s']:.1f} s"

@@ -355,13 +355,18 @@ class _Model:
             np.array([*(box for _, _, box in pills), *confident], np.float32).reshape(-1, 4)
             for pills, confident in zip(labelled, found, strict=True)
         ]
-        for result, pills, names in zip(results, labelled, self._models.classify(photos, boxes), strict=True):
-            given, named = names.rows(slice(0, len(pills))), names.rows(slice(len(pills), None))
+        classified = self._models.classify(photos, boxes)
+        both = [
+            (names.rows(slice(0, len(pills))), names.rows(slice(len(pills), None)))
+            for names, pills in zip(classified, labelled, strict=True)
+        ]
+        facts = iter(self._calibration_facts([given for given, _ in both], labelled))
+        for result, pills, (given, named) in zip(results, labelled, both, strict=True):
             result["temperature"] = self._models.temperature
             result["box_index"] = [i for i, _, _ in pills]
             result["label"] = [label for _, label, _ in pills]
             result["top_indices"], result["top_probs"], result["raw"] = _lists(given)
-            result["calibration_facts"] = _calibration_facts(given, result["label"])
+            result["calibration_facts"] = [next(facts) for _ in pills]
             if self._limits is not None:
                 likeness = self._limits.likeness
                 result["known"], result["named_known"] = (likeness(n.features).tolist() for n in (given, named))
@@ -373,18 +378,20 @@ class _Model:
                 for name in ("unaided", "unaided_probs", "forbidden"):
                     result[f"named_{name}"] = getattr(named, name).tolist()
 
+    def _calibration_facts(self, given: list[Names], labelled: list[list[Any]]) -> list[list[float]]:
+        """Of the labelled crops of all photos: at once, as there are some hundred small operations."""
+        import torch
+
+        # What those of an UNKNOWN pill are, does not matter.
+        labels = torch.tensor([label for pills in labelled for _, label, _ in pills], dtype=torch.long).clamp(min=0)
+        logits = torch.from_numpy(np.concatenate([names.logits for names in given]))
+        device = self._models.device
+        return temperature_facts(logits.to(device), labels.to(device)).tolist()
+
     def _confident_boxes(self, result: dict[str, Any]) -> list[list[float]]:
         """The boxes to classify: those at or above the confidence threshold, a prefix of all found boxes."""
         scored = zip(result["boxes"] or [], result["scores"] or [], strict=True)
         return [box for box, score in scored if score >= self._settings.evaluation.confidence]
-
-
-def _calibration_facts(names: Names, labels: list[int]) -> list[list[float]]:
-    import torch
-
-    # What those of an UNKNOWN pill are, does not matter.
-    known = torch.tensor(labels).clamp(min=0)
-    return temperature_facts(torch.from_numpy(names.logits), known).tolist() if labels else []
 
 
 def _lists(names: Names) -> tuple[list[list[int]], list[list[float]], list[float]]:

@@ -25,6 +25,10 @@ from pillsnap.tasks.best_model import Best, load_best
 
 TOP = 5
 _STRIDE = 32
+_CROPS_ON_GPU = 32
+"""Crops that a GPU gets at once, always as many: cuDNN plans the convolutions of each new shape, 3 s on an H200, and
+the number of pills differs from batch to batch.
+"""
 AnyPhoto = Photo | np.ndarray
 """Bytes of a photo, or its pixels (height, width, 3) uint8 RGB."""
 
@@ -83,6 +87,7 @@ class TwoStage:
         self._settings = settings
         self.device = this_device(settings.train.device)
         self._autocast = autocast(settings.train.amp, self.device)
+        self._equal_shapes = self.device.type == "cuda"
         self._rng = np.random.default_rng(0)
         trained = codes[: len(codes) - len(enrolled.classes)] if enrolled else codes
         detection = load_best(run, "detection", settings, trained) if detect else None
@@ -112,10 +117,11 @@ class TwoStage:
         windows = [_decoded(photo, frame_scale(size_px)) for photo in photos]
         frames = np.stack([augment.letterbox(window.pixels, size_px) for window in windows])
         left, top, right, bottom = _window([window.pixels for window in windows], size_px)
-        frames = np.ascontiguousarray(frames[:, top:bottom, left:right])
+        frames = self._filled(frames[:, top:bottom, left:right], self._settings.evaluation.batch_size)
         images = torch.from_numpy(frames).to(self.device).permute(0, 3, 1, 2).float() / 255
         with self._autocast():
             found = detect(self.detector, images, nms_iou=self._settings.evaluation.nms_iou, min_score=min_score)
+        found = found[: len(photos)]
         for rows in found:
             rows[:, :2] += (left, top)
         return [_in_photo(rows, window, size_px) for rows, window in zip(found, windows, strict=True)]
@@ -127,9 +133,11 @@ class TwoStage:
         settings = self._settings.classification
         crops = [self._crop(photo, box) for photo, rows in zip(photos, boxes, strict=True) for box in rows]
         parts = [self._no_names()]
-        for start in range(0, len(crops), settings.batch_size):
-            images = torch.from_numpy(np.stack(crops[start : start + settings.batch_size])).to(self.device)
-            logits, features = self._logits_and_features(images)
+        at_once = _CROPS_ON_GPU if self._equal_shapes else settings.batch_size
+        for start in range(0, len(crops), at_once):
+            chunk = crops[start : start + at_once]
+            images = torch.from_numpy(self._filled(np.stack(chunk), at_once)).to(self.device)
+            logits, features = (each[: len(chunk)] for each in self._logits_and_features(images))
             answered = logits.isfinite().all(1, keepdim=True)
             finite = torch.where(answered, logits, 0)
             calibrated = finite / self.temperature
@@ -147,6 +155,11 @@ class TwoStage:
         names = Names(*(np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(Names)))
         ends = np.cumsum([len(rows) for rows in boxes]).tolist()
         return [names.rows(slice(end - len(rows), end)) for end, rows in zip(ends, boxes, strict=True)]
+
+    def _filled(self, images: np.ndarray, number: int) -> np.ndarray:
+        """Images (n, h, w, 3), on a GPU followed by black ones up to `number`."""
+        missing = number - len(images) if self._equal_shapes else 0
+        return np.pad(images, ((0, max(missing, 0)), *((0, 0),) * 3)) if missing > 0 else np.ascontiguousarray(images)
 
     def _no_names(self) -> Names:
         """Of no box: as wide as those of others."""

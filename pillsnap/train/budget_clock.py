@@ -19,6 +19,10 @@ _FIRST_S, _FIRST_SHARE = 60.0, 0.01
 _MARGIN = 1.05
 _EVALUATION_MARGIN = 2.0
 """The evaluation takes whole photos through both models, which validation does not."""
+_LEAST_JUDGED_S = 0.01
+"""Seconds a photo that the evaluation at least takes: the model's process cuts crops and reports them photo by photo
+while the GPU waits (an H200 with slow cores judged 180 photos/s, benchmarks/log/gpu.md).
+"""
 _RESERVE = 0.02
 """Share of the budget for starts, exports and the report."""
 TOO_SMALL = -1
@@ -88,7 +92,8 @@ class BudgetClock:
         budget, plan = self._budget, self._job.plan
         assert budget is not None
         judging_s = budget.judging_s + budget.num_judged * self._validation_s / max(plan.num_val, 1)
-        after_s = _RESERVE * budget.total_s + _EVALUATION_MARGIN * judging_s
+        judging_s = max(_EVALUATION_MARGIN * judging_s, _LEAST_JUDGED_S * budget.num_judged)
+        after_s = _RESERVE * budget.total_s + judging_s
         return (budget.total_s - budget.spent_s - after_s) * budget.share
 
     def refuse(self) -> UserError:

@@ -19,6 +19,8 @@ SETTINGS: dict[str, Any] = {
     "detection.weights": "random",
     "detection.image_size_px": 64,
     "detection.epochs": 2,
+    "detection.samples_per_epoch": "null",  # every photo once: the preset's number repeats this toy's hundreds of times
+    "detection.validate_every": 1,
     "detection.mosaic_off_epochs": 1,
     "detection.batch_size": 8,
     "detection.warmup_epochs": 1,
@@ -26,6 +28,8 @@ SETTINGS: dict[str, Any] = {
     "classification.weights": "random",
     "classification.image_size_px": 32,
     "classification.epochs": 2,
+    "classification.samples_per_epoch": "null",
+    "classification.validate_every": 1,
     "classification.batch_size": 8,
     "train.num_workers": 2,
     "train.cpus_per_worker": 0.75,  # one worker per host with one CPU

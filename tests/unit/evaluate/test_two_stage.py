@@ -112,6 +112,28 @@ def test_names_of_photos_without_pills_are_as_wide_as_others(run_dir: Path, num_
             assert (found.dtype, found.shape) == (wanted.dtype, (0, *wanted.shape[1:])), each.name
 
 
+def test_a_gpu_sees_one_shape_of_crops_and_of_frames(run_dir: Path) -> None:
+    # cuDNN plans the convolutions of each new shape for seconds.
+    settings, one = settings_with(evaluation__confidence=0.0), np.array([[5, 5, 60, 60]], np.float32)
+    plain, filled = TwoStage(run_dir, settings, CODES), TwoStage(run_dir, settings, CODES)
+    filled._equal_shapes = True
+    seen: dict[str, set[tuple[int, ...]]] = {"crops": set(), "frames": set()}
+    assert filled.classifier is not None and filled.detector is not None
+    for model, kind in ((filled.classifier, "crops"), (filled.detector, "frames")):
+        first = next(module for module in model.modules() if isinstance(module, torch.nn.Conv2d))
+        first.register_forward_pre_hook(lambda _, inputs, kind=kind: seen[kind].add(tuple(inputs[0].shape)))
+    for count in (1, 3, 40):
+        photos = [photo(count), photo(count + 1)]
+        boxes = [np.repeat(one, count, 0), one]
+        for ours, wanted in zip(filled.classify(photos, boxes), plain.classify(photos, boxes), strict=True):
+            for each in fields(ours):
+                found, expected = getattr(ours, each.name), getattr(wanted, each.name)
+                np.testing.assert_allclose(found, expected, atol=1e-5, err_msg=each.name)
+        for ours, wanted in zip(filled.detect(photos), plain.detect(photos), strict=True):
+            np.testing.assert_allclose(ours.boxes, wanted.boxes, atol=1e-2)
+    assert seen == {"crops": {(32, 3, 64, 64)}, "frames": {(16, 3, 96, 96)}}
+
+
 def test_average_over_rotations_does_not_depend_on_the_rotation_of_the_pill(run_dir: Path) -> None:
     square = photo(5, 100, 100)
     box = np.array([[0, 0, 100, 100]], np.float32)
