@@ -2,10 +2,10 @@
 
     python -m benchmarks.enrolment FILE.npz [FILE.npz ...] [--drugs 20] [--draws 3]
 
-Each file has features and logits of validation crops and of crops of classes left out of training, as
-`benchmarks.unknown` keeps them. Validation crops are halved by photo group: one half fits the rows and bounds the loss,
-the other one measures it. Drugs are tested on photos of other groups than those they were enrolled from. Beside the
-rule of `pillsnap enrol`, other rules are measured; without a bound, too.
+Each file has features and logits of training and validation crops and of crops of classes left out of training, as
+`benchmarks.unknown` keeps them. Validation crops are halved by photo group: one half scales the rows and bounds the
+loss, the other one measures it. Drugs are tested on photos of other groups than those they were enrolled from. Other
+rules are measured beside that of `pillsnap enrol`; without a bound, too.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pillsnap.errors import UserError
 from pillsnap.evaluate.enrol import add_rows
 from pillsnap.manifest.table import ClassInfo
 from pillsnap.metrics.calibration import best_temperature, temperature_facts
+from pillsnap.metrics.limits import Limits, fit_likeness
 from pillsnap.models.imprinting import Crops, Imprinter
 from pillsnap.runs.enrolled import Enrolled
 
@@ -63,12 +64,14 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=3, help="random choices of drugs and photos per file")
     parser.add_argument("--max-loss", type=float, default=0.005)
     options = parser.parse_args()
+    files = [dict(np.load(file)) for file in options.files]
+    limits = [fit_likeness("", each["train_features"], each["train_labels"]) for each in files]
     for rule in RULES:
         for num_photos in PHOTOS:
             for bound in (options.max_loss, 1.0):
                 rows = [
-                    enrol(dict(np.load(file)), rule, num_photos, options.drugs, bound, draw)
-                    for file in options.files
+                    enrol(arrays, trained, rule, num_photos, options.drugs, bound, draw)
+                    for arrays, trained in zip(files, limits, strict=True)
                     for draw in range(options.draws)
                 ]
                 means = {name: round(float(np.mean([row[name] for row in rows])), 4) for name in rows[0]}
@@ -77,7 +80,13 @@ def main() -> None:
 
 
 def enrol(
-    arrays: dict[str, np.ndarray], rule: str, num_photos: int, num_drugs: int, max_loss: float, draw: int
+    arrays: dict[str, np.ndarray],
+    trained: Limits,
+    rule: str,
+    num_photos: int,
+    num_drugs: int,
+    max_loss: float,
+    draw: int,
 ) -> dict[str, Any]:
     """Top-1 of old and new drugs together, of each, the loss of the old ones, seconds per drug without inference."""
     half = np.unique(arrays["val_groups"], return_inverse=True)[1] % 2 == draw % 2
@@ -86,7 +95,7 @@ def enrol(
     )
     codes = arrays["codes"].tolist()
     temperature = best_temperature(temperature_facts(*map(torch.from_numpy, (fit.logits, fit.labels))).numpy())
-    imprinter = RULES[rule](fit, temperature)
+    imprinter = RULES[rule](fit, temperature, trained.middle, trained.precision)
     imprinter.rows(fit.features[:num_photos])  # fits scale and offset, once for each number of photos
     features, labels, groups = (arrays[f"unknown_{name}"] for name in ("features", "labels", "groups"))
     rng = np.random.default_rng(draw)

@@ -19,6 +19,7 @@ from pillsnap.evaluate.inference import infer
 from pillsnap.evaluate.two_stage import TwoStage
 from pillsnap.files import MISSING, write_atomically
 from pillsnap.manifest.table import ClassInfo, check_code
+from pillsnap.metrics.limits import read_limits
 from pillsnap.models.imprinting import Crops, Imprinter
 from pillsnap.photos.decode import BadImage
 from pillsnap.photos.reader import PhotoReader
@@ -53,9 +54,10 @@ def enrol_drug(
     """Add the drug `info` to the enrolled drugs of `run`, from 1 to MAX_PHOTOS photos that show it alone, or from
     `crops`, which show nothing else.
 
-    All enrolled drugs together may take at most `max_loss` of the validation crops from the trained classifier's right
-    answers: the logits of all of them are lowered as far as that needs. Raises UserError for a known code, a photo
-    without exactly one pill, and when the new drug would take more by itself; nothing is written then.
+    All enrolled drugs together may be expected to take at most `max_loss` of crops like the validation crops from the
+    trained classifier's right answers (with fewer than 1 / max_loss of these, none of them): the logits of all drugs
+    are lowered as far as that needs. Raises UserError for a known code, a photo without exactly one pill, a run without
+    limits, and when the new drug would take more by itself; nothing is written then.
     """
     check_code(info.code, "pillsnap enrol")
     enrolled = read_enrolled(run.run_dir)
@@ -76,9 +78,15 @@ def enrol_drug(
     if enrolled is None:
         enrolled = Enrolled.none(models.classifier.head_hidden_size, model)
     enrolled.require(model, run.where)
+    limits = read_limits(run.run_dir)
+    if limits is None or limits.model != model:
+        raise UserError(
+            f"{run.where} has not been evaluated with its weights, and new drugs are compared with what that finds of "
+            f"the trained ones: `pillsnap evaluate --run {run.where}` first."
+        )
     features = _photo_features(run, models, photos, crops)
     known = _validation_crops(run, models)
-    rows = Imprinter(known, models.temperature).rows(features)
+    rows = Imprinter(known, models.temperature, limits.middle, limits.precision).rows(features)
     together, result = add_rows(enrolled, info, *rows, known, run.codes, max_loss)
     write_enrolled(run.run_dir, together)
     return result
@@ -110,7 +118,8 @@ def add_rows(
     before = float(enrolled.lowered.max(initial=0))
     others = enrolled.logits(known.features).max(1, initial=-np.inf) + before
     nearest = np.sort(np.minimum(gaps, best - others)[right])
-    room = math.floor(max_loss * len(right) + 1e-9)
+    # A share of (room + 1) / (crops + 1) of other crops like these is expected to be nearer than nearest[room].
+    room = max(math.floor(max_loss * (len(right) + 1) + 1e-9) - 1, 0)
     lowered = max(before, _ABOVE - float(nearest[room])) if room < len(nearest) else before
     together = enrolled.with_drug(info, weight, bias, lowered)
     kept = right & (together.logits(known.features).max(1) <= best)

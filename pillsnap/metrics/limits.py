@@ -57,6 +57,12 @@ class Limits:
         squares = (points**2).sum(1)[:, None] - 2 * points @ self.centres.T + (self.centres**2).sum(1)
         return (((deviations @ self.overall) ** 2).sum(1) - squares.min(1)).astype(np.float64)
 
+    @property
+    def precision(self) -> np.ndarray:
+        """The inverse of the covariance within a class, shrunk, (d, d) float64."""
+        within = self.within.astype(np.float64)
+        return within @ within.T
+
     def answer(self, confidence: float, known: float) -> dict[str, Any]:
         """`answer` (one of ANSWERS) to a pill of this confidence and likeness, and its `reason`; None for a code."""
         kept = f"the limit for at most {100 * self.max_wrong:g} % wrong codes"

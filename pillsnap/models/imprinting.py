@@ -1,8 +1,8 @@
 """Rows of a classifier's head for classes that were never trained, from the features of a few photos.
 
 A new class has one row for each of its photos, because its two sides differ, and the logit of the highest. With the
-mean m of the trained classes, their covariance S within a class, shrunk towards a multiple of the identity, and p, a
-photo's features drawn a little towards the mean of the class, a row is a linear discriminant:
+mean m of trained crops, their covariance S within a class, and p, a photo's features drawn a little towards the mean of
+the class, a row is a linear discriminant:
 
     score(f) = d . (f - (p + m) / 2),    d = S^-1 (p - m),    logit(f) = scale * score(f) + offset
 
@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-SHRINKAGE = 0.8
 TOWARDS_MEAN = 0.3
 NUM_ROUNDS = 4
 PLAYING, MAX_PLAYING = 0.3, 100
@@ -49,22 +48,14 @@ class _Round:
 
 
 class Imprinter:
-    """Makes rows for new classes beside a trained head, from validation crops of which two at least have one class."""
+    """Makes rows for new classes beside a trained head: `mean` (d,) and `precision` (d, d), the inverse of S, are of
+    training crops; scale and offset come from validation `crops`, of which two at least have one class.
+    """
 
-    def __init__(self, crops: Crops, temperature: float) -> None:
+    def __init__(self, crops: Crops, temperature: float, mean: np.ndarray, precision: np.ndarray) -> None:
         self._crops, self._temperature = crops, temperature
-        labels, features = crops.labels, crops.features.astype(np.float64)
-        counts = np.bincount(labels, minlength=crops.logits.shape[1])
-        sums = np.zeros((len(counts), features.shape[1]))
-        np.add.at(sums, labels, features)
-        means = sums / np.maximum(counts, 1)[:, None]
-        self._mean = means[counts > 0].mean(0)
-        self._several = np.flatnonzero(counts > 1)
-        inside = counts[labels] > 1
-        deviations = (features - means[labels])[inside]
-        covariance = deviations.T @ deviations / (inside.sum() - len(self._several))
-        size = np.trace(covariance) / len(covariance)
-        self._precision = np.linalg.inv((1 - SHRINKAGE) * covariance + SHRINKAGE * size * np.eye(len(covariance)))
+        self._mean, self._precision = mean.astype(np.float64), precision
+        self._several = np.flatnonzero(np.bincount(crops.labels) > 1)
         self._fitted: dict[int, tuple[float, float]] = {}
 
     def rows(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

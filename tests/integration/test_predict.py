@@ -25,13 +25,14 @@ from pillsnap.config import load_settings
 from pillsnap.data import augment
 from pillsnap.data.augment import CropJitter
 from pillsnap.evaluate.answers import count_answers
+from pillsnap.evaluate.enrol import _compute_features
 from pillsnap.evaluate.evaluator import evaluate_run
 from pillsnap.evaluate.predict import evidence_for, predict_manifest_photos
 from pillsnap.evaluate.two_stage import Names, TwoStage
 from pillsnap.export.pipeline import softmax
 from pillsnap.manifest.table import read_classes, read_manifest
 from pillsnap.metrics.evidence import both_sides
-from pillsnap.metrics.limits import ANSWERS, LIMITS_NAME, read_limits
+from pillsnap.metrics.limits import ANSWERS, LIMITS_NAME, fit_likeness, read_limits
 from pillsnap.models.classifier import input_statistics, normalise
 from pillsnap.photos.reader import PhotoReader
 from pillsnap.runs.checkpoint import find_checkpoint, save_checkpoint
@@ -243,6 +244,8 @@ def test_enrolled_drug_and_both_sides_reach_prediction(
     run: Run, toy_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Validation features are computed once; a drug is named in a manifest's photos; pairs have a joint answer."""
+    sha256 = TwoStage(run.run_dir, run.settings, run.codes).weights_sha256
+    (run.run_dir / LIMITS_NAME).write_bytes(fit_likeness(sha256, *_compute_features(run)).to_bytes())
     photo = tmp_path / "new.png"
     cv2.imwrite(str(photo), np.random.default_rng(5).integers(0, 256, (90, 90, 3), dtype=np.uint8))
     words = ["enrol", "--run", run.run_dir, "K-900001", photo, "--crops", "--max-loss", "1", "--name", "new"]

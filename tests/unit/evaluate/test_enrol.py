@@ -15,13 +15,15 @@ from pillsnap.cli.main import app
 from pillsnap.config import load_settings
 from pillsnap.errors import UserError
 from pillsnap.evaluate import enrol
-from pillsnap.evaluate.enrol import enrol_drug, remove_drug
+from pillsnap.evaluate.enrol import add_rows, enrol_drug, remove_drug
 from pillsnap.evaluate.predict import evidence_for
 from pillsnap.evaluate.two_stage import Detections, TwoStage
 from pillsnap.manifest.table import ClassInfo
+from pillsnap.metrics.limits import LIMITS_NAME, fit_likeness
+from pillsnap.models.imprinting import Crops
 from pillsnap.runs.checkpoint import Position, save_checkpoint
 from pillsnap.runs.directory import Run, open_run
-from pillsnap.runs.enrolled import ENROLLED_FILE, read_enrolled
+from pillsnap.runs.enrolled import ENROLLED_FILE, Enrolled, read_enrolled
 from pillsnap.tasks.registry import make_task
 
 SIDE = 64
@@ -55,6 +57,8 @@ def run(toy_manifest: Path, toy_tree: Path, tmp_path: Path, monkeypatch: pytest.
         model.fc.weight.copy_(torch.from_numpy(fitted[:-1].T))
         model.fc.bias.copy_(torch.from_numpy(fitted[-1]))
     save(run, model)
+    limits = fit_likeness(TwoStage(run.run_dir, run.settings, run.codes).weights_sha256, features, labels)
+    (run.run_dir / LIMITS_NAME).write_bytes(limits.to_bytes())
     monkeypatch.setattr(enrol, "_compute_features", lambda _: (features, labels))
     return run
 
@@ -149,6 +153,25 @@ def test_bound_holds_over_all_enrolled_drugs(run: Run, tmp_path: Path) -> None:
             assert "it would take" in str(error)
         else:
             assert result.before - result.after <= 1 / 48 + 1e-9
+
+
+@pytest.mark.parametrize(("num_crops", "taken"), [(398, 0), (399, 1), (799, 3)])
+def test_bound_holds_for_other_crops_like_those_that_set_it(num_crops: int, taken: int) -> None:
+    # Of crops like these, (taken + 1) / (crops + 1) is expected to be lost: at most 0.5 %.
+    features = np.linspace(0, 1, num_crops, dtype=np.float32)[:, None]
+    known = Crops(features, np.zeros((num_crops, 1), np.float32), np.zeros(num_crops, np.int64))
+    alone = int(0.005 * num_crops)  # by itself the drug takes what is just not refused
+    bias = -(1 - (alone - 0.5) / (num_crops - 1))
+    rows = np.ones((1, 1)), np.array([bias])
+    together, result = add_rows(Enrolled.none(1, ""), ClassInfo("K-1", 0), *rows, known, ["K-0"], 0.005)
+    assert (together.logits(features)[:, 0] > 0).sum() == taken
+    assert result.after == pytest.approx(1 - taken / num_crops) and (taken + 1) / (num_crops + 1) <= 0.005
+
+
+def test_run_without_limits_is_refused(run: Run, tmp_path: Path) -> None:
+    (run.run_dir / LIMITS_NAME).unlink()
+    with pytest.raises(UserError, match=r"not been evaluated with its weights.*`pillsnap evaluate --run"):
+        enrol_drug(run, ClassInfo("K-1", 0), photos_of(20, tmp_path), crops=True)
 
 
 @pytest.mark.parametrize(("found", "count"), [(0, "0 pills"), (2, "2 pills"), (1, "")])
