@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,8 @@ _CROPS_ON_GPU = 32
 """Crops that a GPU gets at once, always as many: cuDNN plans the convolutions of each new shape, 3 s on an H200, and
 the number of pills differs from batch to batch.
 """
+_MAX_THREADS = 8
+"""In which photos are decoded and crops cut: a GPU waits for that."""
 AnyPhoto = Photo | np.ndarray
 """Bytes of a photo, or its pixels (height, width, 3) uint8 RGB."""
 
@@ -89,6 +93,7 @@ class TwoStage:
         self._autocast = autocast(settings.train.amp, self.device)
         self._equal_shapes = self.device.type == "cuda"
         self._rng = np.random.default_rng(0)
+        self._threads = ThreadPoolExecutor(min(os.cpu_count() or 1, _MAX_THREADS))
         trained = codes[: len(codes) - len(enrolled.classes)] if enrolled else codes
         detection = load_best(run, "detection", settings, trained) if detect else None
         classification = load_best(run, "classification", settings, trained) if classify else None
@@ -131,7 +136,7 @@ class TwoStage:
         """Classes of the k boxes (k, 4) of each photo; crops are cut from the photo's pixels, not from the frame."""
         assert self.classifier is not None
         settings = self._settings.classification
-        crops = [self._crop(photo, box) for photo, rows in zip(photos, boxes, strict=True) for box in rows]
+        crops = [crop for of_photo in self._threads.map(self._crops, photos, boxes) for crop in of_photo]
         parts = [self._no_names()]
         at_once = _CROPS_ON_GPU if self._equal_shapes else settings.batch_size
         for start in range(0, len(crops), at_once):
@@ -190,6 +195,9 @@ class TwoStage:
             ]
         logits, features = (torch.stack(each).float().mean(0) for each in zip(*both, strict=True))
         return logits, features
+
+    def _crops(self, photo: AnyPhoto, boxes: np.ndarray) -> list[np.ndarray]:
+        return [self._crop(photo, box) for box in boxes]
 
     def _crop(self, photo: AnyPhoto, box: np.ndarray) -> np.ndarray:
         settings = self._settings.classification
