@@ -19,7 +19,8 @@ SETTINGS: dict[str, Any] = {
     "detection.weights": "random",
     "detection.image_size_px": 64,
     "detection.epochs": 2,
-    "detection.samples_per_epoch": "null",  # every photo once: the preset's number repeats this toy's hundreds of times
+    "detection.samples_per_epoch": "null",  # every photo once: the preset's number repeats a toy's hundreds of times
+    "detection.combination_share": "null",
     "detection.validate_every": 1,
     "detection.mosaic_off_epochs": 1,
     "detection.batch_size": 8,
