@@ -23,6 +23,10 @@ import numpy as np
 import onnxruntime
 
 PADDING_GREY = 114
+# Every number of pills is a shape of its own: by default cuDNN tries all its algorithms for it, and TensorRT builds an
+# engine, for seconds or minutes.
+_OPTIONS = {"CUDAExecutionProvider": ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"})}
+_TOO_SLOW = ("TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
 Photo = bytes | np.ndarray
 """Bytes of a file, or pixels (height, width, 3) uint8 RGB."""
 Examined = tuple[np.ndarray, np.ndarray, np.ndarray, list[float | None]]
@@ -32,10 +36,12 @@ Examined = tuple[np.ndarray, np.ndarray, np.ndarray, list[float | None]]
 class Pipeline:
     """The two exported models of a folder."""
 
-    def __init__(self, folder: str | Path, providers: list[str] | None = None) -> None:
+    def __init__(self, folder: str | Path, providers: list[Any] | None = None) -> None:
         self._folder = folder
         self.facts: dict[str, Any] = json.loads((Path(folder) / "pipeline.json").read_text(encoding="utf-8"))
-        providers = providers or onnxruntime.get_available_providers()
+        providers = providers or [
+            _OPTIONS.get(name, name) for name in onnxruntime.get_available_providers() if name not in _TOO_SLOW
+        ]
         self._detector, self._classifier = (
             onnxruntime.InferenceSession(str(Path(folder) / f"{name}.onnx"), providers=providers)
             for name in ("detector", "classifier")

@@ -12,6 +12,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -291,6 +292,18 @@ def test_exported_pipeline_knows_enrolled_drugs(run: Run, tmp_path: Path) -> Non
     other = replace(complete, enrolled=replace(enrolled, model="0" * 64))
     with pytest.raises(UserError, match="enrolled with other weights"):
         export_run(other, tmp_path)
+
+
+def test_gpu_plans_no_shape_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pipeline.json").write_text("{}")
+    given: list[Any] = []
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda _, providers: given.append(providers))
+    names = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    Pipeline(tmp_path)
+    assert given == [[(names[1], {"cudnn_conv_algo_search": "HEURISTIC"}), names[2]]] * 2
+    Pipeline(tmp_path, names[:1])
+    assert given[2:] == [names[:1]] * 2
 
 
 def test_missing_package_or_model_is_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
