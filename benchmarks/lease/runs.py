@@ -48,25 +48,25 @@ def end_to_end(report: Report, folder: Path, quick: bool) -> None:
         "train.compile": "off", "train.log_every_steps": 2, "wandb.mode": "disabled",
     }  # fmt: skip
     common = ["--preset", "demo", "--data-root", str(root)]
-    _pillsnap(["manifest", "build", *common, "--out", str(run)])
-    line = ["train", *common, "--run", str(run), *_assignments(chosen)]
+    pillsnap(["manifest", "build", *common, "--out", str(run)])
+    line = ["train", *common, "--run", str(run), *assignments(chosen)]
 
-    driver = _start(line)
+    driver = start(line)
     stopped = _wait_for(driver, run, lambda events: any(e["kind"] == "step" and e["epoch"] >= 2 for e in events))
     report.line(f"a step of detection's second epoch seen: {stopped}")
     driver.send_signal(signal.SIGINT)
     code = driver.wait()
-    events = _events(run)
+    events = events_of(run)
     position = next((event["step"] for event in reversed(events) if event["kind"] == "checkpoint"), None)
     report.check(code == 130, f"SIGINT: exit status {code}, last checkpoint at step {position}, "
                               f"{_epochs(events, 'detection')} epochs of detection")  # fmt: skip
-    driver = _start(line)
+    driver = start(line)
     code = driver.wait()
     _report_run(report, run, epochs, code)
 
 
 def _report_run(report: Report, run: Path, epochs: int, code: int) -> None:
-    events = _events(run)
+    events = events_of(run)
     starts = [event for event in events if event["kind"] == "task" and event["status"] == "started"]
     report.check(code in (0, 1), f"the same command again: exit status {code} (1: targets missed)")
     resumed = [f"{start['task']} at step {start['step']}" for start in starts if start["step"] > 0]
@@ -84,7 +84,7 @@ def _report_run(report: Report, run: Path, epochs: int, code: int) -> None:
             f"GPU memory {peak / 2**30:.2f} GiB",
         )  # fmt: skip
         figures = [event["metrics"] for event in mine if event["kind"] == "validation"]
-        report.line(f"{task}: last validation {_short(figures[-1] if figures else {})}")
+        report.line(f"{task}: last validation {short(figures[-1] if figures else {})}")
     warnings = Counter(event["message"] for event in events if event["kind"] in ("warning", "failure"))
     for message, count in list(warnings.items())[:6]:
         report.line(f"{count} x warning: {message[:220]}")
@@ -93,14 +93,14 @@ def _report_run(report: Report, run: Path, epochs: int, code: int) -> None:
     verdicts = [event for event in events if event["kind"] == "verdict"]
     metrics = json.loads((run / "metrics.json").read_text()) if (run / "metrics.json").exists() else {}
     pipeline = metrics.get("pipeline") or {}
-    report.check(bool(verdicts) and (run / "report.html").exists(), f"evaluated: {_short(pipeline)}")
+    report.check(bool(verdicts) and (run / "report.html").exists(), f"evaluated: {short(pipeline)}")
     begun = [event["time"] for event in events if event["kind"] == "run"]
     if begun and verdicts:
         seconds = verdicts[-1]["time"] - begun[0]
         report.line(f"from the first start to the verdict {seconds:.0f} s", events_s=seconds)
 
 
-def _short(figures: dict[str, Any]) -> str:
+def short(figures: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if isinstance(value, float))
 
 
@@ -137,7 +137,7 @@ def prepare(report: Report, task: str, folder: Path, quick: bool) -> None:
     classes = class_list(table)
     write_manifest(table, run, classes)
     started_s = time.perf_counter()
-    _pillsnap(["prepare", *_run_line(root, run, task, settings, "off")])
+    pillsnap(["prepare", *_run_line(root, run, task, settings, "off")])
     report.line(
         f"store of {len(table)} samples in {time.perf_counter() - started_s:.0f} s, {len(classes)} classes, "
         f"{(len(training) - len(dropped)) // batch_size} steps an epoch"
@@ -154,10 +154,10 @@ def store(report: Report, task: str, compiled: bool, folder: Path, quick: bool) 
     alone = step.get("compiled_images_per_s" if compiled else "eager_images_per_s") or float("nan")
     wanted, shown = _store_epochs(quick), 0
     compile_ = "off" if not compiled or settings.train.compile == "off" else "auto"
-    driver = _start(["train", *_run_line(root, run, task, settings, compile_)])
+    driver = start(["train", *_run_line(root, run, task, settings, compile_)])
     while True:
         alive = driver.poll() is None
-        events = _events(run)
+        events = events_of(run)
         epochs = [event for event in events if event["kind"] == "epoch"]
         for event in epochs[shown:]:
             loader_ms = {name: round(value, 3) for name, value in (event.get("loader_ms") or {}).items()}
@@ -213,36 +213,36 @@ def _run_line(root: Path, run: Path, task: str, settings: Any, compile_: str) ->
         f"{task}.batch_size": chosen.batch_size, f"{task}.epochs": _store_epochs(False) + 2,
         f"{task}.weights": "random", f"{task}.warmup_epochs": 0, "data.store": "jpeg", "wandb.mode": "disabled",
     }  # fmt: skip
-    return ["--preset", "stage3", "--run", str(run), "--data-root", str(root), *_assignments(changed)]
+    return ["--preset", "stage3", "--run", str(run), "--data-root", str(root), *assignments(changed)]
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def _assignments(values: dict[str, Any]) -> list[str]:
+def assignments(values: dict[str, Any]) -> list[str]:
     return [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
 
 
-def _start(arguments: list[str]) -> subprocess.Popen[bytes]:
+def start(arguments: list[str]) -> subprocess.Popen[bytes]:
     print("pillsnap", *arguments, flush=True)
     return subprocess.Popen([sys.executable, "-m", "pillsnap.cli", *arguments])
 
 
-def _pillsnap(arguments: list[str]) -> None:
-    if code := _start(arguments).wait():
+def pillsnap(arguments: list[str]) -> None:
+    if code := start(arguments).wait():
         raise RuntimeError(f"pillsnap {arguments[0]} ended with status {code}")
 
 
 def _wait_for(driver: subprocess.Popen[bytes], run: Path, seen: Callable[[list[dict[str, Any]]], bool]) -> bool:
     """Whether it was seen before the driver ended."""
     while driver.poll() is None:
-        if seen(_events(run)):
+        if seen(events_of(run)):
             return True
         time.sleep(0.1)
     return False
 
 
-def _events(run: Path) -> list[dict[str, Any]]:
+def events_of(run: Path) -> list[dict[str, Any]]:
     from pillsnap.observe.events import read_events
 
     return list(read_events(run)) if (run / "events.jsonl").exists() else []

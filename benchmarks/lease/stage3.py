@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.lease.report import Report
-from benchmarks.lease.runs import _assignments, _events, _pillsnap, _short, _start
+from benchmarks.lease.runs import assignments, events_of, pillsnap, short, start
 
 CLASSES, VIEWS, COMBINATIONS = 1_000, 30, 1_600
 FRAME = "488x640"
@@ -35,7 +35,7 @@ def stage3(report: Report, folder: Path, quick: bool) -> None:
         shutil.rmtree(path, ignore_errors=True)
     classes, views, combinations = (12, 10, 24) if quick else (CLASSES, VIEWS, COMBINATIONS)
     started_s = time.perf_counter()
-    _pillsnap(
+    pillsnap(
         ["synth", "--out", str(tree), "--classes", str(classes), "--singles", str(classes * views), "--combinations",
          str(combinations), "--frame", FRAME, "--format", "jpg", "--likeness", "shared"]
     )  # fmt: skip
@@ -48,16 +48,16 @@ def stage3(report: Report, folder: Path, quick: bool) -> None:
         "classification.weights": os.environ.get("PILLSNAP_LITE0", "random"),
         "train.compile": "off", "train.time_budget_minutes": 2.0 if quick else BUDGET_MINUTES, "wandb.mode": "disabled",
     } | (QUICK if quick else {})  # fmt: skip
-    common = ["--preset", "stage3", "--data-root", str(tree), *_assignments(chosen)]
-    _pillsnap(["manifest", "build", *common, "--out", str(run)])
+    common = ["--preset", "stage3", "--data-root", str(tree), *assignments(chosen)]
+    pillsnap(["manifest", "build", *common, "--out", str(run)])
     report.line(
         f"photos drawn in {drawn_s:.0f} s, manifest after {time.perf_counter() - started_s:.0f} s", drawn_s=drawn_s
     )
     started_s, shown = time.perf_counter(), 0
-    driver = _start(["train", *common, "--run", str(run)])
+    driver = start(["train", *common, "--run", str(run)])
     while True:
         code = driver.poll()
-        events = _events(run)
+        events = events_of(run)
         for event in events[shown:]:
             if line := _line(event):
                 report.line(f"{time.perf_counter() - started_s:.0f} s: {line}")
@@ -71,13 +71,13 @@ def stage3(report: Report, folder: Path, quick: bool) -> None:
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     kept = {part: metrics[part] for part in ("detection", "classification", "pipeline") if part in metrics}
     for part, figures in kept.items():
-        report.line(f"judged {part}: {_short(figures)}")
+        report.line(f"judged {part}: {short(figures)}")
     report.line("all figures are in the file", seconds=seconds, metrics=kept)
     photos = sorted(path for path in tree.rglob("*.jpg"))[:8]
     for arguments in (["predict", "--run", str(run), *map(str, photos)], ["export", "--run", str(run)]):
         started_s = time.perf_counter()
         try:
-            _pillsnap(arguments)
+            pillsnap(arguments)
             report.line(f"{arguments[0]} in {time.perf_counter() - started_s:.0f} s")
         except RuntimeError as error:
             report.problem(str(error))
@@ -91,7 +91,7 @@ def _line(event: dict[str, Any]) -> str | None:
             f"waits {event['data_wait_fraction']:.4f}, {event['duration_s']:.1f} s"
         )
     if kind == "validation":
-        return f"{task} validation {event['epoch']}: {_short(event['metrics'])}, {event['duration_s']:.1f} s"
+        return f"{task} validation {event['epoch']}: {short(event['metrics'])}, {event['duration_s']:.1f} s"
     if kind in ("budget", "decay", "task", "warning", "failure", "verdict", "target"):
         fields = {key: value for key, value in event.items() if key not in ("v", "time", "kind")}
         return f"{kind} {json.dumps(fields, default=str)[:300]}"
