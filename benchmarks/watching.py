@@ -214,7 +214,7 @@ class Watchers:
         monitor = ["-m", "pillsnap.cli", "monitor", "--run", str(run_dir)]
         self.processes = {
             "server": subprocess.Popen(
-                [sys.executable, "-m", "pillsnap.monitor.daemon", str(run_dir), "127.0.0.1", str(self.port)],
+                [sys.executable, "-m", "pillsnap.monitor.daemon", str(run_dir), "127.0.0.1", str(self.port), ""],
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,
             ),

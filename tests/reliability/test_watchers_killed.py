@@ -17,7 +17,9 @@ STEPS_BEFORE, STEPS_AFTER = 20, 30
 
 
 @pytest.mark.reliability
-def test_killed_observers_do_not_change_the_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_observers_do_not_change_the_losses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     server = WandbServer()
     monkeypatch.setenv("WANDB_BASE_URL", server.url)
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
@@ -25,9 +27,11 @@ def test_killed_observers_do_not_change_the_losses(tmp_path: Path, monkeypatch: 
         monkeypatch.delenv(name)
     warnings: list[str] = []
     watched = Training(tmp_path, "watched", num_threads=1)
+    request.addfinalizer(watched.process.kill)
     log = StepLog(watched.run_dir)
     log.wait_for_step(STEPS_BEFORE, watched)
     watchers = Watchers(watched.run_dir, psutil.Process(watched.process.pid), warnings, server)
+    request.addfinalizer(watchers.kill)
     watchers.window(True, 5.0)
     before = log.poll()
     assert watchers.max_server_rss_bytes < 200e6
@@ -37,6 +41,7 @@ def test_killed_observers_do_not_change_the_losses(tmp_path: Path, monkeypatch: 
     server.server.shutdown()
 
     alone = Training(tmp_path, "alone", num_threads=1)
+    request.addfinalizer(alone.process.kill)
     StepLog(alone.run_dir).wait_for_step(before + STEPS_AFTER, alone)
     alone.stop()
     events = [read_events(run.run_dir) for run in (watched, alone)]
