@@ -23,7 +23,8 @@ from pillsnap.errors import UserError
 from pillsnap.evaluate.enrol import add_rows
 from pillsnap.manifest.table import ClassInfo
 from pillsnap.metrics.calibration import best_temperature, temperature_facts
-from pillsnap.metrics.limits import Limits, fit_likeness
+from pillsnap.metrics.likeness import fit_likeness
+from pillsnap.metrics.limits import Limits
 from pillsnap.models.imprinting import Crops, Imprinter
 from pillsnap.runs.enrolled import Enrolled
 
@@ -65,7 +66,7 @@ def main() -> None:
     parser.add_argument("--max-loss", type=float, default=0.005)
     options = parser.parse_args()
     files = [dict(np.load(file)) for file in options.files]
-    limits = [fit_likeness("", each["train_features"], each["train_labels"]) for each in files]
+    limits = [fit_likeness("", *(each[f"train_{name}"] for name in ("features", "labels", "groups"))) for each in files]
     for rule in RULES:
         for num_photos in PHOTOS:
             for bound in (options.max_loss, 1.0):

@@ -40,7 +40,8 @@ from pillsnap.metrics.calibration import (
     folds_of,
     temperature_facts,
 )
-from pillsnap.metrics.limits import Limits, fit_likeness
+from pillsnap.metrics.likeness import fit_likeness
+from pillsnap.metrics.limits import Limits
 from pillsnap.metrics.selective import auroc, lower_limit
 from pillsnap.models.classifier import input_statistics, normalise
 from pillsnap.photos.reader import PhotoReader
@@ -130,7 +131,7 @@ def collect(options: argparse.Namespace) -> dict[str, np.ndarray]:
 
 def answered(arrays: dict[str, np.ndarray], max_wrong: float) -> dict[str, Any]:
     """`answers` of metrics.json (evaluate/answers.py) of these crops."""
-    fitted = fit_likeness("", arrays["train_features"], arrays["train_labels"])
+    fitted = fit_likeness("", *(arrays[f"train_{name}"] for name in ("features", "labels", "groups")))
     logits, labels = (torch.from_numpy(arrays[f"val_{name}"]) for name in ("logits", "labels"))
     facts = temperature_facts(logits, labels).numpy()
     crops = _table(arrays, "val", fitted, best_temperature(facts))

@@ -14,7 +14,8 @@ from pillsnap.config.settings import EvaluationSettings
 from pillsnap.evaluate.inference import Predictions, infer
 from pillsnap.manifest.selection.sampling import name_hashes
 from pillsnap.metrics.calibration import folds_of
-from pillsnap.metrics.limits import ANSWERS, Limits, fit_likeness
+from pillsnap.metrics.likeness import fit_likeness
+from pillsnap.metrics.limits import ANSWERS, Limits
 from pillsnap.metrics.selective import (
     CONFIDENCE,
     Threshold,
@@ -36,9 +37,11 @@ def fit_to_training(run: Run, model: str) -> Limits | None:
     """
     photos = part_of(run.manifest.filter(pc.equal(run.manifest["split"], "train")), run.codes, MAX_FITTED)
     rows = infer(photos, run.where, run.settings, run.codes, run.data_root, detect=False, features=True)
+    group_of = dict(zip(*(photos[name].to_pylist() for name in ("sample_id", "group")), strict=True))
     labels = [label for row in rows for label in row["label"] or []]
+    groups = [group_of[row["sample_id"]] for row in rows for _ in row["label"] or []]
     features = [np.frombuffer(data, np.float32) for row in rows for data in row["features"] or []]
-    return fit_likeness(model, np.stack(features), np.array(labels)) if labels else None
+    return fit_likeness(model, np.stack(features), np.array(labels), np.array(groups)) if labels else None
 
 
 def part_of(photos: pa.Table, codes: list[str], number: int) -> pa.Table:

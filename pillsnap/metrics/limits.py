@@ -2,8 +2,8 @@
 
 Likeness to the trained classes is the relative Mahalanobis distance of the classifier's features (Ren et al., "A
 Simple Fix to Mahalanobis Distance for Improving Near-OOD Detection", 2021): how much nearer they are to a class mean,
-under the covariance within classes, than to the mean of all, under the covariance of all. It is fitted to training
-crops; unknown pills take no part. benchmarks/log/unknown.md compares it with other scores.
+under the covariance within classes, than to the mean of all, under the covariance of all. likeness.py fits it.
+benchmarks/log/unknown.md compares it with other scores.
 
 `pillsnap export` copies this file beside the models: it needs numpy alone.
 """
@@ -25,8 +25,6 @@ ANSWERS = ("code", "unsure", "unknown")
 NOT_EVALUATED = {"answer": "unsure", "reason": "the model has no limits: evaluate its run with `pillsnap evaluate`"}
 """The answer to every pill of a run without limits."""
 ENROLLED = {"answer": "unsure", "reason": "the limits were fitted before this drug was enrolled"}
-_SHRINKAGE = 0.01
-"""Of the covariances, as a share of the mean variance."""
 
 
 @dataclass(frozen=True)
@@ -90,26 +88,6 @@ def answer_of(
     if limits is None or known is None:
         return NOT_EVALUATED
     return ENROLLED if enrolled else limits.answer(confidence, known)
-
-
-def fit_likeness(model: str, features: np.ndarray, labels: np.ndarray) -> Limits:
-    """Limits whose likeness is fitted to `features` (n, d) of crops of the classes `labels` (n,); no other limit."""
-    features = features.astype(np.float32)
-    _, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    middle = features.mean(0)
-    deviations = features - middle
-    means = np.zeros((len(counts), features.shape[1]), np.float32)
-    np.add.at(means, index, deviations)
-    means /= counts[:, None]
-    within = _whitening(deviations - means[index])
-    return Limits(model, 0.0, np.inf, -np.inf, middle, _whitening(deviations), within, means @ within)
-
-
-def _whitening(deviations: np.ndarray) -> np.ndarray:
-    """A matrix (d, d) that makes the covariance of `deviations` (n, d) the identity, but for shrinkage."""
-    values, vectors = np.linalg.eigh((deviations.T @ deviations).astype(np.float64) / len(deviations))
-    least = max(_SHRINKAGE * values.mean(), 1e-12)  # of deviations that are all 0
-    return (vectors / np.sqrt(values.clip(0) + least)).astype(np.float32)
 
 
 def read_limits(folder: str | Path) -> Limits | None:

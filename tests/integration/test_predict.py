@@ -32,7 +32,8 @@ from pillsnap.evaluate.two_stage import Names, TwoStage
 from pillsnap.export.pipeline import softmax
 from pillsnap.manifest.table import read_classes, read_manifest
 from pillsnap.metrics.evidence import both_sides
-from pillsnap.metrics.limits import ANSWERS, LIMITS_NAME, fit_likeness, read_limits
+from pillsnap.metrics.likeness import fit_likeness
+from pillsnap.metrics.limits import ANSWERS, LIMITS_NAME, read_limits
 from pillsnap.models.classifier import input_statistics, normalise
 from pillsnap.photos.reader import PhotoReader
 from pillsnap.runs.checkpoint import find_checkpoint, save_checkpoint

@@ -13,7 +13,8 @@ from pillsnap.config.settings import EvaluationSettings
 from pillsnap.evaluate import answers
 from pillsnap.evaluate.answers import count_answers, fit_to_training, judge, part_of
 from pillsnap.evaluate.inference import UNKNOWN, Predictions
-from pillsnap.metrics.limits import Limits, fit_likeness
+from pillsnap.metrics.likeness import fit_likeness
+from pillsnap.metrics.limits import Limits
 from tests.unit.conftest import build_manifest
 
 BOX = [0.0, 0.0, 10.0, 10.0]
@@ -117,7 +118,10 @@ def test_likeness_is_fitted_to_training_photos_of_all_classes(monkeypatch: pytes
     def infer(photos: pa.Table, *_: Any, **options: Any) -> list[dict[str, Any]]:
         asked.update(photos=photos, **options)
         labels = [int(codes[0][-1]) - 1 for codes in photos["codes"].to_pylist()]
-        return [{"label": [label], "features": [np.eye(3, dtype=np.float32)[label].tobytes()]} for label in labels]
+        return [
+            {"sample_id": photo, "label": [label], "features": [np.eye(3, dtype=np.float32)[label].tobytes()]}
+            for photo, label in zip(photos["sample_id"].to_pylist(), labels, strict=True)
+        ]
 
     monkeypatch.setattr(answers, "infer", infer)
     monkeypatch.setattr(answers, "MAX_FITTED", 30)

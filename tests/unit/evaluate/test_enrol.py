@@ -19,7 +19,8 @@ from pillsnap.evaluate.enrol import add_rows, enrol_drug, remove_drug
 from pillsnap.evaluate.predict import evidence_for
 from pillsnap.evaluate.two_stage import Detections, TwoStage
 from pillsnap.manifest.table import ClassInfo
-from pillsnap.metrics.limits import LIMITS_NAME, fit_likeness
+from pillsnap.metrics.likeness import fit_likeness
+from pillsnap.metrics.limits import LIMITS_NAME
 from pillsnap.models.imprinting import Crops
 from pillsnap.runs.checkpoint import Position, save_checkpoint
 from pillsnap.runs.directory import Run, open_run

@@ -18,7 +18,8 @@ from pillsnap.errors import UserError
 from pillsnap.evaluate import predict
 from pillsnap.manifest.table import SCHEMA, ClassInfo, write_manifest
 from pillsnap.metrics.evidence import Evidence
-from pillsnap.metrics.limits import LIMITS_NAME, NOT_EVALUATED, Limits, fit_likeness
+from pillsnap.metrics.likeness import fit_likeness
+from pillsnap.metrics.limits import LIMITS_NAME, NOT_EVALUATED, Limits
 from pillsnap.photos.archives import parse_location
 from pillsnap.runs.directory import Run, open_run
 

@@ -26,7 +26,8 @@ from pillsnap.export.onnx import MAX_DIFFERENCE, export_run
 from pillsnap.export.pipeline import Pipeline, softmax
 from pillsnap.manifest.table import ClassInfo
 from pillsnap.metrics.evidence import both_sides
-from pillsnap.metrics.limits import LIMITS_NAME, Limits, fit_likeness
+from pillsnap.metrics.likeness import fit_likeness
+from pillsnap.metrics.limits import LIMITS_NAME, Limits
 from pillsnap.photos.decode import BadImage, decode_image
 from pillsnap.runs.checkpoint import Position, save_checkpoint
 from pillsnap.runs.directory import Run

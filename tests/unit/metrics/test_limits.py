@@ -1,4 +1,4 @@
-"""Likeness is the relative Mahalanobis distance; limits survive their file; answers name their limit."""
+"""Limits survive their file; answers name their limit."""
 
 from __future__ import annotations
 
@@ -9,45 +9,9 @@ import numpy as np
 import pytest
 
 from pillsnap.errors import UserError
-from pillsnap.metrics.limits import ENROLLED, LIMITS_NAME, NOT_EVALUATED, answer_of, fit_likeness, read_limits
-from pillsnap.metrics.selective import auroc
-
-
-def crops(num_classes: int = 12, each: int = 40, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Features whose classes differ in 4 of 16 directions; the others are as wide for all."""
-    rng = np.random.default_rng(seed)
-    centres = np.zeros((num_classes, 16))
-    centres[:, :4] = np.random.default_rng(9).normal(size=(num_classes, 4)) * 3
-    labels = np.repeat(np.arange(num_classes), each)
-    scale = np.where(np.arange(16) < 4, 0.5, 5.0)
-    return centres[labels] + rng.normal(size=(len(labels), 16)) * scale, labels
-
-
-def test_likeness_is_the_relative_mahalanobis_distance() -> None:
-    features, labels = crops()
-    limits = fit_likeness("m", features, labels)
-    means = np.stack([features[labels == label].mean(0) for label in range(12)])
-    new = np.random.default_rng(1).normal(size=(5, 16)) * 3
-
-    def distances(deviations: np.ndarray, spread: np.ndarray) -> np.ndarray:
-        covariance = spread.T @ spread / len(spread)
-        covariance += 0.01 * np.trace(covariance) / 16 * np.eye(16)
-        return np.einsum("...i,ij,...j->...", deviations, np.linalg.inv(covariance), deviations)
-
-    nearest = distances(new[:, None] - means, features - means[labels]).min(1)
-    overall = distances(new - features.mean(0), features - features.mean(0))
-    np.testing.assert_allclose(limits.likeness(new), overall - nearest, rtol=1e-4, atol=1e-3)
-
-
-def test_classes_not_trained_are_less_alike() -> None:
-    features, labels = crops()
-    known = labels < 9
-    limits = fit_likeness("m", features[known], labels[known])
-    held_out, truth = crops(seed=5)
-    found = limits.likeness(held_out)
-    assert auroc(found[truth < 9], found[truth >= 9]) > 0.95
-    # One crop per class leaves no covariance within classes: a number all the same.
-    assert np.isfinite(fit_likeness("m", features[::40], labels[::40]).likeness(held_out)).all()
+from pillsnap.metrics.likeness import fit_likeness
+from pillsnap.metrics.limits import ENROLLED, LIMITS_NAME, NOT_EVALUATED, answer_of, read_limits
+from tests.unit.metrics.test_likeness import crops
 
 
 def test_limits_survive_their_file(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pillsnap.metrics.limits import fit_likeness
+from pillsnap.metrics.likeness import fit_likeness
 from pillsnap.models.imprinting import Crops, Imprinter
 
 TRAINED, NEW, SIZE = 60, 20, 64
