@@ -44,10 +44,10 @@ test: $(STAMP) ## all tests except reliability; needs no network and no GPU
 ifdef PYTEST_ARGS
 	@$(PY) -m pytest -m "not reliability" $(PYTEST_ARGS)
 else
-	@$(PY) -m pytest -m "not reliability" tests/unit tests/security -n 2 --dist loadfile --cov --cov-report=
-	@# One by one: they start Ray, or measure times.
-	@$(PY) -m pytest -m "not reliability" tests/cluster tests/contract tests/integration tests/reliability \
-	  --cov --cov-append --cov-report=term:skip-covered
+	@# The longest first; those of tests/reliability measure times and run one by one.
+	@$(PY) -m pytest -m "not reliability" tests/integration tests/contract tests/cluster tests/security tests/unit \
+	  -n 2 --dist loadfile --cov --cov-report=
+	@$(PY) -m pytest -m "not reliability" tests/reliability --cov --cov-append --cov-report=term:skip-covered
 endif
 
 test-reliability: $(STAMP) ## tests that kill, pause and starve processes
