@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from pillsnap.metrics.calibration import best_temperature, temperature_facts
-from pillsnap.metrics.evidence import gather
+from pillsnap.metrics.evidence import gather, known_values
 from pillsnap.synthetic.catalog import Pill, build_catalog
 
 HINTS = ((), ("shape",), ("colour",), ("imprint",), ("shape", "colour"), ("shape", "imprint"), ("colour", "imprint"))
@@ -47,8 +47,7 @@ def top1(
     arrays: dict[str, np.ndarray], catalog: dict[str, Pill], names: tuple[str, ...], wrong: float, num_allowed: int
 ) -> list[float]:
     """Top-1 among all codes, and among `num_allowed`."""
-    pills = [catalog[code] for code in arrays["codes"].tolist()]
-    classes = [{"code": pill.code, "attributes": _attributes(pill)} for pill in pills]
+    classes = [{"code": code, "attributes": _attributes(catalog[code])} for code in arrays["codes"].tolist()]
     facts = temperature_facts(*(torch.from_numpy(arrays[f"val_{name}"]) for name in ("logits", "labels")))
     logits = arrays["val_logits"].astype(np.float64) / best_temperature(facts.numpy())
     rng = np.random.default_rng(0)
@@ -60,11 +59,11 @@ def top1(
     right = np.zeros((len(logits), 2), bool)
     for number, label in enumerate(arrays["val_labels"].tolist()):
         total = logits[number].copy()
+        others = [index for index in range(len(classes)) if index != label]
         for name in names:
-            others = [index for index in range(len(pills)) if index != label]
-            shown = pills[int(rng.choice(others)) if rng.random() < wrong else label]
-            total += ratios(f"{name}={_said(shown, name, rng)}")
-        allowed = [label, *rng.permutation([index for index in range(len(pills)) if index != label])[: num_allowed - 1]]
+            shown = classes[int(rng.choice(others)) if rng.random() < wrong else label]
+            total += ratios(f"{name}={rng.choice(known_values(shown['attributes'], name))}")
+        allowed = [label, *rng.permutation(others)[: num_allowed - 1]]
         right[number] = total.argmax() == label, allowed[int(total[allowed].argmax())] == label
     return right.mean(0).round(4).tolist()
 
@@ -73,13 +72,6 @@ def _attributes(pill: Pill) -> dict[str, Any]:
     colours = [colour for colour in (pill.look.colour, pill.look.second_colour) if colour]
     front, back = pill.prints
     return {"shape": pill.look.shape, "colours": colours, "imprint_front": front, "imprint_back": back}
-
-
-def _said(pill: Pill, name: str, rng: np.random.Generator) -> str:
-    attributes = _attributes(pill)
-    if name == "imprint":
-        return str(rng.choice([text for text in pill.prints if text]))
-    return str(attributes["shape"] if name == "shape" else rng.choice(attributes["colours"]))
 
 
 if __name__ == "__main__":

@@ -61,13 +61,18 @@ def prepare(folder: Path, classes: int, views: int, combinations: int, likeness:
     if (run / "manifest.parquet").exists():
         return
     share = combinations / (combinations + classes * views)
-    pillsnap(
-        "synth", "--out", str(tree), "--classes", str(classes), "--singles", str(classes * views), "--combinations",
-        str(combinations), "--frame", FRAME, "--format", "jpg", "--likeness", likeness,
-    )  # fmt: skip
+    draw(tree, classes, views, combinations, likeness)
     pillsnap(
         "manifest", "build", "--preset", "demo", "--data-root", str(tree), "--out", str(run),
         "--set", f"sampling.combination_fraction={share:.5f}", "--set", "sampling.val_fraction=0.2",
+    )  # fmt: skip
+
+
+def draw(tree: Path, classes: int, views: int, combinations: int, likeness: str = "shared") -> None:
+    """Create the photos."""
+    pillsnap(
+        "synth", "--out", str(tree), "--classes", str(classes), "--singles", str(classes * views), "--combinations",
+        str(combinations), "--frame", FRAME, "--format", "jpg", "--likeness", likeness,
     )  # fmt: skip
 
 

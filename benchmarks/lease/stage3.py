@@ -14,11 +14,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.imprints import draw
 from benchmarks.lease.report import Report
-from benchmarks.lease.runs import assignments, events_of, pillsnap, short, start
+from benchmarks.lease.runs import assignments, pillsnap, short, start
+from pillsnap.observe.events import EventFollower
 
 CLASSES, VIEWS, COMBINATIONS = 1_000, 30, 1_600
-FRAME = "488x640"
 BUDGET_MINUTES = 6.0
 QUICK = {
     "detection.model": "yolo11n", "detection.image_size_px": 96, "detection.epochs": 4, "detection.batch_size": 8,
@@ -35,10 +36,7 @@ def stage3(report: Report, folder: Path, quick: bool) -> None:
         shutil.rmtree(path, ignore_errors=True)
     classes, views, combinations = (12, 10, 24) if quick else (CLASSES, VIEWS, COMBINATIONS)
     started_s = time.perf_counter()
-    pillsnap(
-        ["synth", "--out", str(tree), "--classes", str(classes), "--singles", str(classes * views), "--combinations",
-         str(combinations), "--frame", FRAME, "--format", "jpg", "--likeness", "shared"]
-    )  # fmt: skip
+    draw(tree, classes, views, combinations)
     drawn_s = time.perf_counter() - started_s
     share = combinations / (combinations + classes * views)
     chosen: dict[str, Any] = {
@@ -53,15 +51,13 @@ def stage3(report: Report, folder: Path, quick: bool) -> None:
     report.line(
         f"photos drawn in {drawn_s:.0f} s, manifest after {time.perf_counter() - started_s:.0f} s", drawn_s=drawn_s
     )
-    started_s, shown = time.perf_counter(), 0
+    started_s, follower = time.perf_counter(), EventFollower(run)
     driver = start(["train", *common, "--run", str(run)])
     while True:
         code = driver.poll()
-        events = events_of(run)
-        for event in events[shown:]:
+        for event in follower.poll():
             if line := _line(event):
                 report.line(f"{time.perf_counter() - started_s:.0f} s: {line}")
-        shown = len(events)
         if code is not None:
             break
         time.sleep(0.5)

@@ -37,7 +37,7 @@ def fit_to_training(run: Run, model: str) -> Limits | None:
     """
     photos = part_of(run.manifest.filter(pc.equal(run.manifest["split"], "train")), run.codes, MAX_FITTED)
     rows = infer(photos, run.where, run.settings, run.codes, run.data_root, detect=False, features=True)
-    group_of = dict(zip(*(photos[name].to_pylist() for name in ("sample_id", "group")), strict=True))
+    group_of = _groups(photos)
     labels = [label for row in rows for label in row["label"] or []]
     groups = [group_of[row["sample_id"]] for row in rows for _ in row["label"] or []]
     features = [np.frombuffer(data, np.float32) for row in rows for data in row["features"] or []]
@@ -68,8 +68,8 @@ def judge(
     """
     crops, unknown = predictions.classification, predictions.unknown
     assert crops is not None and unknown is not None
-    by_photo = dict(zip(*(manifest[name].to_pylist() for name in ("sample_id", "group")), strict=True))
-    groups = np.array([by_photo[photo] for photo in crops["sample_id"].to_pylist()])
+    group_of = _groups(manifest)
+    groups = np.array([group_of[photo] for photo in crops["sample_id"].to_pylist()])
     confidence, raw, known = (crops[name].to_numpy() for name in ("held_out_confidence", "raw_confidence", "known"))
     wrong = np.array([top[0] for top in crops["top_indices"].to_pylist()]) != crops["label"].to_numpy()
     given = np.array([""] * len(wrong), dtype="<U7")
@@ -115,6 +115,11 @@ def count_answers(limits: Limits, pipeline: pa.Table) -> dict[str, int]:
         limits.answer(*pill)["answer"] for row in rows for pill in zip(row["probs"], row["known"], strict=True)
     )
     return {answer: counts[answer] for answer in ANSWERS}
+
+
+def _groups(photos: pa.Table) -> dict[str, str]:
+    """Group by sample id."""
+    return dict(zip(*(photos[name].to_pylist() for name in ("sample_id", "group")), strict=True))
 
 
 def _choose(

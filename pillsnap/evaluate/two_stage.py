@@ -163,8 +163,9 @@ class TwoStage:
 
     def _filled(self, images: np.ndarray, number: int) -> np.ndarray:
         """Images (n, h, w, 3), on a GPU followed by black ones up to `number`."""
-        missing = number - len(images) if self._equal_shapes else 0
-        return np.pad(images, ((0, max(missing, 0)), *((0, 0),) * 3)) if missing > 0 else np.ascontiguousarray(images)
+        if self._equal_shapes and len(images) < number:
+            images = np.pad(images, ((0, number - len(images)), (0, 0), (0, 0), (0, 0)))
+        return np.ascontiguousarray(images)
 
     def _no_names(self) -> Names:
         """Of no box: as wide as those of others."""

@@ -58,7 +58,7 @@ def best_shrinkage(features: np.ndarray, labels: np.ndarray, groups: np.ndarray)
         unknown = np.isin(labels, classes[part == number])
         fitted = ~unknown & ~plays_new
         known = ~unknown & plays_new & np.isin(labels, labels[fitted])
-        played = [rng.permutation(np.flatnonzero(each & plays_new))[:MAX_PLAYING] for each in (known, unknown)]
+        played = [rng.permutation(np.flatnonzero(each))[:MAX_PLAYING] for each in (known, unknown & plays_new)]
         if not min(map(len, played)):
             return SHRINKAGES[0]
         statistics = _Statistics(features[fitted], labels[fitted])

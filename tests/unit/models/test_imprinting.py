@@ -28,9 +28,9 @@ def simulated(seed: int) -> tuple[Crops, np.ndarray, np.ndarray, np.ndarray]:
     return Crops(features[old], logits[old], labels[old]), features[~old], labels[~old], logits[~old]
 
 
-def imprinter_of(crops: Crops) -> Imprinter:
+def imprinter_of(crops: Crops, temperature: float = 1.4) -> Imprinter:
     trained = fit_likeness("model", crops.features, crops.labels)
-    return Imprinter(crops, 1.4, trained.middle, trained.precision)
+    return Imprinter(crops, temperature, trained.middle, trained.precision)
 
 
 @pytest.mark.parametrize(("num_photos", "least"), [(1, 0.55), (5, 0.9), (10, 0.93)])
@@ -55,3 +55,12 @@ def test_rows_depend_on_the_photos_alone() -> None:
     crops, features, _, _ = simulated(0)
     first, again = (imprinter_of(crops).rows(features[:5]) for _ in range(2))
     assert (first[0] == again[0]).all() and (first[1] == again[1]).all()
+
+
+def test_classes_of_a_single_crop_do_not_count() -> None:
+    """They have no deviation from their mean, and cannot play; the row is finite without them."""
+    crops, features, _, _ = simulated(0)
+    few = np.r_[np.flatnonzero(crops.labels < 10), [900, 1200]]
+    chosen = Crops(crops.features[few], crops.logits[few], crops.labels[few])
+    weight, bias = imprinter_of(chosen, 1.0).rows(features[:3])
+    assert np.isfinite(weight).all() and np.isfinite(bias).all()
