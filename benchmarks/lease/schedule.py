@@ -71,9 +71,10 @@ class Lease:
         self.wanted = [part for part in PARTS if part in (options.parts or set(PARTS) - set(_ON_REQUEST))]
         caches = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
         self.environment = {name: str(self.folder / folder) for name, folder in caches.items()}
-        # Four processes compile at a time.
+        # Four of the timed steps compile at a time.
+        compiling = min(4, sum(name in STEPS for name in self.wanted)) or 1
         self.environment |= {
-            "TORCHINDUCTOR_COMPILE_THREADS": str(max(1, (os.cpu_count() or 4) // 4)), "YOLO_OFFLINE": "1",
+            "TORCHINDUCTOR_COMPILE_THREADS": str(max(1, (os.cpu_count() or 4) // compiling)), "YOLO_OFFLINE": "1",
             "YOLO_AUTOINSTALL": "False", "RAY_USAGE_STATS_ENABLED": "0", "WANDB_MODE": "disabled",
         }  # fmt: skip
         self.jobs: dict[str, Job] = {}

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from pillsnap.cli.options import DATA_ROOT_ENV, Allow, AttributeFile, JsonFile, NamedRun, named_run, opened_run, uri_of
-from pillsnap.cli.terminal import console, require_output, say
+from pillsnap.cli.terminal import console, progress_bar, require_output, say
 from pillsnap.errors import UserError
 from pillsnap.files import MISSING
 from pillsnap.storage import join
@@ -60,8 +60,10 @@ def evaluate(
         counts = read_counts(weights, run.codes) if weights else None
         with only_driver(directory):
             setup_logging(run.run_dir)
-            with ray_session(), console.status("evaluating both models"):
-                metrics = evaluate_run(run, compare=earlier, split=split, allowed=allowed, counts=counts)
+            with ray_session(), progress_bar("evaluating") as progress:
+                metrics = evaluate_run(
+                    run, compare=earlier, split=split, allowed=allowed, counts=counts, progress=progress
+                )
     if json_file:
         json_file.write_text(json.dumps(metrics, ensure_ascii=False, indent=2), encoding="utf-8")
     show_result(where, metrics)

@@ -8,7 +8,7 @@ import os
 import select
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -24,21 +24,11 @@ def say(line: str, style: str | None = None) -> None:
     console.out(line, style=style, highlight=False)
 
 
-@contextmanager
-def progress_bar(what: str) -> Iterator[Callable[..., None]]:
-    """A progress bar, updated by calls of (done, total) or (phase, done, total)."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def progress_bar(what: str) -> AbstractContextManager[Callable[..., None]]:
+    """Progress on standard output, updated by calls of (done, total) or (phase, done, total)."""
+    from pillsnap.observe import work_progress
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        bar = bars.add_task(what, total=None)
-
-        def update(*step: Any) -> None:
-            *phase, done, total = step
-            description = f"{what}: {phase[0]}" if phase else what
-            bars.update(bar, completed=done, total=total or None, description=description)
-
-        yield update
+    return work_progress.progress_bar(what, console)
 
 
 class _Dispensable(io.RawIOBase):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from pillsnap.data.store.shards import DESCRIPTION_NAME, ShardStore
 from pillsnap.data.stream import share_samples
 from pillsnap.data.windows import JPEG_QUALITY, Codec
 from pillsnap.errors import UserError
+from pillsnap.observe.work_progress import Progress
 from pillsnap.photos.decode import BadImage
 from pillsnap.photos.reader import PhotoReader
 from pillsnap.storage import is_uri, join
@@ -32,7 +33,6 @@ SAMPLES_PER_SHARD = 256
 KEPT_FREE_BYTES = 2 * 10**9
 """Disk space that a store leaves for checkpoints and logs."""
 _WINDOWS_TRIED = 8
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -25,18 +25,21 @@ from pillsnap.metrics.selective import (
     lower_limit,
     risk_coverage,
 )
+from pillsnap.observe.work_progress import Progress, unseen
 from pillsnap.runs.directory import Run
 
 MAX_FITTED = 10_000
 """Training photos to which likeness is fitted, evenly over the classes; the least is one per class."""
 
 
-def fit_to_training(run: Run, model: str) -> Limits | None:
+def fit_to_training(run: Run, model: str, progress: Progress = unseen) -> Limits | None:
     """The likeness of `model` (Limits), from a part of the training photos; None if none has a label box. Ray must be
     initialised.
     """
     photos = part_of(run.manifest.filter(pc.equal(run.manifest["split"], "train")), run.codes, MAX_FITTED)
-    rows = infer(photos, run.where, run.settings, run.codes, run.data_root, detect=False, features=True)
+    rows = infer(
+        photos, run.where, run.settings, run.codes, run.data_root, detect=False, features=True, progress=progress
+    )
     group_of = _groups(photos)
     labels = [label for row in rows for label in row["label"] or []]
     groups = [group_of[row["sample_id"]] for row in rows for _ in row["label"] or []]

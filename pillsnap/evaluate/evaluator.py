@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pillsnap.files import write_atomically
 from pillsnap.metrics.breakdown import attribute_accuracy, weighted_accuracy
 from pillsnap.metrics.limits import LIMITS_NAME, Limits, read_limits
 from pillsnap.observe.events import EventLog, read_events
+from pillsnap.observe.work_progress import Progress, unseen
 from pillsnap.runs.directory import Run
 from pillsnap.runs.remote_checkpoints import find_run_checkpoint
 
@@ -31,6 +33,7 @@ def evaluate_run(
     split: str = "val",
     allowed: list[str] | None = None,
     counts: Mapping[str, float] | None = None,
+    progress: Progress = unseen,
 ) -> dict[str, Any]:
     """Write `predictions/`, `metrics.json` and `report.html` of one split, and return the metrics.
 
@@ -53,15 +56,17 @@ def evaluate_run(
     if best:
         # Other photos had no part in choosing epochs and fitting the temperature.
         fitted_here = split == "val" and best[0].meta["manifest_hash"] == run.manifest_hash
-        limits = _limits(run, fitted_here)
+        limits = _limits(run, fitted_here, partial(progress, "training photos"))
         predictions = predict_manifest(
-            photos, run.where, run.settings, run.codes, run.data_root, fitted_here=fitted_here, limits=limits
-        )
+            photos, run.where, run.settings, run.codes, run.data_root, fitted_here=fitted_here, limits=limits,
+            progress=partial(progress, f"{split} photos"),
+        )  # fmt: skip
     complete, completed = run.with_enrolled(), predictions
     if complete.enrolled is not None and predictions.classification is not None:
         completed = predict_manifest(
             photos, run.where, run.settings, complete.codes, run.data_root,
             fitted_here=predictions.fitted_here, detect=allowed is not None, enrolled=complete.enrolled,
+            progress=partial(progress, f"{split} photos, with enrolled drugs"),
         )  # fmt: skip
     folder = run.run_dir / run.results_folder(split)
     predictions.write(folder)
@@ -99,7 +104,9 @@ def evaluate_run(
     if completed is not predictions:
         metrics["enrolled"] = enrolled_metrics(complete, predictions, completed)
     if allowed is not None:
-        metrics["restricted"] = restricted_metrics(complete, photos, allowed, completed, split)
+        metrics["restricted"] = restricted_metrics(
+            complete, photos, allowed, completed, split, partial(progress, f"{split} photos, with the list")
+        )
     metrics_path = write_metrics(folder, metrics)
     report_path = write_report(
         folder,
@@ -125,14 +132,14 @@ def evaluate_run(
     return metrics
 
 
-def _limits(run: Run, fitted_here: bool) -> Limits | None:
+def _limits(run: Run, fitted_here: bool, progress: Progress) -> Limits | None:
     """What is known of the limits of the run's answers before its photos are seen."""
     best, _ = find_run_checkpoint(run.where, "classification", "best")
     if best is None:
         return None
     model = best.meta["files"]["ema.safetensors"]
     if fitted_here:
-        return fit_to_training(run, model)
+        return fit_to_training(run, model, progress)
     found = read_limits(run.run_dir)
     return found if found is not None and found.model == model else None
 

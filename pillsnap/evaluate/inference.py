@@ -21,6 +21,7 @@ from pillsnap.metrics.boxes import MIN_SCORE
 from pillsnap.metrics.calibration import cross_fitted_confidence, temperature_facts
 from pillsnap.metrics.evidence import Evidence
 from pillsnap.metrics.limits import Limits
+from pillsnap.observe.work_progress import Progress, unseen
 from pillsnap.photos.decode import BadImage, is_reducible
 from pillsnap.photos.reader import PhotoReader, ReadAhead
 from pillsnap.runs.enrolled import Enrolled
@@ -109,6 +110,7 @@ def predict_manifest(
     evidence: Evidence | None = None,
     limits: Limits | None = None,
     enrolled: Enrolled | None = None,
+    progress: Progress = unseen,
 ) -> Predictions:
     """Run both models of `run` (a folder or URI), or the classifier alone, over the photos of `manifest`. Ray must be
     initialised. `enrolled` drugs are the last of `codes`.
@@ -121,7 +123,7 @@ def predict_manifest(
     logits_of = {sample_id for pair in pairs for sample_id in pair}
     rows = infer(
         manifest, run, settings, codes, data_root, detect=detect, evidence=evidence, logits_of=logits_of,
-        limits=limits, enrolled=enrolled,
+        limits=limits, enrolled=enrolled, progress=progress,
     )  # fmt: skip
     errors = {row["sample_id"]: row["error"] for row in rows if row["error"]}
     rows = [row for row in rows if not row["error"]]
@@ -202,6 +204,7 @@ def infer(
     limits: Limits | None = None,
     logits_of: Collection[str] = (),
     enrolled: Enrolled | None = None,
+    progress: Progress = unseen,
 ) -> list[dict[str, Any]]:
     """One row per photo with the output of both models; `photos` has manifest columns. Ray must be initialised.
 
@@ -252,9 +255,11 @@ def infer(
             max_restarts=0,
             compute=ray.data.ActorPoolStrategy(size=max(1, min(num_gpus or 1, math.ceil(len(columns) / batch_size)))),
         )
-    return [
-        row for batch in inferred.iter_batches(batch_size=None, batch_format="pyarrow") for row in batch.to_pylist()
-    ]
+    rows: list[dict[str, Any]] = []
+    for batch in inferred.iter_batches(batch_size=None, batch_format="pyarrow"):
+        rows += batch.to_pylist()
+        progress(len(rows), len(photos))
+    return rows
 
 
 def _decode(batch: pa.Table, *, reader: PhotoReader, size_px: int) -> pa.Table:

@@ -12,11 +12,12 @@ from pillsnap.evaluate.inference import Predictions, predict_manifest
 from pillsnap.metrics.classification import accuracies
 from pillsnap.metrics.end_to_end import pipeline_metrics
 from pillsnap.metrics.evidence import gather
+from pillsnap.observe.work_progress import Progress, unseen
 from pillsnap.runs.directory import Run
 
 
 def restricted_metrics(
-    run: Run, photos: pa.Table, allowed: list[str], predictions: Predictions, split: str
+    run: Run, photos: pa.Table, allowed: list[str], predictions: Predictions, split: str, progress: Progress = unseen
 ) -> dict[str, Any]:
     """`num_codes`, and `classification` and `pipeline` with `restricted` and `unrestricted` each.
 
@@ -31,7 +32,7 @@ def restricted_metrics(
     evidence = gather([{"code": code} for code in run.codes], allowed)
     restricted = predict_manifest(
         photos.filter(pa.array(shows)), run.where, run.settings, run.codes, run.data_root,
-        fitted_here=predictions.fitted_here, evidence=evidence, enrolled=run.enrolled,
+        fitted_here=predictions.fitted_here, evidence=evidence, enrolled=run.enrolled, progress=progress,
     )  # fmt: skip
     labels = pa.array([index for index, code in enumerate(run.codes) if code in possible])
     only_possible = [possible.issuperset(codes) for codes in run.manifest["codes"].to_pylist()]

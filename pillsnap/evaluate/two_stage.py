@@ -119,10 +119,14 @@ class TwoStage:
 
         assert self.detector is not None
         size_px = self._settings.detection.image_size_px
-        windows = [_decoded(photo, frame_scale(size_px)) for photo in photos]
-        frames = np.stack([augment.letterbox(window.pixels, size_px) for window in windows])
+        windows = list(self._threads.map(lambda photo: _decoded(photo, frame_scale(size_px)), photos))
         left, top, right, bottom = _window([window.pixels for window in windows], size_px)
-        frames = self._filled(frames[:, top:bottom, left:right], self._settings.evaluation.batch_size)
+
+        def frame(window: Window) -> np.ndarray:
+            return augment.letterbox(window.pixels, size_px)[top:bottom, left:right]
+
+        frames = np.stack(list(self._threads.map(frame, windows)))
+        frames = self._filled(frames, self._settings.evaluation.batch_size)
         images = torch.from_numpy(frames).to(self.device).permute(0, 3, 1, 2).float() / 255
         with self._autocast():
             found = detect(self.detector, images, nms_iou=self._settings.evaluation.nms_iou, min_score=min_score)

@@ -11,12 +11,8 @@ In the ZIP archives the layout starts below TS_* and TL_*.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-
-Progress = Callable[[str, int, int], None]
-"""Called as progress(phase, done, total); total is 0 while unknown."""
 
 CODES = re.compile(r"K(?:-[0-9]+)+")
 _VIEW = re.compile(r"_(\d+)_(\d+)_(\d+)_(\d+)_(\d+)_(\d+)_(\d+)")

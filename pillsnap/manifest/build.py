@@ -12,7 +12,6 @@ import pyarrow as pa
 
 from pillsnap.errors import UserError
 from pillsnap.files import write_json
-from pillsnap.manifest.aihub import Progress
 from pillsnap.manifest.label_reading import LabelReader
 from pillsnap.manifest.rows import Rows, read_rows
 from pillsnap.manifest.scan import scan as scan_tree
@@ -20,6 +19,7 @@ from pillsnap.manifest.selection.candidates import DEFAULT_GROUP_BY, Candidates
 from pillsnap.manifest.selection.exact_duplicates import find_exact_duplicates
 from pillsnap.manifest.selection.unknown_classes import choose_unknown, leave_out
 from pillsnap.manifest.table import class_list, with_locations, write_manifest
+from pillsnap.observe.work_progress import Progress
 from pillsnap.photos.archives import join_command
 
 REPORT_NAME = "sampling_report.json"

@@ -18,7 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from pillsnap.errors import UserError
-from pillsnap.manifest.aihub import Progress, label_paths, parse_name, split_codes
+from pillsnap.manifest.aihub import label_paths, parse_name, split_codes
 from pillsnap.manifest.class_facts import ClassFacts, class_facts
 from pillsnap.manifest.formats.folder import stem_of
 from pillsnap.manifest.formats.photo import distinct_pills
@@ -37,6 +37,7 @@ from pillsnap.manifest.table import (
     restore,
     write_manifest,
 )
+from pillsnap.observe.work_progress import Progress
 from pillsnap.photos.files import check_relative
 
 _LAYOUT = re.compile(r"(?:^|/)((?:train|val)/images/(?:single|combination)/.+)", re.DOTALL)

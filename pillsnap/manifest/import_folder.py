@@ -12,7 +12,6 @@ from pathlib import Path
 import pyarrow as pa
 
 from pillsnap.errors import UserError
-from pillsnap.manifest.aihub import Progress
 from pillsnap.manifest.formats.folder import Folder
 from pillsnap.manifest.formats.names import codes_of, read_names
 from pillsnap.manifest.formats.photo import LabelledPhoto, ReadFolder, distinct_pills, group_namer
@@ -22,6 +21,7 @@ from pillsnap.manifest.import_report import Found, Problems, large_losses, write
 from pillsnap.manifest.selection.sampling import name_hashes
 from pillsnap.manifest.selection.split import split_combinations
 from pillsnap.manifest.table import SCHEMA, class_list, write_manifest
+from pillsnap.observe.work_progress import Progress
 
 
 @dataclass(frozen=True)

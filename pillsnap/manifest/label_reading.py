@@ -15,9 +15,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pillsnap.manifest.aihub import Progress
 from pillsnap.manifest.attributes import Texts
 from pillsnap.manifest.labels import Label, read_labels
+from pillsnap.observe.work_progress import Progress
 from pillsnap.ray_compat.minimal_cluster import local_cluster
 from pillsnap.ray_compat.row_blocks import in_order
 

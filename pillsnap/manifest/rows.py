@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pillsnap.manifest.aihub import Progress, label_folder, label_names, label_paths, parse_name, split_codes
+from pillsnap.manifest.aihub import label_folder, label_names, label_paths, parse_name, split_codes
 from pillsnap.manifest.class_facts import ClassFacts, class_facts
 from pillsnap.manifest.label_reading import LabelReader, read_all_labels
 from pillsnap.manifest.labels import Label
 from pillsnap.manifest.scan import Scan
 from pillsnap.manifest.selection.candidates import Candidates, Sample
 from pillsnap.manifest.table import CAMERA_FIELDS, SCHEMA
+from pillsnap.observe.work_progress import Progress
 from pillsnap.photos.archives import Member, locate, read_directory, to_location
 
 

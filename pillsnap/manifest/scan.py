@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from pillsnap.errors import UserError
-from pillsnap.manifest.aihub import CODES, EXTENSIONS, Progress, view_fields
+from pillsnap.manifest.aihub import CODES, EXTENSIONS, view_fields
 from pillsnap.manifest.delivery import Delivery, find_delivery, tree_of
 from pillsnap.manifest.table import has_control_characters
+from pillsnap.observe.work_progress import Progress
 from pillsnap.photos.archives import Member, archive_key, find_archives, find_pieces, join_command, read_directory
 
 _OFFICIAL_SET = re.compile(r"(data/)?(train|val)/images/")

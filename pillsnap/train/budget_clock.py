@@ -89,19 +89,31 @@ class BudgetClock:
     @property
     def allowed_s(self) -> float:
         """Seconds that the task may take, from its first attempt on."""
+        budget = self._budget
+        assert budget is not None
+        after_s = _RESERVE * budget.total_s + self._judging_s
+        return (budget.total_s - budget.spent_s - after_s) * budget.share
+
+    @property
+    def _judging_s(self) -> float:
+        """What the evaluation takes."""
         budget, plan = self._budget, self._job.plan
         assert budget is not None
         judging_s = budget.judging_s + budget.num_judged * self._validation_s / max(plan.num_val, 1)
-        judging_s = max(_EVALUATION_MARGIN * judging_s, _LEAST_JUDGED_S * budget.num_judged)
-        after_s = _RESERVE * budget.total_s + judging_s
-        return (budget.total_s - budget.spent_s - after_s) * budget.share
+        return max(_EVALUATION_MARGIN * judging_s, _LEAST_JUDGED_S * budget.num_judged)
 
     def refuse(self) -> UserError:
-        """The error of a budget that is too small."""
-        name = self._job.task.name
+        """The error of a budget that is too small; the figures are known on rank 0."""
+        name, budget, figures = self._job.task.name, self._budget, ""
+        if budget is not None:
+            figures = (
+                f" ({max(0.0, self.allowed_s - self._job.elapsed_s()):,.0f} of {budget.total_s:,.0f} s, of which "
+                f"{self._judging_s:,.0f} s are kept for the evaluation of {budget.num_judged:,} photos)"
+            )
         return UserError(
             f"train.time_budget_minutes is too small for {name} on this machine: warm-up and decay alone take longer "
-            f"than the time left for it. Raise it, set it to null, or lower {name}.warmup_epochs or its work per epoch."
+            f"than the time left for it{figures}. Raise it, set it to null, or lower {name}.warmup_epochs or its work "
+            "per epoch."
         )
 
     @property

@@ -23,6 +23,7 @@ from pillsnap.observe.events import EventLog, read_events
 from pillsnap.observe.node_telemetry import NodeTelemetry
 from pillsnap.observe.progress import ProgressView
 from pillsnap.observe.versions import versions
+from pillsnap.observe.work_progress import progress_bar
 from pillsnap.runs.directory import FOUND_BOXES_FILE, STOP_FILE, Run, only_driver
 from pillsnap.runs.elapsed import ElapsedTime
 from pillsnap.runs.extension import is_trained
@@ -81,7 +82,8 @@ def _train_and_evaluate(run: Run, console: Console) -> dict[str, Any]:
                 with ProgressView(run.run_dir, console), NodeTelemetry(events, run.run_dir):
                     train_run(run, relay)
                 print_line("evaluating: both models over the validation photos")
-                return evaluate_run(run)
+                with progress_bar("evaluating", console) as progress:
+                    return evaluate_run(run, progress=progress)
             except RunStopped:
                 raise
             except Exception as error:

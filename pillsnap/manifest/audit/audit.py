@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from pillsnap.errors import UserError
-from pillsnap.manifest.aihub import Progress
 from pillsnap.manifest.audit.files import Inspection, inspect_photos
 from pillsnap.manifest.audit.near_duplicates import find_near_duplicates
 from pillsnap.manifest.audit.report import AuditReport, Finding, finding
 from pillsnap.manifest.audit.rows import check_boxes, check_rows, read_columns
 from pillsnap.manifest.selection.exact_duplicates import confirm_duplicates, group_equal
 from pillsnap.manifest.table import CLASSES_NAME, manifest_hash, read_classes, read_manifest, read_unknown
+from pillsnap.observe.work_progress import Progress
 from pillsnap.photos.decode import DEFAULT_MAX_PIXELS
 from pillsnap.storage import is_uri
 

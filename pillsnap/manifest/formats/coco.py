@@ -9,10 +9,10 @@ from typing import Any
 
 from pillsnap.errors import UserError
 from pillsnap.files import write_json
-from pillsnap.manifest.aihub import Progress
 from pillsnap.manifest.formats.folder import Folder
 from pillsnap.manifest.formats.photo import Box, LabelledPhoto, ReadFolder
 from pillsnap.manifest.formats.records import Record, attach, number, pixel_box, whole
+from pillsnap.observe.work_progress import Progress
 
 _KEYS = ("images", "annotations", "categories")
 

@@ -6,12 +6,12 @@ import math
 from xml.etree import ElementTree
 
 from pillsnap.errors import UserError
-from pillsnap.manifest.aihub import Progress
 from pillsnap.manifest.formats.folder import Folder
 from pillsnap.manifest.formats.photo import Box, ReadFolder
 from pillsnap.manifest.formats.records import Record, attach, number, pixel_box, whole
 from pillsnap.manifest.formats.splits import known_split
 from pillsnap.manifest.formats.xml_files import read_xml, text_of
+from pillsnap.observe.work_progress import Progress
 
 _OTHER_SHAPES = ("polyline", "points", "mask", "ellipse", "cuboid", "skeleton")
 

@@ -11,11 +11,11 @@ from urllib.parse import unquote
 
 from pillsnap.errors import UserError
 from pillsnap.files import write_json
-from pillsnap.manifest.aihub import Progress
 from pillsnap.manifest.formats.coco import read_json
 from pillsnap.manifest.formats.folder import Folder
 from pillsnap.manifest.formats.photo import Box, LabelledPhoto, ReadFolder
 from pillsnap.manifest.formats.records import Record, attach, number, pixel_box, whole
+from pillsnap.observe.work_progress import Progress
 
 _LOCAL_FILES = "/data/local-files/?d="
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pillsnap.errors import UserError
-from pillsnap.manifest.aihub import Progress
+from pillsnap.observe.work_progress import Progress
 from pillsnap.photos.decode import BadImage, read_header
 from pillsnap.photos.files import open_photo
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pillsnap.errors import UserError
-from pillsnap.manifest.aihub import CODES, Progress
+from pillsnap.manifest.aihub import CODES
 from pillsnap.manifest.formats.coco import is_coco, read_coco, read_json
 from pillsnap.manifest.formats.cvat import read_cvat
 from pillsnap.manifest.formats.folder import Folder
@@ -16,6 +16,7 @@ from pillsnap.manifest.formats.tables import box_columns, read_box_csv, read_hea
 from pillsnap.manifest.formats.voc import read_voc
 from pillsnap.manifest.formats.xml_files import root_tag
 from pillsnap.manifest.formats.yolo import has_labels, read_yolo
+from pillsnap.observe.work_progress import Progress
 
 Reader = Callable[[Folder, Folder, Progress | None], ReadFolder]
 _READERS: dict[str, Reader] = {

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote
 
 from pillsnap.errors import UserError
-from pillsnap.manifest.aihub import Progress
 from pillsnap.manifest.formats.folder import Folder
 from pillsnap.manifest.formats.photo import Box, LabelledPhoto, ReadFolder
 from pillsnap.manifest.formats.reading import read_photos
 from pillsnap.manifest.formats.splits import known_split, splits_by_folder
+from pillsnap.observe.work_progress import Progress
 
 
 @dataclass

@@ -6,12 +6,12 @@ import csv
 import io
 
 from pillsnap.errors import UserError
-from pillsnap.manifest.aihub import Progress
 from pillsnap.manifest.formats.folder import Folder
 from pillsnap.manifest.formats.photo import LabelledPhoto, ReadFolder
 from pillsnap.manifest.formats.reading import read_photos
 from pillsnap.manifest.formats.records import Record, attach, number, pixel_box, whole
 from pillsnap.manifest.formats.splits import known_split, splits_by_folder
+from pillsnap.observe.work_progress import Progress
 
 _PHOTO = ("filename", "file_name", "image_path", "image", "path", "photo")
 _CLASS = ("class", "label", "class_name", "name", "category", "mapping_code")

@@ -11,12 +11,12 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from pillsnap.errors import UserError
-from pillsnap.manifest.aihub import Progress
 from pillsnap.manifest.formats.folder import Folder, is_photo, stem_of
 from pillsnap.manifest.formats.photo import Box, LabelledPhoto, ReadFolder
 from pillsnap.manifest.formats.records import Record, attach, number, pixel_box, whole
 from pillsnap.manifest.formats.splits import known_split
 from pillsnap.manifest.formats.xml_files import read_xml, text_of
+from pillsnap.observe.work_progress import Progress
 
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
 

@@ -13,13 +13,13 @@ import numpy as np
 import yaml
 
 from pillsnap.errors import UserError
-from pillsnap.manifest.aihub import Progress
 from pillsnap.manifest.formats.folder import Folder, stem_of
 from pillsnap.manifest.formats.label_rows import read_pills
 from pillsnap.manifest.formats.names import DataYaml, find_data_yaml, is_names_file, read_data_yaml, read_names
 from pillsnap.manifest.formats.photo import Box, LabelledPhoto, ReadFolder
 from pillsnap.manifest.formats.reading import read_photos
 from pillsnap.manifest.formats.splits import splits_by_folder, splits_of_data_yaml
+from pillsnap.observe.work_progress import Progress
 
 LabelStyle = Literal["boxes", "polygons", "obb", "pose"]
 LABEL_STYLES: tuple[str, ...] = get_args(LabelStyle)

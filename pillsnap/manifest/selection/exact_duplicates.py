@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
-from pillsnap.manifest.aihub import Progress
+from pillsnap.observe.work_progress import Progress
 from pillsnap.photos.archives import parse_location
 from pillsnap.photos.decode import BadImage, is_photo_start
 from pillsnap.photos.files import PhotoStore, open_photo

@@ -75,9 +75,12 @@ def test_enrolled_drugs_are_measured_beside_the_trained_ones(
     alone = Predictions(None, build_crops([0, 1, 2, 3], [[0], [1], [2], [2]]), None, {})
     together = Predictions(None, build_crops([0, 1, 2, 3, 4, 4, 4], [[0], [4], [2], [2], [4], [1], [4]]), None, {})
 
+    told: list[tuple[Any, ...]] = []
+
     def predict(
-        *arguments: Any, fitted_here: bool, detect: bool = True, enrolled: Enrolled | None = None, limits: Any = None
+        *arguments: Any, detect: bool = True, enrolled: Enrolled | None = None, progress: Any, **_: Any
     ) -> Predictions:
+        progress(3, 7)
         assert detect is (enrolled is None)
         assert arguments[3] == [*run.codes, *(enrolled.codes if enrolled else [])]
         return together if enrolled else alone
@@ -87,7 +90,8 @@ def test_enrolled_drugs_are_measured_beside_the_trained_ones(
     monkeypatch.setattr(evaluator, "find_run_checkpoint", lambda *_: (found, []))
     monkeypatch.setattr(evaluator, "predict_manifest", predict)
     monkeypatch.setattr(evaluator, "model_problems", lambda _: [])
-    metrics = evaluate_run(run)
+    metrics = evaluate_run(run, progress=lambda *step: told.append(step))
+    assert told == [("val photos", 3, 7), ("val photos, with enrolled drugs", 3, 7)]
     assert metrics["classification"]["top1"] == 0.75 and metrics["classification"]["num_classes"] == 4
     measured = metrics["enrolled"]
     assert measured["num_codes"] == 1
@@ -105,7 +109,7 @@ def test_only_the_validation_photos_of_the_run_chose_its_models(run: Run, monkey
     found = SimpleNamespace(meta={"manifest_hash": run.manifest_hash, "files": {"ema.safetensors": "sha"}})
     fitted: list[bool] = []
 
-    def predict(*_: Any, fitted_here: bool, limits: None) -> Predictions:
+    def predict(*_: Any, fitted_here: bool, **__: Any) -> Predictions:
         fitted.append(fitted_here)
         return Predictions(None, None, None, {}, fitted_here=fitted_here)
 
