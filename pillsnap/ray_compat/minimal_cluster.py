@@ -27,6 +27,9 @@ _HEAD = {
     "RAY_task_events_report_interval_ms": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # the only node cannot be drained
+    # How long a process outlives a killed GCS (60 s by default) where no thread of Python can notice it: ray.init
+    # connects in native code with the interpreter's lock.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
 }
 
 

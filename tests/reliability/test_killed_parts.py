@@ -8,6 +8,8 @@ import ctypes
 import os
 import random
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +25,8 @@ from tests.reliability.test_driver_dies import Driver
 
 PARTS = ("driver", "raylet", "gcs_server", "worker", "tree")
 GONE_WITHIN_S = 20.0
+RAYS_LINE = "Failed to connect to GCS within 10 seconds"
+"""With exit code 1: where ray.init connects in native code with the interpreter's lock, nothing of ours can run."""
 KILLS = int(os.environ.get("PILLSNAP_KILLS", "5"))
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -76,7 +80,8 @@ def kill_parts(
         killed_s = time.time()
         if part in ("raylet", "gcs_server"):
             code, line = driver.finish(), driver.errors.splitlines()[-1]
-            if code != 2 or "head process has ended" not in line:
+            ended_by_ray = part == "gcs_server" and code == 1 and RAYS_LINE in line
+            if not ended_by_ray and (code != 2 or "head process has ended" not in line):
                 wrong.append(f"{number} {part}: exit {code}, {line}")
         elif part == "worker":  # the run goes on
             driver.started_s = killed_s
@@ -90,6 +95,26 @@ def kill_parts(
     driver = driver_of(run_dir, manifest, root, len(parts))
     assert driver.finish() == 0, driver.errors
     return gone_s, wrong
+
+
+UNWATCHED = """
+import subprocess, time
+from pillsnap.ray_compat.minimal_cluster import local_cluster
+from tests.processes import titled
+with local_cluster():
+    (gcs,) = titled("/gcs_server")
+    gcs.kill()
+    print(time.time(), flush=True)
+    time.sleep(90)
+"""
+
+
+@pytest.mark.reliability
+def test_a_process_that_cannot_notice_it_outlives_the_gcs_by_seconds() -> None:
+    done = subprocess.run([sys.executable, "-c", UNWATCHED], capture_output=True, text=True, timeout=120)
+    after_s = time.time() - float(done.stdout)
+    assert done.returncode == 1 and RAYS_LINE in done.stderr
+    say(int(after_s < GONE_WITHIN_S), 1, f"a process that cannot notice it ended {after_s:.0f} s after the GCS")
 
 
 @pytest.mark.reliability
