@@ -1,8 +1,10 @@
-"""Identity of processes: what tells one from a later one with its number."""
+"""Processes: what tells one from a later one with its number, and the variables that new ones inherit."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -18,3 +20,15 @@ def start_of(pid: int) -> str | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return None if state in "ZX" else rest[18]
+
+
+@contextmanager
+def added_variables(variables: dict[str, str]) -> Iterator[None]:
+    """Set environment variables, for this process and those that it starts within; those that the user set stay."""
+    added = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)

@@ -153,9 +153,9 @@ def _packages_check() -> Check:
         "cv2",
         "wandb",
     ):
-        if name.startswith("ultralytics"):
-            importlib.import_module("pillsnap.models.detector").quiet_ultralytics()
         try:
+            if name.startswith("ultralytics"):
+                importlib.import_module("pillsnap.models.detector").quiet_ultralytics()
             importlib.import_module(name)
         except Exception as error:  # a broken binary package raises whatever its loader raises
             missing.append(f"{name} ({' '.join(str(error).split())[:80]})")

@@ -22,6 +22,7 @@ from torch import nn
 from pillsnap.caches import private_folder
 from pillsnap.errors import UserError
 from pillsnap.models.precision import as_built, without_autocast
+from pillsnap.processes import added_variables
 
 MAX_DETECTIONS = 300
 _MIN_SCORE = 0.001
@@ -34,9 +35,10 @@ _PUBLISHED = {
 
 
 def quiet_ultralytics() -> None:
-    """Keep ultralytics from unpickling and evaluating, installing packages, and writing to the home folder.
+    """Import ultralytics, and keep it from unpickling and evaluating, installing packages, writing to the home folder,
+    and asking the network while it is imported (20 s where the name server does not answer).
 
-    Call before its first import.
+    Call before another import of it.
     """
     os.environ["ULTRALYTICS_SAFE_LOAD"] = "1"
     os.environ["MPLBACKEND"] = "agg"  # a notebook's own, which its kernel alone can import, ends matplotlib's import
@@ -45,6 +47,8 @@ def quiet_ultralytics() -> None:
     if "YOLO_CONFIG_DIR" not in os.environ:
         os.environ["YOLO_CONFIG_DIR"] = str(private_folder("ultralytics"))
     os.makedirs(os.environ["YOLO_CONFIG_DIR"], exist_ok=True)
+    with added_variables({"YOLO_OFFLINE": "1"}):  # only here: after a failed download it would forbid to try again
+        import ultralytics.utils  # noqa: F401
 
 
 def build_detector(

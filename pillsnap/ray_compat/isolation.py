@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pillsnap.caches import private_folder
+from pillsnap.processes import added_variables
 from pillsnap.ray_compat import capabilities
 from pillsnap.ray_compat.patches import replaced
 
@@ -18,18 +19,6 @@ _LOOPBACK = {
     "GLOO_SOCKET_IFNAME": "lo",
     "NCCL_SOCKET_IFNAME": "lo",
 }
-
-
-@contextmanager
-def added_variables(variables: dict[str, str]) -> Iterator[None]:
-    """Set variables that the processes of a cluster inherit; those that the user set stay."""
-    added = {name: value for name, value in variables.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
 
 
 @contextmanager

@@ -13,8 +13,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from pillsnap.processes import added_variables
 from pillsnap.ray_compat import capabilities
-from pillsnap.ray_compat.isolation import added_variables, on_loopback, own_import_path
+from pillsnap.ray_compat.isolation import on_loopback, own_import_path
 from pillsnap.ray_compat.lifetime import CHILD_OF_RAYLET, session_of_this_driver, workers_end_with_raylet
 from pillsnap.ray_compat.patches import original, replaced
 from pillsnap.ray_compat.token import token_variables

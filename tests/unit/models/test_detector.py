@@ -59,11 +59,14 @@ def test_loss_and_gradients_equal_ultralytics_own(name: str) -> None:
 
 def test_environment_is_set_before_ultralytics_is_imported_and_not_at_import(tmp_path: Path) -> None:
     code = """if True:
-        import os, sys
+        import os, socket, sys
+        lookups = []
+        socket.getaddrinfo = lambda *host, **_: lookups.append(host)
         import pillsnap.models.detector as detector
         assert not any(name.startswith("YOLO_") for name in os.environ) and "ultralytics" not in sys.modules
         detector.build_detector("yolo11n", "random", box_gain=1, cls_gain=1, dfl_gain=1)
         from ultralytics.utils import AUTOINSTALL, SAFE_LOAD, USER_CONFIG_DIR
+        assert not lookups and "YOLO_OFFLINE" not in os.environ, lookups
         print(AUTOINSTALL, SAFE_LOAD, USER_CONFIG_DIR)
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("YOLO_")}
