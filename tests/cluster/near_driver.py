@@ -23,7 +23,7 @@ from pillsnap.data.stream import Stream, batches_of, share_samples
 from pillsnap.manifest.table import read_manifest
 from pillsnap.photos.reader import PhotoReader
 
-EPOCHS, BATCH = 12, 4
+EPOCHS, BATCH = 48, 4
 
 
 @dataclass(frozen=True)
