@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -175,7 +176,8 @@ class Host:
         """SIGKILL the processes whose command line contains `text`; returns their number."""
         pids = [pid for pid in self.processes() if text in _command_line(pid)]
         for pid in pids:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it may have ended with the one before
+                os.kill(pid, signal.SIGKILL)
         return len(pids)
 
     def set_share(self, cores: float) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -56,7 +57,8 @@ def kill(driver: Driver, part: str) -> None:
     """SIGKILL of a part of the run, once it is there; of all processes for `tree`."""
     if part in ("driver", "tree"):
         for process in descendants(driver.process.pid) if part == "tree" else []:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         driver.kill()
     else:
         title = "TrainWorker" if part == "worker" else f"/{part}"
