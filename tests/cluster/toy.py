@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -113,12 +114,14 @@ def assert_every_sample_once(events: Events, ids: Path, manifest: Path, task: st
 def starts(run_dir: Path) -> list[dict[int, str]]:
     """Per start of the workers, the host of each rank, from train.log."""
     found: list[dict[int, str]] = []
-    log = run_dir / "train.log"
+    log, begun = run_dir / "train.log", datetime.min
     for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else []:
-        match = re.search(r"rank (\d+) +pillsnap\.train\.worker: \w+ on ([^,]+), process", line)
+        match = re.match(r"(\S+ \S+),.* rank (\d+) +pillsnap\.train\.worker: \w+ on ([^,]+), process", line)
         if match:
-            rank = int(match[1])
-            if not found or rank in found[-1]:
+            time, rank = datetime.fromisoformat(match[1]), int(match[2])
+            # Ranks come in any order, within a second; a failure is noticed only after many.
+            if not found or rank in found[-1] or time - begun > timedelta(seconds=10):
                 found.append({})
-            found[-1][rank] = match[2]
+                begun = time
+            found[-1][rank] = match[3]
     return found
