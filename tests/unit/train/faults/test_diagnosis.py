@@ -182,3 +182,14 @@ def test_limits_of_the_process_are_named(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "`ulimit -n` is 77." in diagnose(OSError(errno.EMFILE, "x")).cause
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (resource.RLIM_INFINITY, 0))
     assert "ulimit" not in diagnose(MemoryError()).cause
+
+
+def test_an_actor_that_may_not_read_its_file_was_not_killed() -> None:
+    from ray.exceptions import ActorDiedError
+
+    error = ActorDiedError()
+    error.error_msg = (
+        "The actor died because of an error\nPermissionError: [Errno 13] Permission denied: '/runs/best.json'"
+    )
+    assert str(diagnose(error)).startswith("A file cannot be read or written (")
+    assert "owner" in diagnose(error).advice
