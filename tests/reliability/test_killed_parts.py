@@ -100,7 +100,7 @@ def kill_parts(
 
 
 UNWATCHED = """
-import subprocess, time
+import time
 from pillsnap.ray_compat.minimal_cluster import local_cluster
 from tests.processes import titled
 with local_cluster():

@@ -79,10 +79,9 @@ def _fault_of(link: BaseException, folder: Path | None) -> tuple[Fault, str] | N
     # An actor that fails at its start has died by its type; the error that it raised is in the last line of the text.
     inner = _OS_ERROR.search(_last_line(text)) if number is None and _speaks(link) else None
     stated = number if inner is None else int(inner[1] or inner[2])
-    for by_number in (True, False):
-        for fault in FAULTS:
-            if stated in fault.errnos if by_number else names & {*fault.types}:
-                return fault, _last_line(text) or type(link).__name__
+    by_number = [fault for fault in FAULTS if stated in fault.errnos]
+    if known := by_number or [fault for fault in FAULTS if names & {*fault.types}]:
+        return known[0], _last_line(text) or type(link).__name__
     if number is not None or not _speaks(link):
         return None
     for line in filter(None, (part.strip() for part in text.splitlines())):

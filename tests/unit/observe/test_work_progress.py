@@ -30,7 +30,7 @@ def printed(clock: list[float], calls: list[tuple[float, tuple[Any, ...]]]) -> l
 
 def test_a_line_every_ten_seconds_says_rate_and_time_left(clock: list[float]) -> None:
     # The first call starts the count: what was done before, the start of processes among it, is no rate.
-    calls = [(30.0, ("val photos", 16 + 400 * number, 18_525)) for number in range(1)]
+    calls = [(30.0, ("val photos", 16, 18_525))]
     calls += [(4.0, ("val photos", 16 + 400 * number, 18_525)) for number in range(1, 7)]
     assert printed(clock, calls) == [
         "evaluating: val photos  1,216 of 18,525  100/s  2:53 left",
