@@ -29,7 +29,8 @@ from pillsnap.data import augment
 from pillsnap.data.recipes import NO_CROP_JITTER
 from pillsnap.data.samples import classification_samples
 from pillsnap.evaluate.answers import judge
-from pillsnap.evaluate.inference import UNKNOWN, Predictions
+from pillsnap.evaluate.inference import UNKNOWN
+from pillsnap.evaluate.predictions import Predictions
 from pillsnap.export.pipeline import softmax
 from pillsnap.manifest.selection.unknown_classes import choose_unknown, leave_out
 from pillsnap.manifest.table import class_list, read_classes, read_manifest, write_manifest

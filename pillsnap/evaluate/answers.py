@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pillsnap.config.settings import EvaluationSettings
-from pillsnap.evaluate.inference import Predictions, infer
+from pillsnap.evaluate.inference import infer
+from pillsnap.evaluate.predictions import Predictions
 from pillsnap.manifest.selection.sampling import name_hashes
 from pillsnap.metrics.calibration import folds_of
 from pillsnap.metrics.likeness import fit_likeness

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pillsnap.evaluate.inference import Predictions
+from pillsnap.evaluate.predictions import Predictions
 from pillsnap.metrics.classification import accuracies
 from pillsnap.runs.directory import Run
 

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 from pillsnap.errors import UserError
 from pillsnap.evaluate.answers import count_answers, fit_to_training, judge
 from pillsnap.evaluate.enrolled import enrolled_metrics
-from pillsnap.evaluate.inference import Predictions, predict_manifest
 from pillsnap.evaluate.metrics_json import collect_metrics, write_metrics
+from pillsnap.evaluate.predictions import Predictions, predict_manifest
 from pillsnap.evaluate.report.page import write_report
 from pillsnap.evaluate.restricted import restricted_metrics
 from pillsnap.evaluate.verify import model_problems

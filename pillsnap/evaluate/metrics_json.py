@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pillsnap.evaluate.inference import Predictions
+from pillsnap.evaluate.predictions import Predictions
 from pillsnap.evaluate.targets import check_targets
 from pillsnap.files import write_atomically
 from pillsnap.metrics.both_sides import both_sides_metrics

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pillsnap.errors import UserError
-from pillsnap.evaluate.inference import Predictions, predict_manifest
+from pillsnap.evaluate.predictions import Predictions, predict_manifest
 from pillsnap.metrics.classification import accuracies
 from pillsnap.metrics.end_to_end import pipeline_metrics
 from pillsnap.metrics.evidence import gather

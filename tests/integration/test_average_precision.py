@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from benchmarks.average_precision import compare
-from pillsnap.evaluate.inference import Predictions
+from pillsnap.evaluate.predictions import Predictions
 from pillsnap.evaluate.two_stage import TwoStage
 from pillsnap.manifest.table import read_manifest
 from tests.reliability.harness import LoopRun, tiny

@@ -14,7 +14,7 @@ import jinja2
 import pyarrow as pa
 from markupsafe import Markup
 
-from pillsnap.evaluate.inference import Predictions
+from pillsnap.evaluate.predictions import Predictions
 from pillsnap.evaluate.report import classes as report_classes
 from pillsnap.evaluate.report import cost, curves, gallery, results, run_summary
 from pillsnap.evaluate.report.charts import reliability_diagram

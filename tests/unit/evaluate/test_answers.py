@@ -12,7 +12,8 @@ import pytest
 from pillsnap.config.settings import EvaluationSettings
 from pillsnap.evaluate import answers
 from pillsnap.evaluate.answers import count_answers, fit_to_training, judge, part_of
-from pillsnap.evaluate.inference import UNKNOWN, Predictions
+from pillsnap.evaluate.inference import UNKNOWN
+from pillsnap.evaluate.predictions import Predictions
 from pillsnap.metrics.likeness import fit_likeness
 from pillsnap.metrics.limits import Limits
 from tests.unit.conftest import build_manifest

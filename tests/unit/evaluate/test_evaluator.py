@@ -15,7 +15,7 @@ from pillsnap.cli.results import show_result
 from pillsnap.config import load_settings
 from pillsnap.evaluate import evaluator
 from pillsnap.evaluate.evaluator import evaluate_run
-from pillsnap.evaluate.inference import Predictions
+from pillsnap.evaluate.predictions import Predictions
 from pillsnap.manifest.table import ClassInfo, read_classes, read_manifest, write_manifest
 from pillsnap.observe.events import read_events
 from pillsnap.runs.directory import Run, load_run, open_run

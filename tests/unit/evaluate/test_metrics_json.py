@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pillsnap.evaluate.inference import Predictions
 from pillsnap.evaluate.metrics_json import collect_metrics, split_facts, write_metrics
+from pillsnap.evaluate.predictions import Predictions
 from tests.unit.conftest import MakeTable
 
 CLASSES = ["K-1", "K-2"]

@@ -10,7 +10,7 @@ import pytest
 
 from pillsnap.errors import UserError
 from pillsnap.evaluate import restricted
-from pillsnap.evaluate.inference import Predictions
+from pillsnap.evaluate.predictions import Predictions
 from tests.unit.conftest import build_crops, build_manifest, build_pipeline
 
 CODES = ["K-1", "K-2", "K-3"]

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pillsnap.config import load_settings
-from pillsnap.evaluate.inference import Predictions
 from pillsnap.evaluate.metrics_json import collect_metrics, write_metrics
+from pillsnap.evaluate.predictions import Predictions
 from pillsnap.observe.events import EventLog
 from pillsnap.runs.directory import Run, open_run
 from pillsnap.tracking.mirror import WandbMirror

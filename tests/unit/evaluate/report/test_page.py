@@ -12,8 +12,8 @@ import html5lib
 import numpy as np
 import pytest
 
-from pillsnap.evaluate.inference import Predictions
 from pillsnap.evaluate.metrics_json import collect_metrics
+from pillsnap.evaluate.predictions import Predictions
 from pillsnap.evaluate.report.classes import confusion
 from pillsnap.evaluate.report.cost import energy_kwh
 from pillsnap.evaluate.report.page import write_report
