@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +35,7 @@ class Relay:
         self._events = EventLog(self._run_dir)
         self._log = SharedRotatingHandler(self._run_dir / LOG_FILE)
         self._sender = ""
-        self._publishing = threading.Lock()
+        self._publishing, self._stop = threading.Lock(), threading.Event()
         threading.Thread(target=self._publish_periodically, name="publish", daemon=True).start()
 
     def open(self, sender: str) -> None:
@@ -81,9 +80,12 @@ class Relay:
         with self._publishing:
             self._mirror.publish()
 
+    def close(self) -> None:
+        """Publish nothing more. An actor needs no close: it ends with its process."""
+        self._stop.set()
+
     def _publish_periodically(self) -> None:
-        while True:
-            time.sleep(_POLL_EVERY_S)
+        while not self._stop.wait(_POLL_EVERY_S):
             try:
                 self.check()
                 with self._publishing:

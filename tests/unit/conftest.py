@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,22 @@ from pillsnap.manifest.table import SCHEMA, with_locations
 FLOATS = pa.list_(pa.float32())
 INTS = pa.list_(pa.int64())
 MakeTable = Callable[..., pa.Table]
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_of_the_package_is_left() -> Iterator[None]:
+    """A thread that outlives its test reads and writes in the middle of the next ones."""
+    before = set(threading.enumerate())
+    yield
+    end_s = time.monotonic() + 5
+    while left := [thread for thread in threading.enumerate() if thread not in before and _is_ours(thread)]:
+        assert time.monotonic() < end_s, f"still run after the test: {left}"
+        time.sleep(0.02)
+
+
+def _is_ours(thread: threading.Thread) -> bool:
+    target = getattr(thread, "_target", None)  # deleted when the thread ends
+    return str(getattr(target, "__module__", "")).startswith("pillsnap")
 
 
 class Tree:

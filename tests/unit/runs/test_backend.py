@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ class RemoteCalls:
 
 
 @pytest.fixture
-def relay(s3_environment: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Relay:
+def relay(s3_environment: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Relay]:
     """The relay of `s3_environment`/run; `ray.get` and `ray.wait` return at once."""
     import ray
 
@@ -71,7 +72,9 @@ def relay(s3_environment: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     monkeypatch.setattr(ray, "wait", lambda values, timeout: (values, []))
     uri = f"{s3_environment}/run"
     scratch(uri, "driver").mkdir(parents=True)
-    return Relay(uri, str(scratch(uri, "driver")))
+    relay = Relay(uri, str(scratch(uri, "driver")))
+    yield relay
+    relay.close()
 
 
 def test_remote_run_is_published_through_the_relay(s3_environment: str, relay: Relay) -> None:
@@ -165,8 +168,9 @@ def test_driver_that_lost_its_lock_leaves_the_checkpoints_of_its_successor(
             successor.take_over()
 
     with pytest.raises(UserError, match="Another driver"), driving(uri, lambda line: None) as folder:
-        backend = connect("unused", uri, RemoteCalls(Relay(uri, str(folder))), task="detection", rank=0)
-        with backend.become_writer():
+        relay = Relay(uri, str(folder))
+        backend = connect("unused", uri, RemoteCalls(relay), task="detection", rank=0)
+        with closing(relay), backend.become_writer():
             path = commit(backend, 1)
             for name in ("upload", "write", "remove"):
                 monkeypatch.setattr(Storage, name, watched(getattr(Storage, name)))

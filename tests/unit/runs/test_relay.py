@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,10 @@ def uri(s3_environment: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 
 @pytest.fixture
-def relay(uri: str) -> Relay:
-    return Relay(uri, str(scratch(uri, "driver")))
+def relay(uri: str) -> Iterator[Relay]:
+    relay = Relay(uri, str(scratch(uri, "driver")))
+    yield relay
+    relay.close()
 
 
 def line(message: str) -> bytes:
