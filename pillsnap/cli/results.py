@@ -113,6 +113,7 @@ def predict(
     from pillsnap.cluster.session import ray_session
     from pillsnap.evaluate.predict import evidence_for, list_photos, predict_manifest_photos, predict_photos
     from pillsnap.manifest.attribute_table import add_attributes, read_attribute_table
+    from pillsnap.tasks.best_model import require_models
 
     if mode not in ("auto", "single", "combination"):
         raise UserError(f"--mode {mode!r} is none of auto, single, combination.")
@@ -122,11 +123,13 @@ def predict(
     is_manifest = len(paths) == 1 and paths[0].endswith(".parquet")
     photos = [] if is_manifest else list_photos([Path(path) for path in paths])
     run = opened_run(named_run(run_dir)).with_enrolled()
+    for problem in require_models(run.where, run.settings.tasks):
+        typer.echo(problem, err=True)  # stdout has the JSON
     if attributes:
         classes, notes = add_attributes(run.classes, read_attribute_table(attributes))
         run = replace(run, classes=classes)
         for note in notes:
-            typer.echo(note, err=True)  # stdout has the JSON
+            typer.echo(note, err=True)
     evidence = evidence_for(run, allow, hint or ())
     with ray_session():
         if is_manifest:

@@ -16,14 +16,15 @@ from pillsnap.evaluate.metrics_json import collect_metrics, write_metrics
 from pillsnap.evaluate.predictions import Predictions, predict_manifest
 from pillsnap.evaluate.report.page import write_report
 from pillsnap.evaluate.restricted import restricted_metrics
-from pillsnap.evaluate.verify import model_problems
+from pillsnap.evaluate.verify import exported_problems
 from pillsnap.files import write_atomically
 from pillsnap.metrics.breakdown import attribute_accuracy, weighted_accuracy
 from pillsnap.metrics.limits import LIMITS_NAME, Limits, read_limits
 from pillsnap.observe.events import EventLog, read_events
 from pillsnap.observe.work_progress import Progress, unseen
+from pillsnap.runs.checkpoint import Checkpoint
 from pillsnap.runs.directory import Run
-from pillsnap.runs.remote_checkpoints import find_run_checkpoint
+from pillsnap.tasks.best_model import best_checkpoints
 
 
 def evaluate_run(
@@ -49,14 +50,14 @@ def evaluate_run(
             f"The manifest has no photos of the split {split!r}: build it again with sampling.val_fraction above 0, or "
             "import it again with --val-fraction."
         )
-    problems = model_problems(run)
+    best, problems = best_checkpoints(run.where, run.settings.tasks)
+    problems += exported_problems(run)
     predictions = Predictions(None, None, None, {})
     limits = None
-    best = [found for task in run.settings.tasks if (found := find_run_checkpoint(run.where, task, "best")[0])]
     if best:
         # Other photos had no part in choosing epochs and fitting the temperature.
-        fitted_here = split == "val" and best[0].meta["manifest_hash"] == run.manifest_hash
-        limits = _limits(run, fitted_here, partial(progress, "training photos"))
+        fitted_here = split == "val" and next(iter(best.values())).meta["manifest_hash"] == run.manifest_hash
+        limits = _limits(run, best.get("classification"), fitted_here, partial(progress, "training photos"))
         predictions = predict_manifest(
             photos, run.where, run.settings, run.codes, run.data_root, fitted_here=fitted_here, limits=limits,
             progress=partial(progress, f"{split} photos"),
@@ -132,9 +133,8 @@ def evaluate_run(
     return metrics
 
 
-def _limits(run: Run, fitted_here: bool, progress: Progress) -> Limits | None:
-    """What is known of the limits of the run's answers before its photos are seen."""
-    best, _ = find_run_checkpoint(run.where, "classification", "best")
+def _limits(run: Run, best: Checkpoint | None, fitted_here: bool, progress: Progress) -> Limits | None:
+    """What is known of the limits of the `best` classifier's answers before the photos are seen."""
     if best is None:
         return None
     model = best.meta["files"]["ema.safetensors"]

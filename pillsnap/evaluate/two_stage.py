@@ -17,13 +17,12 @@ from pillsnap.config import Settings
 from pillsnap.data import augment
 from pillsnap.data.recipes import NO_CROP_JITTER
 from pillsnap.data.windows import Photo, Window, crop_scale, frame_scale
-from pillsnap.errors import UserError
 from pillsnap.metrics.boxes import MIN_SCORE
 from pillsnap.metrics.evidence import Evidence
 from pillsnap.models.precision import autocast, this_device
 from pillsnap.photos.decode import Scale
 from pillsnap.runs.enrolled import Enrolled
-from pillsnap.tasks.best_model import Best, load_best
+from pillsnap.tasks.best_model import Best, load_best, untrained
 
 TOP = 5
 _STRIDE = 32
@@ -98,7 +97,7 @@ class TwoStage:
         detection = load_best(run, "detection", settings, trained) if detect else None
         classification = load_best(run, "classification", settings, trained) if classify else None
         if detection is None and classification is None:
-            raise UserError(f"{run} has no complete checkpoint: train it first, with `pillsnap train --run {run}`.")
+            raise untrained(run)
         self.detector = None if detection is None else self._ready(detection).fuse(verbose=False)
         self.classifier = None if classification is None else self._fused_classifier(classification)
         evidence = evidence or Evidence(np.zeros(len(codes)), len(codes))

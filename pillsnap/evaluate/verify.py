@@ -25,18 +25,10 @@ def verify_run(run: Run) -> list[Check]:
     return [*checks, *_target_checks(run), _restart_check(run.run_dir), *_next_stage_checks(run)]
 
 
-def model_problems(run: Run) -> list[str]:
-    """One line for each best model or checkpoint of the run that is missing or damaged."""
-    problems = []
-    for task in run.settings.tasks:
-        problem = exported_model_problem(run.export_path(task), task)
-        problems += [f"The best {task} model cannot be used: {problem}."] if problem else []
-        checkpoint, damaged = find_run_checkpoint(run.where, task, "best")
-        if checkpoint is None and not damaged:
-            problems.append(f"The {task} task has no checkpoint in {join(run.where, f'checkpoints/{task}')}.")
-        instead = f" Evaluated with {checkpoint.path.name} instead." if checkpoint is not None else ""
-        problems += [f"The best {task} checkpoint cannot be used: {text}{instead}" for text in damaged[:1]]
-    return problems
+def exported_problems(run: Run) -> list[str]:
+    """One line for each exported best model of the run that is missing or damaged."""
+    problems = ((task, exported_model_problem(run.export_path(task), task)) for task in run.settings.tasks)
+    return [f"The best {task} model cannot be used: {problem}." for task, problem in problems if problem]
 
 
 def exported_model_problem(path: Path, task: str) -> str:

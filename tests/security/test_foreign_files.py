@@ -16,7 +16,7 @@ import typer
 from pillsnap.cli.main import app
 from pillsnap.data.store.shards import ShardStore
 from pillsnap.errors import UserError
-from pillsnap.evaluate.verify import model_problems, verify_run
+from pillsnap.evaluate.verify import exported_problems, verify_run
 from pillsnap.manifest.table import read_manifest
 from pillsnap.models.classifier import build_classifier
 from pillsnap.models.detector import build_detector, export_for_ultralytics, read_exported
@@ -80,7 +80,7 @@ def test_models_and_checkpoints_of_a_run(kind: str, tmp_path: Path, ran: Path) -
         attacks.resealed(step)
     run = load_run(run_dir)
     checks = {check.name: check for check in verify_run(run)}
-    refused = [checks[f"{task}: best model"].found for task in TASKS] + model_problems(run)
+    refused = [checks[f"{task}: best model"].found for task in TASKS] + exported_problems(run)
     assert len(refused) == 4
     for task in TASKS:
         checkpoint, _ = find_checkpoint(run.checkpoint_dir(task))

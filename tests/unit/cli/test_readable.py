@@ -15,7 +15,9 @@ from typer.testing import CliRunner
 
 from pillsnap.checklist import Check, print_checks
 from pillsnap.cli import app, main, terminal
+from pillsnap.cluster import session
 from pillsnap.config import load_settings
+from pillsnap.errors import UserError
 from pillsnap.evaluate.predict import list_photos
 from pillsnap.evaluate.verify import exported_model_problem
 from pillsnap.manifest.labels import read_label
@@ -24,6 +26,7 @@ from pillsnap.models.classifier import build_classifier, export_for_timm
 from pillsnap.models.detector import build_detector, export_for_ultralytics, read_exported
 from pillsnap.photos.trial import try_photos
 from pillsnap.runs.checkpoint import Position, find_checkpoint, save_checkpoint
+from pillsnap.runs.directory import open_run
 from tests.conftest import OtherUser
 
 ODD_NAMES = ("it's", "[b]x[-1]", "what?", "a?b=c#d%41", 'say "pill"', ":warning: 약")
@@ -78,6 +81,29 @@ def test_manifest_of_another_user_is_not_to_be_built_again(other_user: OtherUser
         line = fails("manifest", "validate", f"{data}/m", "--data-root", data)
     assert line.startswith(f"pillsnap: {data}/m/manifest.parquet: Permission denied.")
     assert "build it" not in line
+
+
+def test_predict_reads_its_models_before_ray_starts(
+    other_user: OtherUser, toy_manifest: Path, toy_tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process of Ray that finds this out is killed with a trace."""
+
+    def start() -> None:
+        raise UserError("Ray starts.")
+
+    monkeypatch.setattr(session, "ray_session", start)
+    manifest = shutil.copytree(toy_manifest.parent, other_user.folder / "m")
+    manifest.chmod(0o755)  # the source is private
+    run, _ = open_run(other_user.folder / "run", load_settings("demo"), manifest, toy_tree)
+    photo = shutil.copy(next(toy_tree.rglob("*.png")), other_user.folder)
+    asked = ("predict", str(photo), "--run", str(run.run_dir))
+    assert fails(*asked).startswith(f"pillsnap: {run.run_dir} has no complete checkpoint: train it first")
+    path = save(run.checkpoint_dir("detection"))
+    with other_user.reads(path / "meta.json"):
+        assert fails(*asked).startswith(f"pillsnap: {path / 'meta.json'}: Permission denied.")
+    output = CliRunner().invoke(app, list(asked)).output
+    assert output.startswith(f"The classification task has no checkpoint in {run.run_dir}/checkpoints/classification.")
+    assert output.endswith("pillsnap: Ray starts.\n")
 
 
 def test_weights_of_another_user_are_not_missing(other_user: OtherUser) -> None:

@@ -87,9 +87,9 @@ def test_enrolled_drugs_are_measured_beside_the_trained_ones(
 
     found = SimpleNamespace(meta={"manifest_hash": run.manifest_hash, "files": {"ema.safetensors": "sha"}})
     monkeypatch.setattr(evaluator, "fit_to_training", lambda *_: None)
-    monkeypatch.setattr(evaluator, "find_run_checkpoint", lambda *_: (found, []))
+    monkeypatch.setattr(evaluator, "best_checkpoints", lambda *_: ({"classification": found}, []))
     monkeypatch.setattr(evaluator, "predict_manifest", predict)
-    monkeypatch.setattr(evaluator, "model_problems", lambda _: [])
+    monkeypatch.setattr(evaluator, "exported_problems", lambda _: [])
     metrics = evaluate_run(run, progress=lambda *step: told.append(step))
     assert told == [("val photos", 3, 7), ("val photos, with enrolled drugs", 3, 7)]
     assert metrics["classification"]["top1"] == 0.75 and metrics["classification"]["num_classes"] == 4
@@ -113,10 +113,10 @@ def test_only_the_validation_photos_of_the_run_chose_its_models(run: Run, monkey
         fitted.append(fitted_here)
         return Predictions(None, None, None, {}, fitted_here=fitted_here)
 
-    monkeypatch.setattr(evaluator, "find_run_checkpoint", lambda *_: (found, []))
+    monkeypatch.setattr(evaluator, "best_checkpoints", lambda *_: ({"classification": found}, []))
     monkeypatch.setattr(evaluator, "predict_manifest", predict)
     monkeypatch.setattr(evaluator, "fit_to_training", lambda *_: None)
-    monkeypatch.setattr(evaluator, "model_problems", lambda _: [])
+    monkeypatch.setattr(evaluator, "exported_problems", lambda _: [])
     chose = [evaluate_run(run, split=split)["split_facts"]["chose_models"] for split in ("val", "test")]
     found.meta["manifest_hash"] = "another"
     chose.append(evaluate_run(run)["split_facts"]["chose_models"])

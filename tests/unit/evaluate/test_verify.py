@@ -12,11 +12,12 @@ import torch
 from pillsnap.checklist import Check
 from pillsnap.config import load_settings
 from pillsnap.evaluate import verify
-from pillsnap.evaluate.verify import model_problems, verify_run
+from pillsnap.evaluate.verify import exported_problems, verify_run
 from pillsnap.manifest.table import read_manifest
 from pillsnap.observe.events import EventLog
 from pillsnap.runs.checkpoint import Position, save_checkpoint
 from pillsnap.runs.directory import Run, open_run
+from pillsnap.tasks.best_model import best_checkpoints
 
 
 @pytest.fixture
@@ -88,6 +89,10 @@ def test_missed_targets_and_too_long_a_time(run: Run) -> None:
     assert by_name(run)["targets"].found == "not evaluated yet"
 
 
+def model_problems(run: Run) -> list[str]:
+    return exported_problems(run) + best_checkpoints(run.where, run.settings.tasks)[1]
+
+
 @pytest.mark.parametrize("damage", ["torn", "missing", "export"])
 def test_damage_is_named(run: Run, damage: str) -> None:
     best = run.checkpoint_dir("classification") / "step-00000002-epoch-0002"
@@ -104,7 +109,7 @@ def test_damage_is_named(run: Run, damage: str) -> None:
     assert checks[name].ok is False and text in checks[name].found
     (problem,) = model_problems(run)
     assert text in problem and "\n" not in problem
-    assert ("Evaluated with step-00000003-epoch-0003 instead." in problem) == (damage != "export")
+    assert ("step-00000003-epoch-0003 is used instead." in problem) == (damage != "export")
 
 
 def test_failure_counts_until_the_run_is_evaluated(run: Run) -> None:
