@@ -43,4 +43,9 @@ def clean_environment() -> None:
         known = os.environ.get("no_proxy", os.environ.get("NO_PROXY", "")).split(",")
         spared = ",".join(dict.fromkeys([part for part in known if part] + [*_LOOPBACK]))
         os.environ["no_proxy"] = os.environ["NO_PROXY"] = spared
+    if not os.environ.get("RAY_ADDRESS"):
+        # All of Ray's processes run on this machine, in this Python. By itself Ray would follow `uv run`: pack the
+        # working directory, photos and all, and make an environment for each of its processes.
+        os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+        os.environ.pop("RAY_RUNTIME_ENV_HOOK", None)
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # `python -m` would import from it, and it may be somebody else's

@@ -19,7 +19,7 @@ from pillsnap.data.store.shards import DESCRIPTION_NAME, ShardStore
 from pillsnap.data.stream import share_samples
 from pillsnap.data.windows import JPEG_QUALITY, Codec
 from pillsnap.errors import UserError
-from pillsnap.observe.work_progress import Progress
+from pillsnap.observe.work_progress import Progress, unseen
 from pillsnap.photos.decode import BadImage
 from pillsnap.photos.reader import PhotoReader
 from pillsnap.storage import is_uri, join
@@ -115,7 +115,7 @@ def split_stores(
 
 
 def fill(
-    store: SplitStore, samples: pa.Table, reader: PhotoReader, decoding_cpus: float, progress: Progress | None = None
+    store: SplitStore, samples: pa.Table, reader: PhotoReader, decoding_cpus: float, progress: Progress = unseen
 ) -> Filled:
     """Make the windows that are missing in a store. Ray must be initialised. Raises UserError when writing fails."""
     import ray
@@ -138,8 +138,7 @@ def fill(
                 for num_stored, failures in zip(batch["num_stored"].tolist(), batch["bad"], strict=True):
                     bad += [(sample_id, reason) for sample_id, reason in json.loads(str(failures))]
                     done += num_stored
-                    if progress:
-                        progress(done + len(bad), total)
+                    progress(done + len(bad), total)
         except ray.exceptions.RayTaskError as error:
             raise (error.cause if isinstance(error.cause, UserError) else error) from None
     num_stored = int(store.shards.stored(keys).sum())

@@ -19,7 +19,7 @@ from pillsnap.manifest.selection.candidates import DEFAULT_GROUP_BY, Candidates
 from pillsnap.manifest.selection.exact_duplicates import find_exact_duplicates
 from pillsnap.manifest.selection.unknown_classes import choose_unknown, leave_out
 from pillsnap.manifest.table import class_list, with_locations, write_manifest
-from pillsnap.observe.work_progress import Progress
+from pillsnap.observe.work_progress import Progress, unseen
 from pillsnap.photos.archives import join_command
 
 REPORT_NAME = "sampling_report.json"
@@ -52,7 +52,7 @@ def build_manifest(
     label_reader: LabelReader = "auto",
     check_copies: bool = True,
     unknown_classes: float = 0.0,
-    progress: Progress | None = None,
+    progress: Progress = unseen,
 ) -> BuildResult:
     """Sample an AI Hub tree into a manifest in `out_dir`.
 
@@ -137,7 +137,7 @@ def build_manifest(
 
 
 def _val_duplicates(
-    table: pa.Table, data_root: Path, num_workers: int | None, progress: Progress | None
+    table: pa.Table, data_root: Path, num_workers: int | None, progress: Progress
 ) -> list[tuple[int, str]]:
     """(row, image path) of validation photos that are byte-identical to a training photo."""
     locations = with_locations(table)["location"].to_pylist()

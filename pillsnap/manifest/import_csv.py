@@ -37,7 +37,7 @@ from pillsnap.manifest.table import (
     restore,
     write_manifest,
 )
-from pillsnap.observe.work_progress import Progress
+from pillsnap.observe.work_progress import Progress, unseen
 from pillsnap.photos.files import check_relative
 
 _LAYOUT = re.compile(r"(?:^|/)((?:train|val)/images/(?:single|combination)/.+)", re.DOTALL)
@@ -51,7 +51,7 @@ def import_csv(
     data_root: Path | None = None,
     strict: bool = False,
     num_workers: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = unseen,
 ) -> Path:
     """Turn CSV manifests into one manifest; return the Parquet path.
 
@@ -278,7 +278,7 @@ def _add_labels(
     rows: list[dict],
     data_root: Path | None,
     num_workers: int | None,
-    progress: Progress | None,
+    progress: Progress,
     problems: Problems,
 ) -> ClassFacts:
     if data_root is None:

@@ -21,7 +21,7 @@ from pillsnap.manifest.import_report import Found, Problems, large_losses, write
 from pillsnap.manifest.selection.sampling import name_hashes
 from pillsnap.manifest.selection.split import split_combinations
 from pillsnap.manifest.table import SCHEMA, class_list, write_manifest
-from pillsnap.observe.work_progress import Progress
+from pillsnap.observe.work_progress import Progress, unseen
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ImportOptions:
     """Refuse an import that leaves out a lot (import_report.large_losses)."""
 
 
-def import_folder(folder: Path, out_dir: Path, options: ImportOptions, progress: Progress | None = None) -> Path:
+def import_folder(folder: Path, out_dir: Path, options: ImportOptions, progress: Progress = unseen) -> Path:
     """Turn a folder of labels and photos into a manifest; return the Parquet path. The data root is `folder`, unless
     the photos are elsewhere (`options.photos`).
 
@@ -67,7 +67,7 @@ def _without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _import(folder: Path, out_dir: Path, options: ImportOptions, progress: Progress | None) -> Path:
+def _import(folder: Path, out_dir: Path, options: ImportOptions, progress: Progress) -> Path:
     problems = Problems()
     labels = Folder(folder, problems)
     source = labels if options.photos is None else Folder(options.photos, problems)

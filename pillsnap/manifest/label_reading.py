@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pillsnap.manifest.attributes import Texts
 from pillsnap.manifest.labels import Label, read_labels
-from pillsnap.observe.work_progress import Progress
+from pillsnap.observe.work_progress import Progress, unseen
 from pillsnap.ray_compat.minimal_cluster import local_cluster
 from pillsnap.ray_compat.row_blocks import in_order
 
@@ -38,7 +38,7 @@ def read_all_labels(
     data_root: Path,
     jobs: list[LabelJob],
     num_workers: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = unseen,
     reader: LabelReader = "auto",
 ) -> list[Label]:
     """Labels of `jobs`, in order. Bad files do not raise.
@@ -52,8 +52,7 @@ def read_all_labels(
     labels: list[Label] = []
     for part in _parts(root, jobs, num_workers or os.cpu_count() or 1, reader):
         labels += part
-        if progress is not None:
-            progress("labels", len(labels), len(jobs))
+        progress("labels", len(labels), len(jobs))
     return labels
 
 

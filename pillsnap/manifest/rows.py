@@ -39,7 +39,7 @@ def read_rows(
     data_root: Path,
     num_workers: int | None,
     label_reader: LabelReader,
-    progress: Progress | None,
+    progress: Progress,
 ) -> Rows:
     """Rows sorted by sample id, so that the order does not depend on folders and archives.
 

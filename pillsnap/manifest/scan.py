@@ -19,7 +19,7 @@ from pillsnap.errors import UserError
 from pillsnap.manifest.aihub import CODES, EXTENSIONS, view_fields
 from pillsnap.manifest.delivery import Delivery, find_delivery, tree_of
 from pillsnap.manifest.table import has_control_characters
-from pillsnap.observe.work_progress import Progress
+from pillsnap.observe.work_progress import Progress, unseen
 from pillsnap.photos.archives import Member, archive_key, find_archives, find_pieces, join_command, read_directory
 
 _OFFICIAL_SET = re.compile(r"(data/)?(train|val)/images/")
@@ -103,7 +103,7 @@ class Scan:
         return self.archive_of_set[index] is None and not _OFFICIAL_SET.match(self.folders[index])
 
 
-def scan(data_root: Path, *, num_threads: int = 4, progress: Progress | None = None) -> Scan:
+def scan(data_root: Path, *, num_threads: int = 4, progress: Progress = unseen) -> Scan:
     """List every photo of an AI Hub tree; only those of the training tree if there is one.
 
     Raises UserError for a missing root, another layout, a tree without photos and a damaged archive.
@@ -152,7 +152,7 @@ def _scan(
     archives: dict[str, str | None],
     delivery: Delivery,
     num_threads: int,
-    progress: Progress | None,
+    progress: Progress,
 ) -> Scan:
     builder = _ScanBuilder()
     total = len(parts) + len(archives)
@@ -162,8 +162,7 @@ def _scan(
             builder.refused.merge(refused)
             for name, files in folders:
                 builder.add_folder(f"{part}/{name}", name, files)
-            if progress is not None:
-                progress("scan", done, total)
+            progress("scan", done, total)
     for above, name in delivery.leaves:
         path = f"{above}/{name}" if above else name
         builder.add_folder(path, name, _list_folder(f"{root}/{path}", path, builder.refused))
@@ -173,8 +172,7 @@ def _scan(
         builder.refused.add("stray_image", stray)
     for done, archive in enumerate(archives, start=len(parts) + 1):
         _add_archive(builder, root, archive)
-        if progress is not None:
-            progress("scan", done, total)
+        progress("scan", done, total)
     result = builder.finish(archives, delivery)
     if not len(result):
         raise UserError(f"{root}: {total} TS_* folders or archives, but no photo named like {_EXAMPLE}")

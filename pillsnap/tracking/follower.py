@@ -46,6 +46,7 @@ def main() -> None:
     """Mirror a run; the first argument is a JSON object with run_dir, project, group (or null) and mode."""
     arguments = json.loads(sys.argv[1])
     lower_priority()
+    os.environ.pop("WANDB_SERVICE", None)  # a notebook's, which ends with it and may have another user's settings
     # W&B's output goes to standard error (mirror.log); standard output is the protocol with the driver.
     driver = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

@@ -18,7 +18,7 @@ from pillsnap.manifest.audit.report import AuditReport, Finding, finding
 from pillsnap.manifest.audit.rows import check_boxes, check_rows, read_columns
 from pillsnap.manifest.selection.exact_duplicates import confirm_duplicates, group_equal
 from pillsnap.manifest.table import CLASSES_NAME, manifest_hash, read_classes, read_manifest, read_unknown
-from pillsnap.observe.work_progress import Progress
+from pillsnap.observe.work_progress import Progress, unseen
 from pillsnap.photos.decode import DEFAULT_MAX_PIXELS
 from pillsnap.storage import is_uri
 
@@ -46,7 +46,7 @@ def audit(
     deep: bool = False,
     num_workers: int | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
-    progress: Progress | None = None,
+    progress: Progress = unseen,
 ) -> AuditReport:
     """Check a manifest and its photos under `data_root`, a folder or a URI; nothing is written.
 
@@ -89,7 +89,7 @@ def _inspect_all(
     deep: bool,
     num_workers: int | None,
     max_pixels: int,
-    progress: Progress | None,
+    progress: Progress,
 ) -> list[Inspection]:
     jobs = list(zip(columns["location"], columns["boxes"], strict=True))
     size = _CHUNK[deep]
@@ -100,8 +100,7 @@ def _inspect_all(
     def collect(parts: Iterator[list[Inspection]]) -> None:
         for part in parts:
             found.extend(part)
-            if progress is not None:
-                progress("photos", len(found), len(jobs))
+            progress("photos", len(found), len(jobs))
 
     if workers == 1 or len(jobs) < _PROCESSES_FROM[deep]:
         collect(inspect_photos(root, chunk, deep, max_pixels) for chunk in chunks)

@@ -12,7 +12,7 @@ from pillsnap.files import write_json
 from pillsnap.manifest.formats.folder import Folder
 from pillsnap.manifest.formats.photo import Box, LabelledPhoto, ReadFolder
 from pillsnap.manifest.formats.records import Record, attach, number, pixel_box, whole
-from pillsnap.observe.work_progress import Progress
+from pillsnap.observe.work_progress import Progress, unseen
 
 _KEYS = ("images", "annotations", "categories")
 
@@ -30,7 +30,7 @@ def read_json(folder: Folder, path: str) -> Any:
         return None
 
 
-def read_coco(photos: Folder, labels: Folder, progress: Progress | None = None) -> ReadFolder:
+def read_coco(photos: Folder, labels: Folder, progress: Progress = unseen) -> ReadFolder:
     """Labelled photos of all COCO files of `labels`. Crowds are left out and reported."""
     records: list[Record] = []
     names: dict[str, None] = {}

@@ -11,12 +11,12 @@ from pillsnap.manifest.formats.photo import Box, ReadFolder
 from pillsnap.manifest.formats.records import Record, attach, number, pixel_box, whole
 from pillsnap.manifest.formats.splits import known_split
 from pillsnap.manifest.formats.xml_files import read_xml, text_of
-from pillsnap.observe.work_progress import Progress
+from pillsnap.observe.work_progress import Progress, unseen
 
 _OTHER_SHAPES = ("polyline", "points", "mask", "ellipse", "cuboid", "skeleton")
 
 
-def read_cvat(photos: Folder, labels: Folder, progress: Progress | None = None) -> ReadFolder:
+def read_cvat(photos: Folder, labels: Folder, progress: Progress = unseen) -> ReadFolder:
     """Labelled photos of all CVAT files of `labels`. Boxes and polygons are read, other shapes are reported."""
     records: list[Record] = []
     names: dict[str, None] = {}

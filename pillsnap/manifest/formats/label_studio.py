@@ -15,7 +15,7 @@ from pillsnap.manifest.formats.coco import read_json
 from pillsnap.manifest.formats.folder import Folder
 from pillsnap.manifest.formats.photo import Box, LabelledPhoto, ReadFolder
 from pillsnap.manifest.formats.records import Record, attach, number, pixel_box, whole
-from pillsnap.observe.work_progress import Progress
+from pillsnap.observe.work_progress import Progress, unseen
 
 _LOCAL_FILES = "/data/local-files/?d="
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")
@@ -32,7 +32,7 @@ def is_label_studio(document: Any) -> bool:
     )
 
 
-def read_label_studio(photos: Folder, labels: Folder, progress: Progress | None = None) -> ReadFolder:
+def read_label_studio(photos: Folder, labels: Folder, progress: Progress = unseen) -> ReadFolder:
     """Labelled photos of all Label Studio files of `labels`. Tasks that nobody labelled, or several people, are
     reported.
     """

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pillsnap.errors import UserError
-from pillsnap.observe.work_progress import Progress
+from pillsnap.observe.work_progress import Progress, unseen
 from pillsnap.photos.decode import BadImage, read_header
 from pillsnap.photos.files import open_photo
 
@@ -28,14 +28,14 @@ class Read(NamedTuple):
     label: bytes
 
 
-def read_photos(root: Path, jobs: Sequence[tuple[str, str]], progress: Progress | None = None) -> Iterator[Read]:
+def read_photos(root: Path, jobs: Sequence[tuple[str, str]], progress: Progress = unseen) -> Iterator[Read]:
     """Size and label per job (photo under `root`, path of its label file or ""), in order.
 
     Raises UserError for a label that cannot be read. In one process: starting others takes as long as reading.
     """
     base = os.fspath(root)
     for done, (photo, label) in enumerate(jobs, start=1):
-        if progress is not None and done % _CHUNK == 0:
+        if done % _CHUNK == 0:
             progress("photos", done, len(jobs))
         yield _read(base, photo, label)
 

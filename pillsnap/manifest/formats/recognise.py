@@ -18,7 +18,7 @@ from pillsnap.manifest.formats.xml_files import root_tag
 from pillsnap.manifest.formats.yolo import has_labels, read_yolo
 from pillsnap.observe.work_progress import Progress
 
-Reader = Callable[[Folder, Folder, Progress | None], ReadFolder]
+Reader = Callable[[Folder, Folder, Progress], ReadFolder]
 _READERS: dict[str, Reader] = {
     "coco": read_coco, "voc": read_voc, "cvat": read_cvat, "label-studio": read_label_studio, "csv-boxes": read_box_csv,
 }  # fmt: skip
@@ -31,7 +31,7 @@ def read_labels(
     form: str,
     names: Path | Sequence[str] | str | None,
     style: str | None,
-    progress: Progress | None,
+    progress: Progress,
 ) -> ReadFolder:
     """Labelled photos in the format `form`, one of FORMATS or auto. Raises UserError where it is not certain."""
     notes = []

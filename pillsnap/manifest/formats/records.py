@@ -55,7 +55,7 @@ def whole(value: object) -> int:
 
 
 def attach(
-    photos: Folder, records: Sequence[Record], names: Sequence[str], source: str, progress: Progress | None
+    photos: Folder, records: Sequence[Record], names: Sequence[str], source: str, progress: Progress
 ) -> ReadFolder:
     """Labelled photos of `records`. Photos without a record, records without a photo, and photos of another size than
     stated are left out and reported. Raises UserError where labels, folder and file name state two splits.

@@ -11,7 +11,7 @@ from pillsnap.manifest.formats.photo import LabelledPhoto, ReadFolder
 from pillsnap.manifest.formats.reading import read_photos
 from pillsnap.manifest.formats.records import Record, attach, number, pixel_box, whole
 from pillsnap.manifest.formats.splits import known_split, splits_by_folder
-from pillsnap.observe.work_progress import Progress
+from pillsnap.observe.work_progress import Progress, unseen
 
 _PHOTO = ("filename", "file_name", "image_path", "image", "path", "photo")
 _CLASS = ("class", "label", "class_name", "name", "category", "mapping_code")
@@ -30,7 +30,7 @@ def read_header(folder: Folder, path: str) -> list[str]:
         return [cell.strip().lower() for cell in next(csv.reader(file), [])]
 
 
-def read_box_csv(photos: Folder, labels: Folder, progress: Progress | None = None) -> ReadFolder:
+def read_box_csv(photos: Folder, labels: Folder, progress: Progress = unseen) -> ReadFolder:
     """Labelled photos of all CSV files of `labels` that have columns for a photo, a class and a box.
 
     Boxes are edges (xmin, ymin, xmax, ymax) or corner and size (x, y, w, h), in pixels.
@@ -82,7 +82,7 @@ def _read(path: str, data: bytes, records: dict[str, Record]) -> None:
         raise UserError(f"{path}: all boxes are within 0..1: they seem to be normalised, but pixels are expected")
 
 
-def read_image_folder(photos: Folder, progress: Progress | None = None) -> ReadFolder:
+def read_image_folder(photos: Folder, progress: Progress = unseen) -> ReadFolder:
     """Photos of one pill each, in folders named by classes: [<split>/]<class>/photo. The box is the whole photo."""
     splits = {photo: split for photo, (split, _) in splits_by_folder(photos.photos)[0].items()}
     labelled = []

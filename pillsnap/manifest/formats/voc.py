@@ -16,12 +16,12 @@ from pillsnap.manifest.formats.photo import Box, LabelledPhoto, ReadFolder
 from pillsnap.manifest.formats.records import Record, attach, number, pixel_box, whole
 from pillsnap.manifest.formats.splits import known_split
 from pillsnap.manifest.formats.xml_files import read_xml, text_of
-from pillsnap.observe.work_progress import Progress
+from pillsnap.observe.work_progress import Progress, unseen
 
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
 
 
-def read_voc(photos: Folder, labels: Folder, progress: Progress | None = None) -> ReadFolder:
+def read_voc(photos: Folder, labels: Folder, progress: Progress = unseen) -> ReadFolder:
     """Labelled photos of all VOC files of `labels`. Raises UserError for edges that are no numbers."""
     stated = _stated_splits(labels)
     by_stem: dict[str, list[str]] = {}

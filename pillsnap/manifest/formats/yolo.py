@@ -19,7 +19,7 @@ from pillsnap.manifest.formats.names import DataYaml, find_data_yaml, is_names_f
 from pillsnap.manifest.formats.photo import Box, LabelledPhoto, ReadFolder
 from pillsnap.manifest.formats.reading import read_photos
 from pillsnap.manifest.formats.splits import splits_by_folder, splits_of_data_yaml
-from pillsnap.observe.work_progress import Progress
+from pillsnap.observe.work_progress import Progress, unseen
 
 LabelStyle = Literal["boxes", "polygons", "obb", "pose"]
 LABEL_STYLES: tuple[str, ...] = get_args(LabelStyle)
@@ -39,7 +39,7 @@ def read_yolo(
     labels: Folder,
     names: Path | Sequence[str] | str | None,
     style: str | None = None,
-    progress: Progress | None = None,
+    progress: Progress = unseen,
 ) -> ReadFolder:
     """Labelled photos of a YOLO folder.
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
-from pillsnap.observe.work_progress import Progress
+from pillsnap.observe.work_progress import Progress, unseen
 from pillsnap.photos.archives import parse_location
 from pillsnap.photos.decode import BadImage, is_photo_start
 from pillsnap.photos.files import PhotoStore, open_photo
@@ -21,7 +21,7 @@ _PROCESSES_FROM = 20_000
 
 
 def find_exact_duplicates(
-    root: str, locations: Sequence[str], num_workers: int | None = None, progress: Progress | None = None
+    root: str, locations: Sequence[str], num_workers: int | None = None, progress: Progress = unseen
 ) -> list[list[int]]:
     """Indices of photos with equal bytes, each list of two or more, in the order of the first.
 
@@ -33,8 +33,7 @@ def find_exact_duplicates(
 
     def add(part: list[bytes]) -> None:
         fingerprints.extend(part)
-        if progress is not None:
-            progress("duplicates", len(fingerprints), len(locations))
+        progress("duplicates", len(fingerprints), len(locations))
 
     if workers == 1 or len(locations) < _PROCESSES_FROM:
         for chunk in chunks:

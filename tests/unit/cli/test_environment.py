@@ -20,6 +20,7 @@ LEAKED = {
     "RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "10.9.9.9", "MASTER_PORT": "1",
     "TORCHELASTIC_RESTART_COUNT": "0", "TORCHELASTIC_USE_AGENT_STORE": "True",
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+    "RAY_RUNTIME_ENV_HOOK": "another.tool.hook", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "1",
     "PYTHONOPTIMIZE": "2", "PYTHONWARNINGS": "error", "PYTHONINSPECT": "1", "PYTHONDEVMODE": "1",
 }  # fmt: skip
 KEPT = {"PYTHONPATH": "/a", "PYTHONHASHSEED": "1", "CUDA_VISIBLE_DEVICES": "", "SLURM_JOB_ID": "7", "TERM": "dumb"}
@@ -28,7 +29,14 @@ KEPT = {"PYTHONPATH": "/a", "PYTHONHASHSEED": "1", "CUDA_VISIBLE_DEVICES": "", "
 def test_variables_of_other_programs_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", {**LEAKED, **KEPT})
     clean_environment()
-    assert os.environ == KEPT | {"PYTHONSAFEPATH": "1"}
+    assert os.environ == KEPT | {"PYTHONSAFEPATH": "1", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+
+
+def test_a_cluster_keeps_what_prepares_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"RAY_ADDRESS": "10.0.0.1:6379", "RAY_RUNTIME_ENV_HOOK": "a.hook"}
+    monkeypatch.setattr(os, "environ", dict(given))
+    clean_environment()
+    assert os.environ == given | {"PYTHONSAFEPATH": "1"}
 
 
 @pytest.mark.parametrize("columns, kept", [("0", False), ("-3", False), ("", False), ("x", False), ("100", True)])

@@ -219,6 +219,17 @@ def mirror_processes() -> list[psutil.Process]:
     return titled("wandb")
 
 
+@pytest.mark.parametrize("token", ["3-1-unix-/none/of/a/notebook", "3-1-tcp-localhost-1", "of another version"])
+def test_service_of_a_notebook_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+    monkeypatch.setenv("WANDB_SERVICE", token)
+    warnings: list[str] = []
+    mirror = WandbMirror(tmp_path, "pillsnap", mode="offline", on_warning=warnings.append)
+    with mirror, EventLog(tmp_path) as log:
+        write_run(log)
+        write_epochs(log, "detection", 1, 1)
+    assert warnings == [] and len(offline_folders(tmp_path, "detection")) == 1
+
+
 @pytest.mark.parametrize("failure", ["import", "unauthorised", "upload", "service", "process"])
 def test_failure_is_one_warning(
     tmp_path: Path, wandb_server: Any, monkeypatch: pytest.MonkeyPatch, failure: str, capfd: pytest.CaptureFixture[str]
