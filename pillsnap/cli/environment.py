@@ -10,11 +10,12 @@ _FOREIGN = (
     "RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE",
     "MASTER_ADDR", "MASTER_PORT",
     "MPLBACKEND",
+    "RAY_TRAIN_V2_ENABLED",
     "PYTHONOPTIMIZE", "PYTHONWARNINGS", "PYTHONINSPECT", "PYTHONSTARTUP", "PYTHONDEVMODE", "PYTHONVERBOSE",
     "PYTHONPROFILEIMPORTTIME", "PYTHONTRACEMALLOC", "PYTHONDUMPREFS", "PYTHONDEBUG", "PYTHONIOENCODING",
 )  # fmt: skip
-"""Of a launcher whose process this is not; of a notebook; and of an interpreter that is debugged. Ray does not start
-without docstrings, or where a warning is an error."""
+"""Of a launcher whose process this is not; of a notebook; of programs for the former Ray Train; of an interpreter that
+is debugged. Ray does not start without docstrings, or where a warning is an error."""
 _FOREIGN_PREFIXES = ("TORCHELASTIC_",)
 NARROWEST = 20
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")

@@ -47,14 +47,14 @@ def ray_session() -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    quiet = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0", "YOLO_AUTOINSTALL": "False"}
+    variables = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0", "RAY_TRAIN_V2_ENABLED": "1", "YOLO_AUTOINSTALL": "False"}
     if os.environ.get("RAY_ADDRESS"):
-        _join(quiet | ({VARIABLE: os.environ[VARIABLE]} if public_only() else {}))
+        _join(variables | ({VARIABLE: os.environ[VARIABLE]} if public_only() else {}))
         with _connected():
             yield
         return
     # Workers inherit it. As a runtime environment it would keep out the processes that Ray starts beforehand.
-    os.environ.update(quiet)
+    os.environ.update(variables)
     with ExitStack() as stack:
         with stoppable(look=_lost_part()):
             folder = stack.enter_context(local_cluster(logging_level=logging.ERROR))

@@ -20,7 +20,7 @@ LEAKED = {
     "RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "10.9.9.9", "MASTER_PORT": "1",
     "TORCHELASTIC_RESTART_COUNT": "0", "TORCHELASTIC_USE_AGENT_STORE": "True",
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-    "RAY_RUNTIME_ENV_HOOK": "another.tool.hook", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "1",
+    "RAY_RUNTIME_ENV_HOOK": "another.tool.hook", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "1", "RAY_TRAIN_V2_ENABLED": "0",
     "PYTHONOPTIMIZE": "2", "PYTHONWARNINGS": "error", "PYTHONINSPECT": "1", "PYTHONDEVMODE": "1",
 }  # fmt: skip
 KEPT = {"PYTHONPATH": "/a", "PYTHONHASHSEED": "1", "CUDA_VISIBLE_DEVICES": "", "SLURM_JOB_ID": "7", "TERM": "dumb"}
