@@ -53,11 +53,11 @@ def keep_compiled_code_private() -> None:
 
 
 @contextmanager
-def new_compile_caches() -> Iterator[None]:
-    """Compile with empty caches, and discard what is compiled."""
+def new_compile_caches(folder: Path) -> Iterator[None]:
+    """Compile with empty caches in `folder`, and discard what is compiled."""
     before = {name: os.environ.get(name) for name in _COMPILED}
-    with tempfile.TemporaryDirectory(prefix="pillsnap-compile-") as folder:
-        os.environ.update({variable: os.path.join(folder, name) for variable, name in _COMPILED.items()})
+    with tempfile.TemporaryDirectory(prefix="trial-", dir=folder) as trial:
+        os.environ.update({variable: os.path.join(trial, name) for variable, name in _COMPILED.items()})
         try:
             yield
         finally:

@@ -166,7 +166,7 @@ def _synchronize(device: torch.device) -> None:
 
 def gpu_tests(report: Report, quick: bool) -> None:
     """`pytest -m gpu` on the files that hold such tests; on a CPU they are skipped."""
-    from pillsnap.models.precision import compile_problem
+    from pillsnap.models.compiling import compile_problem
 
     report.line(f"torch.compile of a small function: {compile_problem(this_device()) or 'works'}")
     files = [str(path) for path in (ROOT / "tests" / "unit").rglob("test_*.py") if "mark.gpu" in path.read_text()]

@@ -12,7 +12,8 @@ import torch
 
 from pillsnap.config import Settings
 from pillsnap.data.loader import DeviceBatch
-from pillsnap.models.precision import autocast, this_device, wants_compiling
+from pillsnap.models.compiling import wants_compiling
+from pillsnap.models.precision import autocast, this_device
 from pillsnap.planner.measure import median_step
 
 

@@ -9,7 +9,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from pillsnap.caches import new_compile_caches
 from pillsnap.checklist import Check
 from pillsnap.config import Settings
 from pillsnap.errors import UserError
@@ -124,18 +123,16 @@ def _compiling_checks(settings: Settings) -> list[Check]:
     """Whether torch.compile works, by compiling a small function as for the first time; none where it is not wanted."""
     import torch
 
-    from pillsnap.models.precision import compile_problem, wants_compiling
+    from pillsnap.models.compiling import compile_problem, wants_compiling
 
     device = torch.device("cuda" if torch.cuda.is_available() and settings.train.device != "cpu" else "cpu")
     if not wants_compiling(settings.train, device):
         return []
-    with new_compile_caches():
-        problem = compile_problem(device)
-    advice = (
-        "install a C++ compiler and Python's headers (Debian and Ubuntu: g++ and python3-dev); "
-        "without them training is slower, and --set train.compile=off spares the attempt"
-    )
-    return [Check("compiling", not problem, problem or f"works on {device.type}", advice)]
+    problem = compile_problem(device, afresh=True)
+    if problem is None:
+        return [Check("compiling", True, f"works on {device.type}")]
+    slower = "training is slower without it; --set train.compile=off spares the attempt"
+    return [Check("compiling", False, problem.reason, "; ".join(filter(None, (problem.advice, slower))))]
 
 
 def _packages_check() -> Check:

@@ -1,4 +1,4 @@
-"""Device, TF32, compilation and mixed precision, as the settings and the hardware allow."""
+"""Device, TF32 and mixed precision, as the settings and the hardware allow."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-
-from pillsnap.caches import keep_compiled_code_private
-from pillsnap.config import TrainSettings
 
 
 def this_device(wanted: str = "auto") -> torch.device:
@@ -24,23 +21,6 @@ def prefer_speed() -> None:
     """Enable TF32 and cuDNN's search for the fastest convolutions, for this process. No effect without a GPU."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
-
-
-def wants_compiling(train: TrainSettings, device: torch.device) -> bool:
-    """Whether `train.compile` asks for compilation on this device; `auto` means on a GPU."""
-    return train.compile == "on" or (train.compile == "auto" and device.type == "cuda")
-
-
-def compile_problem(device: torch.device) -> str | None:
-    """Why torch.compile does not work here (no compiler, no Triton), in one line; None when it does. Compiled code is
-    kept in private folders from then on.
-    """
-    keep_compiled_code_private()
-    try:
-        torch.compile(lambda values: values * 2 + 1, dynamic=False)(torch.ones(8, device=device))
-    except Exception as error:  # dynamo, inductor and compilers raise anything
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-    return None
 
 
 def autocast(amp: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:

@@ -71,7 +71,7 @@ def test_torch_compiles_where_neither_home_nor_working_directory_can_be_written(
     """What torch compiled is in the private folder, and no code is in its default one beside it."""
     script = (
         "import torch\n"
-        "from pillsnap.models.precision import compile_problem\n"
+        "from pillsnap.models.compiling import compile_problem\n"
         "print(compile_problem(torch.device('cpu')))\n"
     )
     ours = ("PILLSNAP_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")

@@ -15,7 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pillsnap.config import TrainSettings
 from pillsnap.data.loader import DeviceBatch
-from pillsnap.models.precision import autocast, compile_problem, wants_compiling
+from pillsnap.models.compiling import compile_problem, wants_compiling
+from pillsnap.models.precision import autocast
 from pillsnap.models.quiet_timm import timm
 from pillsnap.runs.checkpoint import Checkpoint
 from pillsnap.tasks.base import Task
