@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,8 @@ from pillsnap.observe.work_progress import Progress, unseen
 from pillsnap.runs.checkpoint import Checkpoint
 from pillsnap.runs.directory import Run
 from pillsnap.tasks.best_model import best_checkpoints
+
+_RECORD_EVERY_S = 5.0
 
 
 def evaluate_run(
@@ -50,6 +53,8 @@ def evaluate_run(
             f"The manifest has no photos of the split {split!r}: build it again with sampling.val_fraction above 0, or "
             "import it again with --val-fraction."
         )
+    if not run.results_folder(split):
+        progress = _recorded(progress, run.run_dir)
     best, problems = best_checkpoints(run.where, run.settings.tasks)
     problems += exported_problems(run)
     predictions = Predictions(None, None, None, {})
@@ -131,6 +136,21 @@ def evaluate_run(
                 report_path=str(report_path),
             )
     return metrics
+
+
+def _recorded(progress: Progress, run_dir: Path) -> Progress:
+    """`progress` that monitors see, too."""
+    written_s = 0.0
+
+    def update(phase: str, done: int, total: int) -> None:
+        nonlocal written_s
+        progress(phase, done, total)
+        if time.monotonic() - written_s >= _RECORD_EVERY_S:
+            written_s = time.monotonic()
+            with EventLog(run_dir) as log:
+                log.write("evaluation", phase=phase, done=done, total=total)
+
+    return update
 
 
 def _limits(run: Run, best: Checkpoint | None, fitted_here: bool, progress: Progress) -> Limits | None:

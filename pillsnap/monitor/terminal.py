@@ -30,7 +30,14 @@ SHOWN_MESSAGES = 4
 # Minimum width for two task panels side by side.
 WIDE_COLUMNS = 110
 
-_STATUS_STYLES = {"met": "green", "finished": "green", "running": "cyan", "missed": "red", "failed": "red"}
+_STATUS_STYLES = {
+    "met": "green",
+    "finished": "green",
+    "running": "cyan",
+    "evaluating": "cyan",
+    "missed": "red",
+    "failed": "red",
+}
 
 
 def watch(run_dir: Path, console: Console | None = None) -> int:
@@ -106,6 +113,8 @@ def _header(state: RunState) -> RenderableType:
         details.append(_count(run["num_workers"], "worker"))
     elif run.get("num_workers"):
         details.append(f"{run['num_workers']} workers")
+    if state.evaluation is not None:
+        details.append("{phase} {done:,} of {total:,}".format_map(state.evaluation))
     if state.first_time is not None and state.last_time is not None:
         details.append(f"elapsed {format_duration(state.last_time - state.first_time)}")
         ago_s = max(0.0, time.time() - state.last_time)

@@ -276,6 +276,17 @@ class Target(_Event):
     """Whether the target is met."""
 
 
+class Evaluation(_Event):
+    """How far the evaluation of the run is, every few seconds."""
+
+    phase: str
+    """What is counted, such as `val photos`."""
+    done: int
+    """Photos that are done."""
+    total: int
+    """All photos of the phase."""
+
+
 class Verdict(_Event):
     """The run was evaluated against its targets."""
 
@@ -304,5 +315,6 @@ KINDS: dict[str, type[_Event]] = {
     "failure": Failure,
     "system": System,
     "examples": Examples,
+    "evaluation": Evaluation,
     "verdict": Verdict,
 }

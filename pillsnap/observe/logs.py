@@ -23,8 +23,8 @@ LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 EVENT_LOGGER = "pillsnap.events"
 """Logger of events: one line per event in `train.log`, none on the console."""
 
-_EVENT_LEVELS = {"step": logging.DEBUG, "system": logging.DEBUG, "quarantine": logging.WARNING}
-_EVENT_LEVELS |= {"warning": logging.WARNING, "failure": logging.ERROR}
+_EVENT_LEVELS = {"step": logging.DEBUG, "system": logging.DEBUG, "evaluation": logging.DEBUG}
+_EVENT_LEVELS |= {"quarantine": logging.WARNING, "warning": logging.WARNING, "failure": logging.ERROR}
 
 _SECRET_ENDINGS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 

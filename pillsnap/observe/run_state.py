@@ -163,6 +163,7 @@ class RunState:
         self.num_warnings = 0
         self.failure: dict[str, Any] | None = None
         self.verdict: dict[str, Any] | None = None
+        self.evaluation: dict[str, Any] | None = None
         self.machines: dict[str, dict[str, Any]] = {}  # node -> last `system` event
         self.first_time: float | None = None
         self.last_time: float | None = None
@@ -177,11 +178,15 @@ class RunState:
 
     @property
     def status(self) -> str:
-        """waiting, running, failed, missed (targets), met or finished, by the log: a killed run remains running."""
+        """waiting, running, evaluating, failed, missed (targets), met or finished, by the log: a killed run remains
+        running.
+        """
         if self.verdict is not None:
             return "met" if self.verdict["met"] else "missed"
         if self.failure is not None:
             return "failed"
+        if self.evaluation is not None:
+            return "evaluating"
         states = {task.status for task in self.tasks.values()}
         if "started" in states:
             return "running"
@@ -202,6 +207,7 @@ class RunState:
             "warnings": list(self.warnings),
             "failure": self.failure,
             "verdict": self.verdict,
+            "evaluation": self.evaluation,
             "machines": list(self.machines.values()),
             "first_time": self.first_time,
             "last_time": self.last_time,
@@ -228,7 +234,7 @@ class RunState:
             self.first_time = self.last_time = event["time"]
         self.run = event
         self.failure = None  # the run was resumed
-        self.verdict = None
+        self.verdict = self.evaluation = None
 
     def _apply_task(self, event: dict[str, Any]) -> None:
         task = self.tasks[event["task"]]
@@ -290,13 +296,16 @@ class RunState:
         self.warnings.append(event)
 
     def _apply_failure(self, event: dict[str, Any]) -> None:
-        self.failure = event
+        self.failure, self.evaluation = event, None
         for task in self.tasks.values():
             if task.status == "started":
                 task.status = "failed"  # until it restarts
 
+    def _apply_evaluation(self, event: dict[str, Any]) -> None:
+        self.evaluation = event
+
     def _apply_verdict(self, event: dict[str, Any]) -> None:
-        self.verdict = event
+        self.verdict, self.evaluation = event, None
 
     def _at_position(self, event: dict[str, Any]) -> TaskState:
         task = self.tasks[event["task"]]

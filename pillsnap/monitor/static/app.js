@@ -125,11 +125,12 @@ function showRuns() {
 }
 
 function showSummary() {
-  const { run: details, first_time: first, last_time: last } = view;
+  const { run: details, first_time: first, last_time: last, evaluation } = view;
   const parts = [];
   const age = Date.now() / 1000 + clockSkew - last;
   if (typeof details.stage === "number") parts.push(words.stage(details.stage));
   if (Number.isInteger(details.num_workers)) parts.push(words.workers(details.num_workers));
+  if (evaluation) parts.push(words.evaluated(...[evaluation.done, evaluation.total].map((n) => n.toLocaleString("en"))));
   if (first) {
     parts.push(words.elapsed(span(last - first)));
     parts.push(age < 86400 ? words.lastEvent(span(age)) : words.lastEventAt(clock(last)));
@@ -139,7 +140,7 @@ function showSummary() {
   }
   const summary = find("#summary");
   summary.textContent = parts.join(" · ");
-  summary.className = view.status === "running" && age > SILENT_AFTER_S ? "lost" : "dim";
+  summary.className = ["running", "evaluating"].includes(view.status) && age > SILENT_AFTER_S ? "lost" : "dim";
 }
 
 function showFailure(failure) {

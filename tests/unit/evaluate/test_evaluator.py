@@ -92,6 +92,8 @@ def test_enrolled_drugs_are_measured_beside_the_trained_ones(
     monkeypatch.setattr(evaluator, "exported_problems", lambda _: [])
     metrics = evaluate_run(run, progress=lambda *step: told.append(step))
     assert told == [("val photos", 3, 7), ("val photos, with enrolled drugs", 3, 7)]
+    seen = [(each["phase"], each["done"]) for each in read_events(run.run_dir) if each["kind"] == "evaluation"]
+    assert seen == [("val photos", 3)]  # monitors are told every few seconds
     assert metrics["classification"]["top1"] == 0.75 and metrics["classification"]["num_classes"] == 4
     measured = metrics["enrolled"]
     assert measured["num_codes"] == 1

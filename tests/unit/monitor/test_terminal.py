@@ -80,6 +80,14 @@ def test_finished_run(tmp_path: Path, met: bool, code: int, word: str) -> None:
     assert got == code and word in text and "0.9012" in text and "target 0.85" in text
 
 
+def test_an_evaluation_is_followed(tmp_path: Path) -> None:
+    with EventLog(tmp_path) as log:
+        write_run(log)
+        log.write("evaluation", phase="val photos", done=5120, total=18525)
+    code, text = shown(tmp_path)
+    assert code == 0 and "evaluating" in text and "val photos 5,120 of 18,525" in text
+
+
 def test_failure_is_shown_and_returns_1(tmp_path: Path) -> None:
     with EventLog(tmp_path) as log:
         write_run(log)

@@ -94,6 +94,22 @@ def test_verdict_sets_the_status(tmp_path: Path, met: bool, status: str) -> None
     assert state.status == status and state.verdict and state.verdict["targets"]["top1"]["value"] == 0.9
 
 
+def test_an_evaluation_lasts_until_its_verdict(tmp_path: Path) -> None:
+    with EventLog(tmp_path) as log:
+        write_run(log)
+        log.write("evaluation", phase="val photos", done=5, total=9)
+        state = state_of(tmp_path)
+        assert state.status == "evaluating" and state.view()["evaluation"]["done"] == 5
+        log.write("failure", message="worker 0 died")
+        assert state_of(tmp_path).status == "failed"
+        write_run(log)
+        assert state_of(tmp_path).evaluation is None
+        log.write("evaluation", phase="val photos", done=9, total=9)
+        log.write("verdict", met=True, targets={})
+    state = state_of(tmp_path)
+    assert state.status == "met" and state.evaluation is None
+
+
 def test_series_is_bounded_and_keeps_the_mean() -> None:
     series = Series(max_points=16)
     for x in range(1, 1001):
