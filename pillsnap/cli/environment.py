@@ -16,19 +16,24 @@ _FOREIGN = (
 )  # fmt: skip
 """Of a launcher whose process this is not; of a notebook; of programs for the former Ray Train; of an interpreter that
 is debugged. Ray does not start without docstrings, or where a warning is an error."""
+_AT_THE_START = (b"PYTHONOPTIMIZE", b"PYTHONWARNINGS", b"PYTHONDEVMODE")
 _FOREIGN_PREFIXES = ("TORCHELASTIC_",)
 NARROWEST = 20
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def require_utf8() -> None:
+def require_plain_python() -> None:
     """Start this command again in Python's UTF-8 mode where the locale has another encoding: a path or a photo's name
-    in UTF-8 would not be found. Output keeps the encoding of the locale.
+    in UTF-8 would not be found. Output keeps the encoding of the locale. And without variables by which this
+    interpreter has dropped docstrings or made errors of warnings.
     """
+    environment = {name: value for name, value in os.environb.items() if name not in _AT_THE_START}
     if sys.getfilesystemencoding() != "utf-8":
-        kept = {b"PYTHONUTF8": b"1", b"PYTHONIOENCODING": getattr(sys.stdout, "encoding", "utf-8").encode()}
+        encoding = getattr(sys.stdout, "encoding", "utf-8").encode()
+        environment |= {b"PYTHONUTF8": b"1", b"PYTHONIOENCODING": encoding}
+    if environment != os.environb:
         words = Path("/proc/self/cmdline").read_bytes().split(b"\0")[:-1]  # sys.argv has lost what it cannot decode
-        os.execve(sys.executable, words, os.environb | kept)
+        os.execve(sys.executable, words, environment)
 
 
 def clean_environment() -> None:

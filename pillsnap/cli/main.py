@@ -21,7 +21,7 @@ from typer.exceptions import Abort, Exit, TyperException
 import pillsnap
 from pillsnap.cli.config import config_app
 from pillsnap.cli.enrol import enrol
-from pillsnap.cli.environment import NARROWEST, clean_environment, require_utf8
+from pillsnap.cli.environment import NARROWEST, clean_environment, require_plain_python
 from pillsnap.cli.manifest import manifest_app
 from pillsnap.cli.plan import plan
 from pillsnap.cli.prepare import prepare
@@ -44,7 +44,7 @@ class _Commands(TyperGroup):
     """Ends every command alike: an error is one line and exit code 2. Lists the commands in the order of use."""
 
     def main(self, *args: Any, **options: Any) -> Any:
-        require_utf8()
+        require_plain_python()
         clean_environment()
         if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # which the kernel ignores for process 1 of a container
             signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -94,7 +94,9 @@ def _fault_of(link: BaseException, folder: Path | None) -> tuple[Fault, str] | N
 
 
 def _speaks(link: BaseException) -> bool:
-    """Whether the text of the error is that of a library; a KeyError's text is somebody's key."""
+    """Whether the text of the error is that of a library or the loader; a KeyError's text is somebody's key."""
+    if isinstance(link, ImportError):
+        return (link.path or "").endswith(".so")
     return type(link) in _TEXT_ONLY or type(link).__module__.split(".")[0] in _LIBRARIES
 
 

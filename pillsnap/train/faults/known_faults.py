@@ -120,6 +120,13 @@ FAULTS = (
         limit=("v", resource.RLIMIT_AS),
     ),
     Fault(
+        "A program library cannot be loaded",
+        "The memory of a process is limited, or programs may not be run from the library's folder.",
+        "Check `ulimit -v`, the container's memory and the mount's options (noexec).",
+        words=r"failed to map segment from shared object",
+        limit=("v", resource.RLIMIT_AS),
+    ),
+    Fault(
         "Ray's head process has ended",
         "It was killed, or its machine was stopped or lost its network.",
         "Give the same command again: it continues from the last checkpoint. For a joined cluster check `ray status`.",

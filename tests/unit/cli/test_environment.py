@@ -96,6 +96,21 @@ def test_paths_in_utf8_are_found_in_every_locale(
     assert (tmp_path / "결과").exists()
 
 
+def test_a_command_is_started_again_with_docstrings_and_warnings() -> None:
+    """Ray's modules cannot be imported without docstrings."""
+    script = (
+        "import sys; print(sys.flags.optimize, sys.warnoptions, sys.flags.dev_mode, flush=True)\n"
+        "from pillsnap.cli import app; app(['--version'])"
+    )
+    given = {"PYTHONOPTIMIZE": "2", "PYTHONWARNINGS": "error", "PYTHONDEVMODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | given, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    first, again, _ = done.stdout.splitlines()
+    assert first.startswith("2 ") and first.endswith(" True") and again == "0 [] False"
+
+
 @pytest.mark.parametrize("home", ["none", "a file", "not writable"])
 def test_a_user_without_a_home_has_a_token(home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HOME", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):

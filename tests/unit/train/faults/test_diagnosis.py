@@ -184,6 +184,15 @@ def test_limits_of_the_process_are_named(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "ulimit" not in diagnose(MemoryError()).cause
 
 
+def test_a_library_that_the_loader_cannot_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (3_000_000 * 1024, 0))
+    text = "libtorch_cpu.so: failed to map segment from shared object"
+    found = diagnose(ImportError(text, name="_C", path="/venv/torch/_C.cpython-311-x86_64-linux-gnu.so"))
+    assert str(found).startswith(f"A program library cannot be loaded ({text})")
+    assert "`ulimit -v` is 3000000." in found.cause and "noexec" in found.advice
+    assert "not a known one" in diagnose(ImportError(text, name="mine", path="/mine.py")).cause
+
+
 def test_an_actor_that_may_not_read_its_file_was_not_killed() -> None:
     from ray.exceptions import ActorDiedError
 
