@@ -26,6 +26,8 @@ os.environ.update(
     YOLO_CONFIG_DIR=_YOLO_CONFIG,
     PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),  # for Ray's workers
 )
+for _name in ("PYTHONOPTIMIZE", "PYTHONWARNINGS", "PYTHONDEVMODE"):  # a command would start pytest again without them
+    os.environ.pop(_name, None)
 
 import pytest  # noqa: E402
 
