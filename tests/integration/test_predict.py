@@ -184,7 +184,8 @@ def test_list_and_hint_reach_the_models_and_the_metrics(
     trained, _ = find_checkpoint(run.checkpoint_dir("classification"))
     assert trained is not None
     checkpoint = SimpleNamespace(meta=trained.meta | {"manifest_hash": run.manifest_hash})
-    monkeypatch.setattr("pillsnap.evaluate.evaluator.find_run_checkpoint", lambda *_: (checkpoint, None))
+    best = {"classification": checkpoint}
+    monkeypatch.setattr("pillsnap.evaluate.evaluator.best_checkpoints", lambda *_: (best, []))
     counts = dict.fromkeys(run.codes, 1.0)
     metrics = evaluate_run(run, allowed=run.codes[1:3], counts=counts)
     restricted = metrics["restricted"]["classification"]
@@ -207,7 +208,8 @@ def test_evaluation_and_prediction_give_the_same_answers(
     trained, _ = find_checkpoint(run.checkpoint_dir("classification"))
     assert trained is not None
     checkpoint = SimpleNamespace(meta=trained.meta | {"manifest_hash": run.manifest_hash})
-    monkeypatch.setattr("pillsnap.evaluate.evaluator.find_run_checkpoint", lambda *_: (checkpoint, None))
+    best = {"classification": checkpoint}
+    monkeypatch.setattr("pillsnap.evaluate.evaluator.best_checkpoints", lambda *_: (best, []))
     metrics = evaluate_run(run)
     limits = read_limits(run.run_dir)
     assert limits is not None and limits.model == trained.meta["files"]["ema.safetensors"]
