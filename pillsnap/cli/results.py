@@ -113,7 +113,7 @@ def predict(
     from pillsnap.cluster.session import ray_session
     from pillsnap.evaluate.predict import evidence_for, list_photos, predict_manifest_photos, predict_photos
     from pillsnap.manifest.attribute_table import add_attributes, read_attribute_table
-    from pillsnap.tasks.best_model import require_models
+    from pillsnap.runs.best_checkpoints import require_models
 
     if mode not in ("auto", "single", "combination"):
         raise UserError(f"--mode {mode!r} is none of auto, single, combination.")

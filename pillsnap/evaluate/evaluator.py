@@ -23,9 +23,9 @@ from pillsnap.metrics.breakdown import attribute_accuracy, weighted_accuracy
 from pillsnap.metrics.limits import LIMITS_NAME, Limits, read_limits
 from pillsnap.observe.events import EventLog, read_events
 from pillsnap.observe.work_progress import Progress, unseen
+from pillsnap.runs.best_checkpoints import best_checkpoints
 from pillsnap.runs.checkpoint import Checkpoint
 from pillsnap.runs.directory import Run
-from pillsnap.tasks.best_model import best_checkpoints
 
 _RECORD_EVERY_S = 5.0
 

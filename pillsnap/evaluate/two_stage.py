@@ -21,8 +21,9 @@ from pillsnap.metrics.boxes import MIN_SCORE
 from pillsnap.metrics.evidence import Evidence
 from pillsnap.models.precision import autocast, this_device
 from pillsnap.photos.decode import Scale
+from pillsnap.runs.best_checkpoints import untrained
 from pillsnap.runs.enrolled import Enrolled
-from pillsnap.tasks.best_model import Best, load_best, untrained
+from pillsnap.tasks.best_model import Best, load_best
 
 TOP = 5
 _STRIDE = 32

@@ -15,9 +15,9 @@ from pillsnap.evaluate import verify
 from pillsnap.evaluate.verify import exported_problems, verify_run
 from pillsnap.manifest.table import read_manifest
 from pillsnap.observe.events import EventLog
+from pillsnap.runs.best_checkpoints import best_checkpoints
 from pillsnap.runs.checkpoint import Position, save_checkpoint
 from pillsnap.runs.directory import Run, open_run
-from pillsnap.tasks.best_model import best_checkpoints
 
 
 @pytest.fixture
