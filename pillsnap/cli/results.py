@@ -123,14 +123,14 @@ def predict(
     is_manifest = len(paths) == 1 and paths[0].endswith(".parquet")
     photos = [] if is_manifest else list_photos([Path(path) for path in paths])
     run = opened_run(named_run(run_dir)).with_enrolled()
-    for problem in require_models(run.where, run.settings.tasks):
-        typer.echo(problem, err=True)  # stdout has the JSON
     if attributes:
         classes, notes = add_attributes(run.classes, read_attribute_table(attributes))
         run = replace(run, classes=classes)
         for note in notes:
             typer.echo(note, err=True)
     evidence = evidence_for(run, allow, hint or ())
+    for problem in require_models(run.where, run.settings.tasks):
+        typer.echo(problem, err=True)  # stdout has the JSON
     with ray_session():
         if is_manifest:
             results = predict_manifest_photos(

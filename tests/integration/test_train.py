@@ -96,8 +96,9 @@ def test_two_workers_train_like_one(toy_manifest: Path, toy_tree: Path, tmp_path
 
 @pytest.mark.usefixtures("ray_local")
 def test_decoding_in_workers_gives_the_losses_of_decoding_in_tasks(
-    toy_manifest: Path, toy_tree: Path, tmp_path: Path
+    toy_manifest: Path, toy_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("pillsnap.cluster.preflight.MIN_DISK_BYTES", 0)  # a full disk would be a warning
     losses = []
     for decode_in in ("tasks", "workers"):
         settings = tiny(

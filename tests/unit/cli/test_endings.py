@@ -171,7 +171,9 @@ def test_predictions_that_are_lost_are_an_error(
         def write(self, data: Any) -> int:
             raise OSError(reason, os.strerror(reason))
 
-    monkeypatch.setattr(results, "opened_run", lambda where: SimpleNamespace(with_enrolled=SimpleNamespace))
+    run = SimpleNamespace(where="", settings=SimpleNamespace(tasks=[]))
+    monkeypatch.setattr(results, "opened_run", lambda where: SimpleNamespace(with_enrolled=lambda: run))
+    monkeypatch.setattr("pillsnap.runs.best_checkpoints.require_models", lambda where, tasks: [])
     monkeypatch.setattr("pillsnap.cluster.session.ray_session", lambda: dispensable_output())
     monkeypatch.setattr("pillsnap.evaluate.predict.list_photos", lambda paths: [])
     monkeypatch.setattr("pillsnap.evaluate.predict.predict_photos", lambda *_, **__: [{"path": "\udcff", "error": ""}])

@@ -188,6 +188,7 @@ def test_attributes_of_a_table_serve_hints(run: Run, tmp_path: Path, monkeypatch
 
     monkeypatch.setattr("pillsnap.evaluate.predict.predict_photos", predicted)
     monkeypatch.setattr("pillsnap.cluster.session.ray_session", nullcontext)
+    monkeypatch.setattr("pillsnap.runs.best_checkpoints.require_models", lambda where, tasks: [])
     words = ["predict", str(tmp_path / "photo.png"), "--run", str(run.run_dir), "--hint", "shape=round"]
     refused = CliRunner().invoke(app, words)
     assert refused.exit_code == 2 and "no class has a known shape; add them" in " ".join(refused.output.split())
