@@ -1,11 +1,12 @@
 """Do short epochs reach the targets? 18 whole epochs beside a share of their passes, on pills told apart by imprints.
 
     python -m benchmarks.short_epochs --out DIR --task T [--passes 1.0] [--epochs 18] [--combinations S] [--seed S]
-        [--set KEY=VALUE ...]
+        [--whole] [--set KEY=VALUE ...]
 
 Photos as in benchmarks.imprints, split by group. One process trains with the real loop, order, augmentation and
-checkpoints; windows are decoded once and kept in memory. Prints photo passes and the metrics of all validation samples
-after the last epoch. Killed, the same command continues.
+checkpoints; windows are decoded once and kept in memory: those to train on as `data.store` keeps them (`--set`), those
+to validate on from their photos. Prints photo passes and the metrics of all validation samples after the last epoch.
+Killed, the same command continues.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from benchmarks.imprints import COMBINATIONS, VIEWS_PER_CLASS, prepare
 from pillsnap.config import load_settings
 from pillsnap.data.recipes import Recipe
 from pillsnap.data.sources import FetchTimes, Source
-from pillsnap.data.windows import Window, whole
+from pillsnap.data.windows import Codec, Window, whole
 from pillsnap.photos.decode import BadImage, Scale
 from pillsnap.train.schedule.epochs import stream_plan
 from tests.reliability.harness import LoopRun
@@ -37,18 +38,20 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 class KeptSource(Source):
-    """Windows at the scale at which they are used, kept in memory."""
+    """Windows kept in memory: of the photos, or of a store whose windows `codec` encodes."""
 
-    def start(self, recipe: Recipe, train: pa.Table) -> None:
-        self.recipe, self.train, self.kept = recipe, train, dict[tuple[bool, str], Window | BadImage]()
+    def start(self, recipe: Recipe, train: pa.Table, codec: Codec | None = None, whole: bool = False) -> None:
+        self.recipe, self.train, self.codec, self.whole = recipe, train, codec, whole
+        self.kept: dict[tuple[bool, int], Window | BadImage] = {}
 
     def window(self, samples: pa.Table, number: int, times: FetchTimes, needed: Scale = whole) -> Window | BadImage:
-        key = samples is self.train, samples["sample_id"][number].as_py()
+        key = samples is self.train, number
         if key not in self.kept:
-            found: Any = super().window(samples, number, times)
+            found: Any = super().window(samples, number, times, whole if self.whole else needed)
             if not isinstance(found, BadImage):
-                found = self.recipe.cut(found, samples, number, key[0], "jpeg")
-                found = replace(found, pixels=found.pixels.copy())
+                codec = self.codec if key[0] else None
+                found = self.recipe.cut(found, samples, number, key[0], codec or "png")
+                found = found.encode(codec).decode(0) if codec else replace(found, pixels=found.pixels.copy())
             self.kept[key] = found
         return self.kept[key]
 
@@ -64,6 +67,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--classes", type=int, default=200)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--whole", action="store_true", help="decode photos whole, not at the size of use")
     parser.add_argument("--set", action="append", default=[], help="any setting, such as train.schedule=wsd")
     options = parser.parse_args()
     scale = options.classes / 200
@@ -80,7 +84,8 @@ def main() -> None:
         | ({"detection.combination_share": options.combinations} if name == "detection" else {}),
         tuple(options.set),
     )  # fmt: skip
-    parts = (name, f"{passes:.3f}", options.epochs, options.combinations, options.seed, *options.set)
+    parts = [name, f"{passes:.3f}", options.epochs, options.combinations, options.seed, *options.set]
+    parts += ["whole"] * options.whole
     folder = options.out / "-".join(map(str, parts))
     folder.mkdir(exist_ok=True)
     run = LoopRun(folder, name, settings, options.out / "run" / "manifest.parquet", options.out / "photos")
@@ -92,7 +97,8 @@ def main() -> None:
         own = own.model_copy(update={"samples_per_epoch": whole_steps})
     run.plan = stream_plan(own, options.seed, run.samples)
     run.source = KeptSource(run.source.reader)
-    run.source.start(run.task.recipe(run.samples), run.samples.train)
+    store = settings.data.store
+    run.source.start(run.task.recipe(run.samples), run.samples.train, None if store == "off" else store, options.whole)
     started_s = time.monotonic()
     run.train()
     ended = run.events("validation")[-1]

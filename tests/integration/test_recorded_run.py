@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from pillsnap.config import Settings
@@ -84,6 +85,12 @@ def test_order_labels_and_pixels_are_the_recorded_ones(recorded: Path) -> None:
         np.testing.assert_allclose(sums, expected["pixel_sums"], rtol=1e-3)  # JPEG decoders differ by a rounding
 
 
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """Euclidean distance of two models' parameters."""
+    names = [name for name in other if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))]
+    return sum(float((one[name].double() - other[name].double()).square().sum()) for name in names) ** 0.5
+
+
 @pytest.mark.usefixtures("ray_local")
 def test_the_stopped_run_goes_on_to_the_recorded_weights(recorded: Path) -> None:
     run_dir = recorded / "run"
@@ -91,13 +98,17 @@ def test_the_stopped_run_goes_on_to_the_recorded_weights(recorded: Path) -> None
     shards = sorted(path.name for path in (run_dir / "store").rglob("*.arrow"))
     run, notes = open_run(run_dir, recorded_settings(recorded), recorded / "manifest", recorded / "photos")
     assert "continuing" in notes[0]
+    checkpoint, _ = find_checkpoint(run.checkpoint_dir("classification"))
+    assert checkpoint is not None
+    stopped = checkpoint.weights("model")
     train_run(run)
     end, _ = find_checkpoint(run.checkpoint_dir("classification"))
     assert end is not None and (end.position.epoch, end.position.global_step) == (3, 9)
     expected, weights = load_file(recorded / "final_model.safetensors"), end.weights("model")
     assert weights.keys() == expected.keys()
-    for name, value in expected.items():
-        np.testing.assert_allclose(weights[name].numpy(), value.numpy(), atol=2e-3, err_msg=name)  # another processor
+    # Another processor rounds otherwise, which AdamW turns into whole steps where a gradient is almost zero: 1.1 % of
+    # the way was seen; a rate higher by a twentieth makes 15 %.
+    assert distance(weights, expected) < 0.05 * distance(stopped, expected)
     after = read_events(run_dir)
     assert after[: len(before)] == before
     assert [event["step"] for event in after if event["kind"] == "step"] == list(range(1, 10))
