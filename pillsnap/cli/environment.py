@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -17,6 +18,9 @@ _FOREIGN = (
 """Of a launcher whose process this is not; of a notebook; of programs for the former Ray Train; of an interpreter that
 is debugged. Ray does not start without docstrings, or where a warning is an error."""
 _AT_THE_START = (b"PYTHONOPTIMIZE", b"PYTHONWARNINGS", b"PYTHONDEVMODE")
+_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+"""Network interfaces over which workers speak; a profile for other machines names some that are not here. Workers on
+one machine find one without."""
 _FOREIGN_PREFIXES = ("TORCHELASTIC_",)
 NARROWEST = 20
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -54,4 +58,18 @@ def clean_environment() -> None:
         # working directory, photos and all, and make an environment for each of its processes.
         os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
         os.environ.pop("RAY_RUNTIME_ENV_HOOK", None)
+        for name in _INTERFACES:
+            if name in os.environ and not _has_interfaces(os.environ[name]):
+                del os.environ[name]
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # `python -m` would import from it, and it may be somebody else's
+
+
+def _has_interfaces(value: str) -> bool:
+    """Whether every interface of a list has an address on this machine."""
+    import psutil
+
+    addresses = psutil.net_if_addrs()
+    return all(
+        any(each.family in (socket.AF_INET, socket.AF_INET6) for each in addresses.get(name, []))
+        for name in value.split(",")
+    )

@@ -21,6 +21,7 @@ LEAKED = {
     "TORCHELASTIC_RESTART_COUNT": "0", "TORCHELASTIC_USE_AGENT_STORE": "True",
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",
     "RAY_RUNTIME_ENV_HOOK": "another.tool.hook", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "1", "RAY_TRAIN_V2_ENABLED": "0",
+    "GLOO_SOCKET_IFNAME": "lo,nowhere9", "NCCL_SOCKET_IFNAME": "=nowhere9",
     "PYTHONOPTIMIZE": "2", "PYTHONWARNINGS": "error", "PYTHONINSPECT": "1", "PYTHONDEVMODE": "1",
 }  # fmt: skip
 KEPT = {"PYTHONPATH": "/a", "PYTHONHASHSEED": "1", "CUDA_VISIBLE_DEVICES": "", "SLURM_JOB_ID": "7", "TERM": "dumb"}
@@ -32,8 +33,14 @@ def test_variables_of_other_programs_are_removed(monkeypatch: pytest.MonkeyPatch
     assert os.environ == KEPT | {"PYTHONSAFEPATH": "1", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
 
 
+def test_an_interface_of_this_machine_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    clean_environment()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
+
+
 def test_a_cluster_keeps_what_prepares_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = {"RAY_ADDRESS": "10.0.0.1:6379", "RAY_RUNTIME_ENV_HOOK": "a.hook"}
+    given = {"RAY_ADDRESS": "10.0.0.1:6379", "RAY_RUNTIME_ENV_HOOK": "a.hook", "GLOO_SOCKET_IFNAME": "nowhere9"}
     monkeypatch.setattr(os, "environ", dict(given))
     clean_environment()
     assert os.environ == given | {"PYTHONSAFEPATH": "1"}
