@@ -12,12 +12,16 @@ _FOREIGN = (
     "MASTER_ADDR", "MASTER_PORT",
     "MPLBACKEND",
     "RAY_TRAIN_V2_ENABLED",
+    "OPENCV_IO_MAX_IMAGE_PIXELS", "OPENCV_IO_MAX_IMAGE_WIDTH", "OPENCV_IO_MAX_IMAGE_HEIGHT",
     "PYTHONOPTIMIZE", "PYTHONWARNINGS", "PYTHONINSPECT", "PYTHONSTARTUP", "PYTHONDEVMODE", "PYTHONVERBOSE",
     "PYTHONPROFILEIMPORTTIME", "PYTHONTRACEMALLOC", "PYTHONDUMPREFS", "PYTHONDEBUG", "PYTHONIOENCODING",
 )  # fmt: skip
-"""Of a launcher whose process this is not; of a notebook; of programs for the former Ray Train; of an interpreter that
-is debugged. Ray does not start without docstrings, or where a warning is an error."""
+"""Of a launcher whose process this is not; of a notebook; of programs for the former Ray Train; of programs that read a
+stranger's images, for which `data.max_pixels` is the limit here; of an interpreter that is debugged. Ray does not start
+without docstrings, or where a warning is an error."""
 _AT_THE_START = (b"PYTHONOPTIMIZE", b"PYTHONWARNINGS", b"PYTHONDEVMODE")
+_CACHES = ("MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "YOLO_CONFIG_DIR")
+"""Folders that libraries make when they are imported, which fails where one cannot be made."""
 _INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 """Network interfaces over which workers speak; a profile for other machines names some that are not here. Workers on
 one machine find one without."""
@@ -45,7 +49,7 @@ def clean_environment() -> None:
     machine's addresses from proxies, and the working directory off the import path of children.
     """
     for name in [*os.environ]:
-        if name in _FOREIGN or name.startswith(_FOREIGN_PREFIXES):
+        if name in _FOREIGN or name.startswith(_FOREIGN_PREFIXES) or (name in _CACHES and not _can_be_made(name)):
             del os.environ[name]
     if not os.environ.get("COLUMNS", "80").isdigit() or int(os.environ.get("COLUMNS", "80")) < NARROWEST:
         del os.environ["COLUMNS"]
@@ -62,6 +66,15 @@ def clean_environment() -> None:
             if name in os.environ and not _has_interfaces(os.environ[name]):
                 del os.environ[name]
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # `python -m` would import from it, and it may be somebody else's
+
+
+def _can_be_made(name: str) -> bool:
+    """Whether the folder that a variable names is there, or can be made, and can be written to."""
+    try:
+        os.makedirs(os.environ[name], exist_ok=True)
+    except OSError:
+        return False
+    return os.access(os.environ[name], os.W_OK | os.X_OK)
 
 
 def _has_interfaces(value: str) -> bool:

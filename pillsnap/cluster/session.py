@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -28,9 +31,9 @@ _PARTS = ("raylet", "gcs_server")
 class RayLost(UserError):
     """A process without which the local Ray cannot work has ended."""
 
-    def __init__(self, name: str, pid: int) -> None:
+    def __init__(self, name: str, pid: int, reason: str = "it was killed, or the memory ran out (`dmesg`)") -> None:
         super().__init__(
-            f"Ray's head process has ended ({name}, process {pid}): it was killed, or the memory ran out (`dmesg`). "
+            f"Ray's head process has ended ({name}, process {pid}): {reason}. "
             "Give the same command again; a training continues from its last checkpoint."
         )
 
@@ -108,9 +111,23 @@ def _lost_part() -> Callable[[], RayLost | None]:
         running, ended = _parts()
         seen.update(running | ended)
         lost = next((pid for pid in seen if pid not in running), None)
-        return None if lost is None else RayLost(seen[lost], lost)
+        if lost is None:
+            return None
+        ending = _ending(lost)
+        if ending in ("", "SIGKILL", "SIGTERM"):
+            return RayLost(seen[lost], lost)
+        logs = os.path.join(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "ray/session_latest/logs")
+        return RayLost(seen[lost], lost, f"it stopped by itself ({ending}), and says why in {logs}/{seen[lost]}.err")
 
     return look
+
+
+def _ending(pid: int) -> str:
+    """The signal or the exit code that ended a process which was not waited for; "" when the kernel does not tell."""
+    with suppress(OSError, IndexError, ValueError):
+        status = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[49])
+        return signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else f"exit code {status >> 8}"
+    return ""
 
 
 @contextmanager

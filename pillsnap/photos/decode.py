@@ -197,7 +197,10 @@ def _decode_plain_jpeg(data: bytes, reduction: int) -> np.ndarray:
         8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
     }
     colour = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags[reduction] | colour)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags[reduction] | colour)
+    except cv2.error as error:  # not for damage, but for memory and limits in the environment
+        raise BadImage("corrupt", _one_line(error)) from None
     if image is None:
         raise BadImage("corrupt", "the JPEG cannot be decoded")
     return image

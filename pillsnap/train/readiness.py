@@ -148,7 +148,7 @@ def _read_photos(manifest: pa.Table, data_root: str, split: str) -> Check | str:
 
 
 def _try_ray_folders() -> str:
-    """Whether a local Ray can keep its sessions, its sockets and its token."""
+    """Whether a local Ray can keep its sessions and its sockets, and has its token and its certificates."""
     base = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     length = len(os.fsencode(os.path.join(os.path.abspath(base), _SOCKET)))
     if length > _SOCKET_BYTES:
@@ -160,4 +160,10 @@ def _try_ray_folders() -> str:
     if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
         raise UserError(f"Ray cannot write its session to {folder}: set RAY_TMPDIR to a folder of yours.")
     check_token()
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        for name in ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT"):
+            if not os.access(os.environ.get(name, ""), os.R_OK):
+                raise UserError(
+                    f"RAY_USE_TLS is set, and {name} names no file that can be read: set it, or unset RAY_USE_TLS."
+                )
     return base

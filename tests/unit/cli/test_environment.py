@@ -22,6 +22,8 @@ LEAKED = {
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",
     "RAY_RUNTIME_ENV_HOOK": "another.tool.hook", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "1", "RAY_TRAIN_V2_ENABLED": "0",
     "GLOO_SOCKET_IFNAME": "lo,nowhere9", "NCCL_SOCKET_IFNAME": "=nowhere9",
+    "OPENCV_IO_MAX_IMAGE_PIXELS": "1000", "OPENCV_IO_MAX_IMAGE_WIDTH": "x", "OPENCV_IO_MAX_IMAGE_HEIGHT": "",
+    "TORCHINDUCTOR_CACHE_DIR": "/proc/x", "YOLO_CONFIG_DIR": "/dev/null", "MPLCONFIGDIR": "",
     "PYTHONOPTIMIZE": "2", "PYTHONWARNINGS": "error", "PYTHONINSPECT": "1", "PYTHONDEVMODE": "1",
 }  # fmt: skip
 KEPT = {"PYTHONPATH": "/a", "PYTHONHASHSEED": "1", "CUDA_VISIBLE_DEVICES": "", "SLURM_JOB_ID": "7", "TERM": "dumb"}
@@ -37,6 +39,12 @@ def test_an_interface_of_this_machine_is_kept(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     clean_environment()
     assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
+
+
+def test_a_folder_that_can_be_made_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path / "new" / "folder"))
+    clean_environment()
+    assert os.environ["YOLO_CONFIG_DIR"] == str(tmp_path / "new" / "folder")
 
 
 def test_a_cluster_keeps_what_prepares_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,6 +134,22 @@ def test_the_end_of_raylet_and_gcs_is_noticed_at_once(starting: bool, tmp_path: 
     part.communicate()
 
 
+def test_a_part_that_stops_by_itself_was_not_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/r")
+    (tmp_path / "gcs_server").symlink_to(sys.executable)
+    for code, ending in (("import os; os.abort()", "SIGABRT"), ("raise SystemExit(3)", "exit code 3")):
+        part = subprocess.Popen([tmp_path / "gcs_server", "-c", f"import sys; sys.stdin.read(); {code}"], stdin=-1)
+        look = session._lost_part()
+        while (lost := look()) is None:
+            assert part.stdin is not None
+            if not part.stdin.closed:
+                part.stdin.close()
+            time.sleep(0.05)
+        told = f"it stopped by itself ({ending}), and says why in /r/ray/session_latest/logs/gcs_server.err"
+        assert told in str(lost)
+        part.wait()
+
+
 def test_no_process_outlives_its_session() -> None:
     """Not even one that Ray takes for ended, while it never gets through its exit."""
     script = (

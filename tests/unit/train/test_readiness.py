@@ -67,6 +67,11 @@ def deep_folder(folder: Path, patch: Patch) -> list[str]:
     return []
 
 
+def without_certificates(folder: Path, patch: Patch) -> list[str]:
+    patch.setenv("RAY_USE_TLS", "1")
+    return []
+
+
 def missing_token(folder: Path, patch: Patch) -> list[str]:
     patch.setenv("RAY_AUTH_TOKEN_PATH", str(folder / "none"))
     return []
@@ -112,6 +117,7 @@ WRONG: dict[str, tuple[Callable[[Path, Patch], list[str]], str]] = {
         "change classification.batch_size 1 or --num-workers",
     ),
     "evaluation not importable": (no_pages, "evaluation: cannot be imported (libxml2.so.2"),
+    "no certificates": (without_certificates, "RAY_USE_TLS is set, and RAY_TLS_SERVER_CERT names no file that can be"),
     "sockets too long": (deep_folder, "set RAY_TMPDIR to a short folder"),
     "no token where it is said to be": (missing_token, "is not there and cannot be made"),
     "token empty": (empty_token, "token is empty: delete it"),
