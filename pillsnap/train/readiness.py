@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -23,6 +24,7 @@ from pillsnap.tasks.base import Task
 from pillsnap.tasks.registry import make_task
 
 _SOCKET_BYTES = 107
+_LEAST_FILE_BYTES = 1 << 30
 _SOCKET = "ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 _EVALUATION = ("evaluator", "inference", "two_stage", "report.page", "report.gallery")
 _NARROWEST_PX = 32
@@ -159,6 +161,9 @@ def _try_ray_folders() -> str:
     folder = next(path for path in (Path(base, "ray"), *Path(base, "ray").absolute().parents) if path.exists())
     if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
         raise UserError(f"Ray cannot write its session to {folder}: set RAY_TMPDIR to a folder of yours.")
+    largest = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if 0 <= largest < _LEAST_FILE_BYTES:  # -1: any
+        raise UserError(f"A file may have at most {largest / 1e6:.1f} MB here, too little for Ray: raise `ulimit -f`.")
     check_token()
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
         for name in ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +73,13 @@ def without_certificates(folder: Path, patch: Patch) -> list[str]:
     return []
 
 
+def small_files(folder: Path, patch: Patch) -> list[str]:
+    patch.setattr(
+        resource, "getrlimit", lambda which: (102_400, 102_400) if which == resource.RLIMIT_FSIZE else (-1, -1)
+    )
+    return []
+
+
 def missing_token(folder: Path, patch: Patch) -> list[str]:
     patch.setenv("RAY_AUTH_TOKEN_PATH", str(folder / "none"))
     return []
@@ -118,6 +126,7 @@ WRONG: dict[str, tuple[Callable[[Path, Patch], list[str]], str]] = {
     ),
     "evaluation not importable": (no_pages, "evaluation: cannot be imported (libxml2.so.2"),
     "no certificates": (without_certificates, "RAY_USE_TLS is set, and RAY_TLS_SERVER_CERT names no file that can be"),
+    "files too small": (small_files, "at most 0.1 MB here, too little for Ray: raise `ulimit -f`"),
     "sockets too long": (deep_folder, "set RAY_TMPDIR to a short folder"),
     "no token where it is said to be": (missing_token, "is not there and cannot be made"),
     "token empty": (empty_token, "token is empty: delete it"),
