@@ -14,7 +14,8 @@ _FOREIGN = (
     "RAY_TRAIN_V2_ENABLED",
     "OPENCV_IO_MAX_IMAGE_PIXELS", "OPENCV_IO_MAX_IMAGE_WIDTH", "OPENCV_IO_MAX_IMAGE_HEIGHT",
     "PYTHONOPTIMIZE", "PYTHONWARNINGS", "PYTHONINSPECT", "PYTHONSTARTUP", "PYTHONDEVMODE", "PYTHONVERBOSE",
-    "PYTHONPROFILEIMPORTTIME", "PYTHONTRACEMALLOC", "PYTHONDUMPREFS", "PYTHONDEBUG", "PYTHONIOENCODING",
+    "PYTHONPROFILEIMPORTTIME", "PYTHONTRACEMALLOC", "PYTHONDUMPREFS", "PYTHONDEBUG", "PYTHONIOENCODING", "PYTHONMALLOC",
+    "PYTHONASYNCIODEBUG",
 )  # fmt: skip
 """Of a launcher whose process this is not; of a notebook; of programs for the former Ray Train; of programs that read a
 stranger's images, for which `data.max_pixels` is the limit here; of an interpreter that is debugged. Ray does not start
