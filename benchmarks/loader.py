@@ -68,8 +68,7 @@ def main() -> None:
     rounds, seconds = (1, 3.0) if options.quick else (options.rounds, options.seconds)
     try:
         if not (folder / "boxes.npy").exists():
-            num_photos = 100 if options.quick else 1000
-            prepare_data(folder, num_photos // 10 if options.phone else num_photos, options.phone)
+            prepare_data(folder, 100 if options.quick or options.phone else 1000, options.phone)
         wanted = options.only or (FROM_PHOTOS if options.phone else [])
         names = [name for group in TABLES.values() for name in group if not wanted or name in wanted]
         results = run_all([name for name in names if is_installed(name)], folder, rounds, seconds, not options.no_gap)
