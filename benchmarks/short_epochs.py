@@ -42,10 +42,10 @@ class KeptSource(Source):
 
     def start(self, recipe: Recipe, train: pa.Table, codec: Codec | None = None, whole: bool = False) -> None:
         self.recipe, self.train, self.codec, self.whole = recipe, train, codec, whole
-        self.kept: dict[tuple[bool, int], Window | BadImage] = {}
+        self.kept: dict[tuple[bool, str], Window | BadImage] = {}
 
     def window(self, samples: pa.Table, number: int, times: FetchTimes, needed: Scale = whole) -> Window | BadImage:
-        key = samples is self.train, number
+        key = samples is self.train, samples["sample_id"][number].as_py()
         if key not in self.kept:
             found: Any = super().window(samples, number, times, whole if self.whole else needed)
             if not isinstance(found, BadImage):

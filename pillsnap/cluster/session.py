@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 import signal
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -36,6 +35,11 @@ class RayLost(UserError):
             f"Ray's head process has ended ({name}, process {pid}): {reason}. "
             "Give the same command again; a training continues from its last checkpoint."
         )
+
+
+def rays_folder() -> str:
+    """The folder in which Ray on this machine makes `ray/`, with its sessions and sockets."""
+    return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
 
 
 @contextmanager
@@ -116,7 +120,7 @@ def _lost_part() -> Callable[[], RayLost | None]:
         ending = _ending(lost)
         if ending in ("", "SIGKILL", "SIGTERM"):
             return RayLost(seen[lost], lost)
-        logs = os.path.join(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "ray/session_latest/logs")
+        logs = os.path.join(rays_folder(), "ray/session_latest/logs")
         return RayLost(seen[lost], lost, f"it stopped by itself ({ending}), and says why in {logs}/{seen[lost]}.err")
 
     return look
@@ -126,7 +130,8 @@ def _ending(pid: int) -> str:
     """The signal or the exit code that ended a process which was not waited for; "" when the kernel does not tell."""
     with suppress(OSError, IndexError, ValueError):
         status = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[49])
-        return signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else f"exit code {status >> 8}"
+        code = os.waitstatus_to_exitcode(status)
+        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
     return ""
 
 

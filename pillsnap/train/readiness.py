@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import torch
 
 from pillsnap.checklist import Check
+from pillsnap.cluster.session import rays_folder
 from pillsnap.config import Settings
 from pillsnap.data.samples import TaskSamples
 from pillsnap.errors import UserError
@@ -151,7 +152,7 @@ def _read_photos(manifest: pa.Table, data_root: str, split: str) -> Check | str:
 
 def _try_ray_folders() -> str:
     """Whether a local Ray can keep its sessions and its sockets, and has its token and its certificates."""
-    base = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    base = rays_folder()
     length = len(os.fsencode(os.path.join(os.path.abspath(base), _SOCKET)))
     if length > _SOCKET_BYTES:
         raise UserError(
