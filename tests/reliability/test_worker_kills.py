@@ -55,9 +55,13 @@ def recovery(events: list[dict[str, Any]], killed_s: float) -> tuple[float, bool
 
 def kill_workers(
     tmp_path: Path, manifest: Path, root: Path, kills: int, epochs: int, seed: int
-) -> list[tuple[float, bool]]:
-    """Train until `kills` workers were killed; returns the recovery of each."""
+) -> tuple[list[tuple[float, bool]], float]:
+    """Train until `kills` workers were killed; returns the recovery of each, and the seconds of the first run's start.
+
+    The start runs from the call of `train_run` to the first "started" event.
+    """
     recoveries: list[tuple[float, bool]] = []
+    start_s: list[float] = []
     chance = random.Random(seed)
     for number in range(2 * kills):
         settings = tiny(
@@ -68,6 +72,7 @@ def kill_workers(
         run, _ = open_run(tmp_path / f"run-{number}", settings, manifest, root)
         killer = Killer(run.run_dir, min(KILLS_A_RUN, kills - len(recoveries)), chance)
         killer.start()
+        called_s = time.time()
         train_run(run)
         killer.done.set()
         killer.join()
@@ -81,24 +86,27 @@ def kill_workers(
         raw = raw_events(run.run_dir)
         end_s = raw[-1]["time"]
         starts = [e["time"] for e in raw if e["kind"] == "task" and e["status"] == "started"]
+        start_s.append(starts[0] - called_s)
         recoveries += [recovery(raw, killed) for killed in killer.times_s if killed < end_s and max(starts) > killed]
         if len(recoveries) >= kills:
             break
-    return recoveries
+    return recoveries, start_s[0]
 
 
 @pytest.mark.usefixtures("ray_local")
 def test_killed_workers_are_replaced(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
-    recoveries = kill_workers(tmp_path, toy_manifest, toy_tree, kills=2, epochs=20, seed=1)
+    recoveries, start_s = kill_workers(tmp_path, toy_manifest, toy_tree, kills=2, epochs=20, seed=1)
     assert [kept for _, kept in recoveries] == [True, True]
-    # The faster one, because a kill that hits the restart after another one lengthens that one's recovery.
-    assert min(seconds for seconds, _ in recoveries) <= 20
+    # The faster one, because a kill that hits the restart after another one lengthens that one's recovery. Measured by
+    # the start of the same run, since machines differ by three times: 0.6 to 0.9 were seen.
+    fastest_s = min(seconds for seconds, _ in recoveries)
+    assert fastest_s <= 1.2 * start_s, (recoveries, start_s)
 
 
 @pytest.mark.reliability
 @pytest.mark.usefixtures("ray_local")
 def test_twenty_killed_workers_are_replaced_within_30_s(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
-    recoveries = kill_workers(tmp_path, toy_manifest, toy_tree, kills=20, epochs=60, seed=20)
+    recoveries, _ = kill_workers(tmp_path, toy_manifest, toy_tree, kills=20, epochs=60, seed=20)
     times_s = [seconds for seconds, _ in recoveries]
     median_s, most_s = statistics.median(times_s), max(times_s)
     kept = sum(ok for _, ok in recoveries)
