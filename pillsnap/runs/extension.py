@@ -15,13 +15,22 @@ _LIMITS = {"budget": "time_budget_minutes", "patience": "patience"}
 def last_epoch(checkpoint: Checkpoint, epochs: int) -> int:
     """The last epoch, from 1, of a run of `epochs` epochs: less when the checkpoint is within an early decay."""
     schedule = checkpoint.meta.get("schedule", {"reason": "planned"})
-    early = schedule["reason"] != "planned" and checkpoint.position.global_step > schedule["first_step"]
-    return schedule["end_epoch"] if early else epochs
+    step = checkpoint.position.global_step
+    has_begun = step > schedule.get("first_step", step) or step >= schedule.get("end_step", step + 1)
+    return schedule["end_epoch"] if has_begun and schedule["reason"] != "planned" else epochs
 
 
 def is_trained(last: Checkpoint | None, epochs: int) -> bool:
     """Whether the `last` checkpoint of a task with `epochs` epochs is the one at its end."""
     return last is not None and last.position.epoch >= last_epoch(last, epochs)
+
+
+def awaits_validation(last: Checkpoint | None, epochs: int) -> bool:
+    """Whether training has ended between two validations, so that a start which only validates has to follow."""
+    schedule = last.meta.get("schedule", {}) if last else {}
+    if last is None or not schedule.get("ends_between_validations"):
+        return False
+    return last.position.global_step >= schedule["end_step"] and not is_trained(last, epochs)
 
 
 def extend(where: str, before: Settings, now: Settings) -> list[str]:

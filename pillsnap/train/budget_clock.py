@@ -23,6 +23,8 @@ _LEAST_JUDGED_S = 0.01
 """Seconds a photo that the evaluation at least takes: the model's process cuts crops and reports them photo by photo
 while the GPU waits (an H200 with slow cores judged 180 photos/s, benchmarks/log/gpu.md).
 """
+_RESTART_S = 30.0
+"""What it takes to start the workers again, for a validation that follows no whole epoch."""
 _RESERVE = 0.02
 """Share of the budget for starts, exports and the report."""
 TOO_SMALL = -1
@@ -38,6 +40,7 @@ class BudgetClock:
         rates: list[Any] = (job.resume.meta.get("rates") if job.resume else None) or [None, 0.0]
         self._earlier_step_s: float | None = rates[0]
         self._validated_s: float = rates[1]
+        self._step_s_then: float | None = rates[2] if len(rates) > 2 else None  # older checkpoints have two
         self._trained_s = 0.0
         self._marks = deque[float]()
         self._told: tuple[int, int] | None = None
@@ -58,11 +61,15 @@ class BudgetClock:
         now_s = self._job.elapsed_s()
         if self._last_s is not None:
             self._validated_s = now_s - self._last_s
+            self._step_s_then = self._step_s if self._has_rate else None
         self._last_s = now_s
 
-    def end_epoch(self, position: Position, schedule: Schedule) -> int:
-        """The epoch with which the decay has to end if it must begin or be shortened now, else 0. TOO_SMALL when the
+    def end_step(self, position: Position, schedule: Schedule) -> int:
+        """The step with which the decay has to end if it must begin or be shortened now, else 0. TOO_SMALL when the
         budget does not hold warm-up and decay.
+
+        It ends before a validation. When none can be reached in time, because the machine has slowed down, it ends
+        where the time does, and the validation gets a start of its own.
         """
         if not self._has_rate:
             return 0
@@ -71,8 +78,8 @@ class BudgetClock:
         left_s = self.allowed_s - self._job.elapsed_s()
         step_s, validation_s, margin, fitting = self._step_s, self._validation_s, 1.0 if decays else _MARGIN, 0
         for num_validations, end in enumerate(ends, 1):
-            num_steps = end * self._job.plan.train_steps - step
-            if margin * (num_steps * step_s + num_validations * validation_s) > left_s:
+            restart_s = _RESTART_S if end == schedule.end_step and schedule.ends_between_validations else 0.0
+            if margin * ((end - step) * step_s + num_validations * validation_s) + restart_s > left_s:
                 break
             fitting = end
         if (
@@ -82,8 +89,17 @@ class BudgetClock:
         ):
             return TOO_SMALL
         end = fitting or ends[0]
+        fewest_steps = 1 if decays else (end - schedule.decay_start(end)) / 2
+        if not fitting or (end - step < fewest_steps and end < schedule.end_step):
+            # No validation can be reached in time with a decay before it.
+            num_steps = int((left_s - _RESTART_S - validation_s) / (_MARGIN * step_s))
+            between = step + max(1, num_steps)
+            if fitting:
+                end = max(end, min(between, ends[ends.index(end) + 1]))
+            elif (end - step) * step_s > _RESTART_S:
+                end = min(end, between)
         self._tell(position, schedule, end, left_s)
-        must = end < schedule.end_epoch and (decays or step >= schedule.decay_start(end))
+        must = end < schedule.end_step and (decays or step >= schedule.decay_start(end))
         return end if must else 0
 
     @property
@@ -119,7 +135,7 @@ class BudgetClock:
     @property
     def meta(self) -> dict[str, Any]:
         """Kept in checkpoints, so that a resumed task knows its rates; empty while there are none."""
-        return {"rates": [self._step_s, self._validated_s]} if self._has_rate else {}
+        return {"rates": [self._step_s, self._validated_s, self._step_s_then]} if self._has_rate else {}
 
     @property
     def _step_s(self) -> float:
@@ -129,8 +145,10 @@ class BudgetClock:
 
     @property
     def _validation_s(self) -> float:
-        """Until the first, the forward passes of its steps."""
-        return self._validated_s or self._step_s * self._job.plan.val_steps / 3
+        """Until the first, the forward passes of its steps; later, longer by as much as steps have become slower."""
+        if not self._validated_s:
+            return self._step_s * self._job.plan.val_steps / 3
+        return self._validated_s * max(1.0, self._step_s / (self._step_s_then or self._step_s))
 
     @property
     def _has_own_rate(self) -> bool:
@@ -149,6 +167,6 @@ class BudgetClock:
         step, first_step = position.global_step, schedule.decay_start(end)
         self._log.write(
             "budget", epoch=position.epoch + 1, step=step, planned_epochs=self._job.plan.epochs,
-            epochs_fitting=end, decay_step=first_step if step < first_step else step,
+            epochs_fitting=end // self._job.plan.train_steps, decay_step=first_step if step < first_step else step,
             allowed_s=self.allowed_s, left_s=left_s, step_s=self._step_s, validation_s=self._validation_s,
         )  # fmt: skip

@@ -34,8 +34,8 @@ class SaveDecision(NamedTuple):
     save: bool
     """A stop is requested, the last checkpoint is too old, or a node is about to be preempted."""
     stop: bool
-    end_epoch: int = 0
-    """The epoch with which the decay has to end, budget_clock.TOO_SMALL, or 0: as planned."""
+    end_step: int = 0
+    """The step with which the decay has to end, budget_clock.TOO_SMALL, or 0: as planned."""
 
 
 class CheckpointWriter:
@@ -53,8 +53,8 @@ class CheckpointWriter:
         self._write: _Write | None = None
         self._unreported: dict[str, float] | None = None
 
-    def decide(self, end_epoch: int = 0) -> SaveDecision:
-        """Agree with all workers on what to do after this step; `end_epoch` is rank 0's decision, 0 on the others.
+    def decide(self, end_step: int = 0) -> SaveDecision:
+        """Agree with all workers on what to do after this step; `end_step` is rank 0's decision, 0 on the others.
         Raises UserError when the checkpoint being written failed.
         """
         now_s = time.monotonic()
@@ -63,7 +63,7 @@ class CheckpointWriter:
             now_s - self._last_save_s > 60 * self._job.train.checkpoint_minutes,
             now_s - self._last_check_s > _CHECK_PREEMPTION_EVERY_S,
             self._write is not None and self._write.wait(timeout_s=0),
-            end_epoch,
+            end_step,
         ]
         self._pending_sums.append(self._group.sum_later(torch.tensor(flags, dtype=torch.float64)))
         if len(self._pending_sums) <= self._group.lag_steps:

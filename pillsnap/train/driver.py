@@ -26,7 +26,7 @@ from pillsnap.observe.versions import versions
 from pillsnap.observe.work_progress import progress_bar
 from pillsnap.runs.directory import FOUND_BOXES_FILE, STOP_FILE, Run, only_driver
 from pillsnap.runs.elapsed import ElapsedTime
-from pillsnap.runs.extension import is_trained
+from pillsnap.runs.extension import awaits_validation, is_trained
 from pillsnap.runs.relay import flush_relay, start_relay
 from pillsnap.runs.remote_checkpoints import find_run_checkpoint
 from pillsnap.storage import join
@@ -151,11 +151,14 @@ def _train_task(run: Run, name: str, workers: Workers, events: EventLog, relay: 
             events.write("warning", message=f"{name}: {no_room}")
         del samples  # the stream holds them in the object store
         return_freed_memory()
-        try:
-            fit(make_trainer(run, name, stream, workers, elapsed, relay, budget), run.run_dir, elapsed)
-        except Exception as error:  # Ray raises whatever its parts raise
-            raise _explained(run, error) from error
-        last, _ = find_run_checkpoint(run.where, name, role="driver")
+        for _ in range(2):  # the second start validates alone
+            try:
+                fit(make_trainer(run, name, stream, workers, elapsed, relay, budget), run.run_dir, elapsed)
+            except Exception as error:  # Ray raises whatever its parts raise
+                raise _explained(run, error) from error
+            last, _ = find_run_checkpoint(run.where, name, role="driver")
+            if not awaits_validation(last, task.settings.epochs):
+                break
         if not is_trained(last, task.settings.epochs):
             raise _why_unfinished(run, name, last.position.epoch if last else 0, elapsed.started_at_s)
     elif run.export_path(name).exists() and _is_finished(run, name):

@@ -59,30 +59,39 @@ def train(job: Job, batches: Iterator[DeviceBatch]) -> Position:
                 num_samples = plan.samples_in_step(True, step)
                 lr = schedule.lr(position.global_step)
                 result = state.step(batch, lr, num_samples, position.global_step)
-                if validates:
+                if schedule.ends_between_validations:
+                    state.prepare_validation(batch, *schedule.place_in_decay(position.global_step))
+                elif validates:
                     state.prepare_validation(batch, step, plan.train_steps)
                 position = Position(epoch, step + 1, position.global_step + 1)
                 meter.step(num_samples, batch)
                 clock.step()
                 log.count(batch)
                 monitor.add(position, lr, batch.index, result)
-                decision = checkpoints.decide(clock.end_epoch(position, schedule))
-                if decision.end_epoch == TOO_SMALL:
+                decision = checkpoints.decide(clock.end_step(position, schedule))
+                if decision.end_step == TOO_SMALL:
                     raise clock.refuse()
-                due = decision.save or decision.end_epoch or position.global_step == schedule.branch_step
+                due = decision.save or decision.end_step or position.global_step == schedule.branch_step
                 # A checkpoint of a bad step would skip its samples for good.
                 if due and not monitor.last_step_is_bad():
-                    if decision.end_epoch:
-                        schedule.end_early(position.global_step, decision.end_epoch, "budget")
+                    if decision.end_step:
+                        schedule.end_early(position.global_step, decision.end_step, "budget")
                         meter.images_left = _images_left(plan, schedule, position)
                     log.flush_quarantine()  # the samples of these steps are not seen again
                     checkpoints.save(position, epoch_loss.progress | log.progress, best=False)
                     if decision.stop:
                         checkpoints.fence()
                         return position
-                    if decision.end_epoch:
+                    if decision.end_step:
                         checkpoints.fence()  # a decision that took effect is never made again
                 _log_decay(log, schedule, position)
+                if schedule.ends_between_validations and position.global_step >= schedule.end_step:
+                    # The stream has other training batches before the validation: the next start skips them.
+                    position = Position(schedule.end_epoch - 1, plan.train_steps, position.global_step)
+                    log.flush_quarantine()
+                    checkpoints.save(position, epoch_loss.progress | log.progress, best=False)
+                    checkpoints.fence()
+                    return position
             ends_badly = monitor.last_step_is_bad()
             log.write("epoch", epoch=epoch + 1, step=position.global_step, loss=epoch_loss.mean, **meter.epoch())
 
@@ -132,7 +141,8 @@ def train(job: Job, batches: Iterator[DeviceBatch]) -> Position:
 
 
 def _images_left(plan: StreamPlan, schedule: Schedule, position: Position) -> int:
-    return (schedule.end_epoch - position.epoch) * plan.epoch_samples - position.epoch_step * plan.batch_size
+    in_epochs = (schedule.end_epoch - position.epoch) * plan.epoch_samples - position.epoch_step * plan.batch_size
+    return min(in_epochs, (schedule.end_step - position.global_step) * plan.batch_size)
 
 
 def _log_decay(log: TaskLog, schedule: Schedule, position: Position) -> None:

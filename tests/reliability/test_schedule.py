@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,10 @@ from pillsnap.config import load_settings
 from pillsnap.errors import UserError
 from pillsnap.observe.events import read_events
 from pillsnap.runs.checkpoint import Checkpoint, Position, find_checkpoint
-from pillsnap.runs.extension import extend, is_trained
+from pillsnap.runs.directory import open_run
+from pillsnap.runs.extension import awaits_validation, extend, is_trained
+from pillsnap.train.budget_clock import BudgetClock
+from pillsnap.train.driver import train_run
 from tests.conftest import ROOT
 from tests.reliability.budgets import (
     BUDGET_S,
@@ -24,6 +28,7 @@ from tests.reliability.budgets import (
     KILLS,
     PLAN,
     SLOW,
+    START_S,
     STEPS,
     VALIDATION_STEP_S,
     SimulatedRun,
@@ -145,6 +150,60 @@ def test_decay_is_shortened_when_the_machine_slows_down(tmp_path: Path) -> None:
     assert run.now_s + 2 * 3 * VALIDATION_STEP_S <= BUDGET_S
     rates = [event["lr"] for event in run.events("step") if event["step"] > 160]
     assert rates == sorted(rates, reverse=True) and rates[-1] < 0.01 * 0.35
+
+
+@pytest.mark.parametrize(("slower", "epochs"), [(61, 9), (75, 9), (96, 12)])
+def test_machine_that_slows_down_between_validations_ends_in_time(
+    slower: int, epochs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four times slower from a step on, when no third epoch can be reached any more: training ends between two
+    validations, with its decay, and a second start validates.
+    """
+    monkeypatch.setattr("pillsnap.train.budget_clock._RESTART_S", START_S)
+    preset = load_settings("stage3")
+    plan = replace(PLAN, epochs=18, samples_per_epoch=40, validate_every=3)
+    run = SimulatedRun(tmp_path, 2.0, plan=plan, decay_share=preset.train.decay_share)
+    run.slower_from = {slower: 8.0}
+    cut = run.train()
+    assert cut.epoch == epochs - 1 and cut.epoch_step == STEPS and slower < cut.global_step < epochs * STEPS
+    assert awaits_validation(run.last(), 18) and [e["epoch"] for e in run.events("validation")][-1] < epochs
+    assert run.train(stop_at=lambda polls: polls == 1) == cut
+    assert run.train() == Position(epochs, 0, cut.global_step) and is_trained(run.last(), 18)
+    assert run.events("validation")[-1]["epoch"] == epochs and run.events("epoch")[-1]["epoch"] == epochs
+    rates = [event["lr"] for event in run.events("step")]
+    assert len(rates) == cut.global_step and rates[-1] < 0.01 * 0.35 and run.events("decay")[-1]["end_epoch"] == epochs
+    # A step takes 8 s; the stop in the validation took a start.
+    used_s = run.last().meta["elapsed_s"] - START_S + 2 * 8 * VALIDATION_STEP_S
+    assert used_s <= BUDGET_S + 8
+    say(1, 1, f"4 times slower from step {slower} on: {used_s:.0f} of {BUDGET_S:.0f} s")
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_second_start_validates_alone(
+    toy_manifest: Path, toy_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped within a decay that ends after 12 steps, in the second of three epochs before a validation: under Ray,
+    one command trains to its end and validates, as the loop does by two starts.
+    """
+    name = "classification"
+    settings = tiny(train__task=name, **WSD, classification__epochs=6, classification__validate_every=3)
+    run, _ = open_run(tmp_path / "run", settings, toy_manifest, toy_tree)
+    loop = LoopRun(run.run_dir, name, settings, toy_manifest, toy_tree)
+    with monkeypatch.context() as patched:
+        patched.setattr(BudgetClock, "end_step", lambda _, position, __: 12 * (position.global_step == 8))
+        assert loop.train(stop_at=lambda polls: polls == 9) == Position(0, 9, 9)
+    shutil.copytree(run.run_dir, tmp_path / "alone")
+    alone = LoopRun(tmp_path / "alone", name, settings, toy_manifest, toy_tree)
+    assert (alone.train(), alone.train()) == (Position(2, 10, 12), Position(3, 0, 12))
+    train_run(run)
+    last, _ = find_checkpoint(run.checkpoint_dir(name))
+    assert last is not None and last.position == Position(3, 0, 12) and is_trained(last, 6)
+    # With another number of threads, sums are rounded otherwise.
+    losses = [[event["loss"] for event in each.events("step")] for each in (loop, alone)]
+    assert len(losses[0]) == 12 and losses[0] == pytest.approx(losses[1], rel=1e-3)
+    (validation,), (expected,) = loop.events("validation"), alone.events("validation")
+    assert validation["metrics"] == pytest.approx(expected["metrics"], rel=1e-2) and validation["epoch"] == 3
+    assert run.export_path(name).exists()
 
 
 def test_budget_too_small_for_warm_up_and_decay_is_refused(tmp_path: Path) -> None:

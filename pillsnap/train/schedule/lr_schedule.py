@@ -17,8 +17,10 @@ class Decay:
 
     first_step: int
     """Optimizer steps before it."""
+    end_step: int
+    """Optimizer steps up to its end, with which training ends."""
     end_epoch: int
-    """The last epoch of the run, from 1: the decay ends with its training steps."""
+    """The last epoch of the run, from 1: the one validated after `end_step`."""
     reason: str
     """`planned`, `budget` or `patience`."""
     peak: float = 1.0
@@ -53,7 +55,8 @@ class Schedule:
         """Steps up to which a run of more epochs is the same; 0 when it differs from the start."""
         if train.schedule == "cosine":
             return
-        self.decay = Decay(self.decay_start(plan.epochs), plan.epochs, "planned")
+        steps = plan.epochs * plan.train_steps
+        self.decay = Decay(self.decay_start(steps), steps, plan.epochs, "planned")
         if self.warmup_steps <= self.decay.first_step:
             self.branch_step = min(self.decay.first_step, independent_epochs * plan.train_steps)
         else:
@@ -61,21 +64,36 @@ class Schedule:
         early = progress.get("decay")
         # A decay that has not begun is dropped when a setting that it followed from has changed.
         if early and (early["first_step"] < resumed_step or progress["from"] == self._from(early["reason"])):
-            self.decay, self.branch_step = Decay(**early), progress["branch_step"]
+            whole = {"end_step": early["end_epoch"] * plan.train_steps}  # older checkpoints do not name it
+            self.decay, self.branch_step = Decay(**whole | early), progress["branch_step"]
 
     @property
     def end_epoch(self) -> int:
         """The run's last epoch, from 1."""
         return self.decay.end_epoch if self.decay else self._plan.epochs
 
-    def decay_start(self, end_epoch: int) -> int:
-        """Steps before the decay of a run that is planned with `end_epoch` epochs."""
-        steps = end_epoch * self._plan.train_steps
-        return steps - max(1, round(self._share * steps))
+    @property
+    def end_step(self) -> int:
+        """Steps of the run."""
+        return self.decay.end_step if self.decay else self._plan.epochs * self._plan.train_steps
+
+    @property
+    def ends_between_validations(self) -> bool:
+        """Whether training ends before the last step of `end_epoch`: the time budget holds no whole epoch more."""
+        return self.end_step < self.end_epoch * self._plan.train_steps
+
+    def decay_start(self, end_step: int) -> int:
+        """Steps before the decay of a run that is planned with `end_step` steps."""
+        return end_step - max(1, round(self._share * end_step))
 
     def decays(self, step: int) -> bool:
         """Whether the decay has begun after `step` steps."""
         return self.decay is not None and step >= self.decay.first_step
+
+    def place_in_decay(self, step: int) -> tuple[int, int]:
+        """The number of the step in the decay, from 0, and the number of steps of the decay."""
+        assert self.decay is not None
+        return step - self.decay.first_step, self.decay.end_step - self.decay.first_step
 
     def lr(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
@@ -88,18 +106,25 @@ class Schedule:
             return base * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress)))
         if not self.decays(step):
             return base
-        num_steps = self.decay.end_epoch * self._plan.train_steps - self.decay.first_step
-        progress = min(1.0, (step - self.decay.first_step) / max(1, num_steps))
+        number, num_steps = self.place_in_decay(step)
+        progress = min(1.0, number / max(1, num_steps))
         return base * self.decay.peak * (final + (1 - final) * (1 - math.sqrt(progress)))
 
-    def end_early(self, step: int, end_epoch: int, reason: str) -> None:
-        """Begin the decay after `step` steps, or shorten the one that has begun, to end with `end_epoch`."""
-        self.decay = Decay(step, end_epoch, reason, self.lr(step) / self._task.lr)
+    def end_early(self, step: int, end_step: int, reason: str) -> None:
+        """Begin the decay after `step` steps, or shorten the one that has begun, to end after `end_step`; when that has
+        passed, at once if a validation follows, else after one more step.
+        """
+        plan, end_step = self._plan, max(end_step, step)
+        end_epoch = next(n for n in range(-(-end_step // plan.train_steps), plan.epochs + 1) if plan.validates(n - 1))
+        if end_step == step < end_epoch * plan.train_steps:
+            end_step += 1
+        self.decay = Decay(step, end_step, end_epoch, reason, self.lr(step) / self._task.lr)
         self.branch_step = min(self.branch_step, step)
 
     def ends(self, position: Position) -> list[int]:
-        """The epochs with which a task at `position` can end: its current one and later ones, if validated."""
-        return [n for n in range(position.epoch + 1, self.end_epoch + 1) if self._plan.validates(n - 1)]
+        """The steps with which a task at `position` can end: those before a validation."""
+        epochs = [n for n in range(position.epoch + 1, self.end_epoch + 1) if self._plan.validates(n - 1)]
+        return [min(n * self._plan.train_steps, self.end_step) for n in epochs]
 
     def validated(self, position: Position, best: bool) -> bool:
         """Count a validation at the end of an epoch; begin the decay when `patience` of them were not better. Returns
@@ -126,18 +151,21 @@ class Schedule:
     @property
     def meta(self) -> dict[str, Any]:
         """What a checkpoint says without being loaded; empty for the cosine."""
-        return {"schedule": {"branch_step": self.branch_step, **vars(self.decay)}} if self.decay else {}
+        if self.decay is None:
+            return {}
+        facts = {"branch_step": self.branch_step, "ends_between_validations": self.ends_between_validations}
+        return {"schedule": facts | vars(self.decay)}
 
     def decay_facts(self) -> dict[str, Any]:
         """Fields of the `decay` event, besides its position."""
         assert self.decay is not None
-        end_step = self.decay.end_epoch * self._plan.train_steps
+        _, num_steps = self.place_in_decay(self.decay.first_step)
         return {
             "reason": self.decay.reason,
             "end_epoch": self.decay.end_epoch,
             "planned_epochs": self._plan.epochs,
-            "num_steps": end_step - self.decay.first_step,
-            "share": (end_step - self.decay.first_step) / end_step,
+            "num_steps": num_steps,
+            "share": num_steps / self.decay.end_step,
         }
 
     def _from(self, reason: str) -> list[Any]:

@@ -149,7 +149,7 @@ class TrainingState:
         return Step(shares, norm, self._is_bad(good, shares))
 
     def prepare_validation(self, batch: DeviceBatch, step: int, num_steps: int) -> None:
-        """Call after each training step of an epoch of `num_steps` that is validated: estimates the running statistics
+        """Call after each of the last `num_steps` training steps before a validation: estimates the running statistics
         of the average on the last batches.
         """
         with self.autocast():

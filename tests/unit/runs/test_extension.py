@@ -13,7 +13,7 @@ from pillsnap.config import Settings, load_settings
 from pillsnap.errors import UserError
 from pillsnap.runs.checkpoint import Checkpoint, Position, find_checkpoint, save_checkpoint
 from pillsnap.runs.directory import CONFIG_FILE, open_run
-from pillsnap.runs.extension import extend, is_trained, last_epoch
+from pillsnap.runs.extension import awaits_validation, extend, is_trained, last_epoch
 from pillsnap.runs.remote_checkpoints import PublishedCheckpoints, find_run_checkpoint
 from pillsnap.storage import Storage
 
@@ -139,6 +139,27 @@ def test_early_end_counts_as_the_end(tmp_path: Path) -> None:
     assert not is_trained(checkpoint(4, "budget"), 9) and not is_trained(None, 9)
     older = Checkpoint(tmp_path, {"position": {"epoch": 9, "global_step": 90}})
     assert is_trained(older, 9) and not is_trained(older, 10)
+
+
+def test_end_between_validations_awaits_one(tmp_path: Path) -> None:
+    def found(position: dict[str, int], between: bool = True) -> tuple[bool, bool]:
+        early = {"reason": "budget", "first_step": 42, "end_step": 45 if between else 60, "end_epoch": 6}
+        schedule = early | {"ends_between_validations": between}
+        checkpoint = Checkpoint(tmp_path, {"position": position, "schedule": schedule})
+        return awaits_validation(checkpoint, 9), is_trained(checkpoint, 9)
+
+    assert found({"epoch": 4, "epoch_step": 4, "global_step": 44}) == (False, False)
+    assert found({"epoch": 5, "epoch_step": 10, "global_step": 45}) == (True, False)
+    assert found({"epoch": 6, "epoch_step": 0, "global_step": 45}) == (False, True)
+    assert found({"epoch": 5, "epoch_step": 10, "global_step": 60}, between=False) == (False, False)
+    assert not awaits_validation(None, 9)
+    no_schedule = Checkpoint(tmp_path, {"position": {"epoch": 9, "global_step": 90}})
+    assert not awaits_validation(no_schedule, 10)
+
+
+def test_early_end_without_a_step_left_counts_as_the_end(tmp_path: Path) -> None:
+    early = {"reason": "budget", "first_step": 50, "end_step": 50, "end_epoch": 5}
+    assert is_trained(Checkpoint(tmp_path, {"position": {"epoch": 5, "global_step": 50}, "schedule": early}), 9)
 
 
 def test_published_run_is_set_back_likewise(

@@ -21,10 +21,13 @@ def schedule(
     independent: int | None = None,
     step: int = 0,
     progress: dict[str, Any] | None = None,
+    validate_every: int = 1,
     **train: Any,
 ) -> Schedule:
     """Epochs of ten steps, peak learning rate 1."""
-    plan = StreamPlan(seed=0, epochs=epochs, num_train=40, num_val=4, batch_size=4, num_workers=1)
+    plan = StreamPlan(
+        seed=0, epochs=epochs, num_train=40, num_val=4, batch_size=4, num_workers=1, validate_every=validate_every
+    )
     task = ClassificationSettings(epochs=epochs, lr=1.0, warmup_epochs=warmup_epochs, final_lr_fraction=final)
     settings = TrainSettings(**train)
     return Schedule(plan, task, settings, epochs if independent is None else independent, step, progress or {})
@@ -69,7 +72,7 @@ def test_until_the_decay_more_epochs_change_nothing() -> None:
 
 def test_shortest_decay_is_one_step() -> None:
     made = wsd(1, decay_share=0.01, warmup_epochs=0.0)
-    assert (made.decay_start(1), made.lr(8), made.lr(9), made.lr(10)) == (9, 1.0, 1.0, pytest.approx(0.1))
+    assert (made.decay_start(10), made.lr(8), made.lr(9), made.lr(10)) == (9, 1.0, 1.0, pytest.approx(0.1))
 
 
 def test_warm_up_ends_where_the_decay_begins() -> None:
@@ -85,7 +88,7 @@ def test_warm_up_ends_where_the_decay_begins() -> None:
 
 def test_early_end_keeps_its_share_of_the_steps() -> None:
     made = wsd()
-    made.end_early(42, 5, "budget")
+    made.end_early(42, 50, "budget")
     assert (made.end_epoch, made.decays(41), made.decays(42), made.branch_step) == (5, False, True, 42)
     facts = {"reason": "budget", "end_epoch": 5, "planned_epochs": 10, "num_steps": 8, "share": 0.16}
     assert made.decay_facts() == facts
@@ -95,15 +98,44 @@ def test_early_end_keeps_its_share_of_the_steps() -> None:
 def test_decay_is_shortened_from_the_rate_it_has() -> None:
     made = wsd(final=0.0)
     before = made.lr(85)
-    made.end_early(85, 9, "budget")
+    made.end_early(85, 90, "budget")
     assert made.lr(85) == pytest.approx(before) == pytest.approx(0.5)
     assert made.lr(89) == pytest.approx(0.5 * (1 - math.sqrt(4 / 5))) and made.lr(90) == 0.0
     assert made.branch_step == 80
 
 
+def test_early_end_between_validations() -> None:
+    made = wsd(final=0.0, validate_every=3)
+    made.end_early(33, 45, "budget")
+    assert (made.end_epoch, made.end_step, made.ends_between_validations) == (6, 45, True)
+    assert made.ends(Position(3, 3, 33)) == [45] and made.place_in_decay(40) == (7, 12)
+    assert made.lr(33) == 1.0 and made.lr(42) == pytest.approx(1 - math.sqrt(9 / 12)) and made.lr(45) == 0.0
+    assert made.meta["schedule"] == made.meta["schedule"] | {"end_step": 45, "ends_between_validations": True}
+    again = wsd(final=0.0, validate_every=3, step=45, progress=made.progress["schedule"])
+    assert again.decay == made.decay
+    made.end_early(40, 42, "budget")
+    assert (made.end_epoch, made.end_step) == (6, 42) and made.lr(42) == 0.0
+
+
+@pytest.mark.parametrize(("step", "end"), [(29, (30, 3, False)), (30, (30, 3, False)), (31, (32, 6, True))])
+def test_early_end_that_has_passed_is_now(step: int, end: tuple[int, int, bool]) -> None:
+    """Steps 30 and 60 are followed by a validation."""
+    made = wsd(validate_every=3)
+    made.end_early(step, 30, "budget")
+    assert (made.end_step, made.end_epoch, made.ends_between_validations) == end
+
+
+def test_checkpoint_of_an_earlier_version_ends_with_its_epoch() -> None:
+    made = wsd()
+    made.end_early(42, 50, "budget")
+    kept = made.progress["schedule"]
+    kept = kept | {"decay": {key: value for key, value in kept["decay"].items() if key != "end_step"}}
+    assert wsd(step=45, progress=kept).decay == made.decay
+
+
 def test_early_end_is_restored_from_a_checkpoint() -> None:
     made = wsd(time_budget_minutes=60)
-    made.end_early(42, 5, "budget")
+    made.end_early(42, 50, "budget")
     kept = made.progress["schedule"]
     for step in (42, 45):
         again = wsd(time_budget_minutes=60, step=step, progress=kept)
@@ -113,7 +145,7 @@ def test_early_end_is_restored_from_a_checkpoint() -> None:
 @pytest.mark.parametrize(("epochs", "minutes"), [(15, 60), (10, 90), (10, None)])
 def test_early_end_that_has_not_begun_is_dropped_with_its_setting(epochs: int, minutes: float | None) -> None:
     made = wsd(time_budget_minutes=60)
-    made.end_early(42, 5, "budget")
+    made.end_early(42, 50, "budget")
     kept = made.progress["schedule"]
     assert wsd(epochs, time_budget_minutes=minutes, step=42, progress=kept).end_epoch == epochs
     assert wsd(epochs, time_budget_minutes=minutes, step=43, progress=kept).end_epoch == 5
