@@ -15,9 +15,11 @@ _LIMITS = {"budget": "time_budget_minutes", "patience": "patience"}
 def last_epoch(checkpoint: Checkpoint, epochs: int) -> int:
     """The last epoch, from 1, of a run of `epochs` epochs: less when the checkpoint is within an early decay."""
     schedule = checkpoint.meta.get("schedule", {"reason": "planned"})
-    step = checkpoint.position.global_step
-    has_begun = step > schedule.get("first_step", step) or step >= schedule.get("end_step", step + 1)
-    return schedule["end_epoch"] if has_begun and schedule["reason"] != "planned" else epochs
+    if schedule["reason"] == "planned":
+        return epochs
+    begun = schedule["first_step"] + 1
+    ended = schedule.get("end_step", begun)  # not in older checkpoints; before `begun` when no step was left
+    return schedule["end_epoch"] if checkpoint.position.global_step >= min(begun, ended) else epochs
 
 
 def is_trained(last: Checkpoint | None, epochs: int) -> bool:

@@ -32,8 +32,8 @@ class BatchStatistics:
         ]
 
     def add(self, batch: DeviceBatch, step: int, num_steps: int, forward: Callable[[DeviceBatch], Any]) -> None:
-        """Count the batch of a training step if it is one of the last of `num_steps`. `forward` passes a
-        part of it through the averaged model. After the last one, all workers have rank 0's statistics.
+        """Count the batch of a training step if it is one of the last of `num_steps`. `forward` passes a part of it
+        through the averaged model. After the last one, all workers have rank 0's statistics.
 
         The state is in the average's buffers and the position alone, so that a resumed run has the same.
         """
