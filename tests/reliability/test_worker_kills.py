@@ -106,11 +106,12 @@ def test_killed_workers_are_replaced(toy_manifest: Path, toy_tree: Path, tmp_pat
 @pytest.mark.reliability
 @pytest.mark.usefixtures("ray_local")
 def test_twenty_killed_workers_are_replaced_within_30_s(toy_manifest: Path, toy_tree: Path, tmp_path: Path) -> None:
-    recoveries, _ = kill_workers(tmp_path, toy_manifest, toy_tree, kills=20, epochs=60, seed=20)
+    recoveries, start_s = kill_workers(tmp_path, toy_manifest, toy_tree, kills=20, epochs=60, seed=20)
     times_s = [seconds for seconds, _ in recoveries]
     median_s, most_s = statistics.median(times_s), max(times_s)
     kept = sum(ok for _, ok in recoveries)
-    say(kept, 20, f"SIGKILL of one of two workers: recovery median {median_s:.1f} s, maximum {most_s:.1f} s")
+    recovery_s = f"recovery median {median_s:.1f} s, maximum {most_s:.1f} s, the run's own start {start_s:.1f} s"
+    say(kept, 20, f"SIGKILL of one of two workers: {recovery_s}")
     assert median_s <= 15 and most_s <= 30
 
 
