@@ -31,6 +31,7 @@ from pillsnap.cli.options import (
 from pillsnap.cli.results import show_result
 from pillsnap.cli.terminal import STOPPED, console, say
 from pillsnap.errors import UserError
+from pillsnap.processes import without_garbage_collection
 
 
 def demo(
@@ -151,12 +152,13 @@ def train(
             like = (str(start.path), as_config(start))
             run, notes = open_run(directory, settings, chosen, root, like=like, **options)
             notes.append(adopt_checkpoint(run, start))
-        from pillsnap.train.driver import train_and_evaluate
-        from pillsnap.train.readiness import readiness_checks, require_ready
+        with without_garbage_collection():
+            from pillsnap.train.driver import train_and_evaluate
+            from pillsnap.train.readiness import readiness_checks, require_ready
 
-        setup_logging(directory, log_level)
-        begun = frozenset(name for name in run.settings.tasks if (run.checkpoint_dir(name) / "last.json").exists())
-        notes += require_ready(readiness_checks(run.settings, run.manifest, run.codes, run.data_root, begun))
+            setup_logging(directory, log_level)
+            begun = frozenset(name for name in run.settings.tasks if (run.checkpoint_dir(name) / "last.json").exists())
+            notes += require_ready(readiness_checks(run.settings, run.manifest, run.codes, run.data_root, begun))
         for note in notes:
             say(note)
         metrics = _unless_stopped(lambda: train_and_evaluate(run, console))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from pillsnap.manifest.selection.sampling import name_hashes
 from pillsnap.manifest.selection.split import split_combinations
 from pillsnap.manifest.table import SCHEMA, class_list, write_manifest
 from pillsnap.observe.work_progress import Progress, unseen
+from pillsnap.processes import without_garbage_collection
 
 
 @dataclass(frozen=True)
@@ -51,20 +50,8 @@ def import_folder(folder: Path, out_dir: Path, options: ImportOptions, progress:
     UserError for a missing folder, malformed or ambiguous labels, unknown splits, sets without training or validation
     photos, and groups in training and another split.
     """
-    with _without_garbage_collection():
+    with without_garbage_collection():  # millions of rows have no cycles: two fifths of an import
         return _import(Path(folder), Path(out_dir), options, progress)
-
-
-@contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """Millions of rows have no cycles, but looking for them takes two fifths of an import."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _import(folder: Path, out_dir: Path, options: ImportOptions, progress: Progress) -> Path:

@@ -10,6 +10,7 @@ if __name__ == "__main__":
     if not sys.flags.safe_path:
         del sys.path[0]  # this folder, where token.py is not the standard library's
     import ctypes
+    import gc
     import json
     import os
     import runpy
@@ -20,6 +21,7 @@ if __name__ == "__main__":
     with open(f"/proc/{os.getppid()}/comm") as name:
         if name.read() != "raylet\n":  # it has ended already
             os._exit(1)
+    gc.set_threshold(10_000)  # instead of 700: a start is imports, which make many objects and few cycles
     option, language = "--serialized-runtime-env-context=", "--language=PYTHON"
     contexts = [json.loads(word.removeprefix(option)) for word in sys.argv if word.startswith(option)]
     command = [word for word in sys.argv[1:] if not word.startswith(option) and word != language]

@@ -15,6 +15,7 @@ from pillsnap.data.plan import StreamPlan
 from pillsnap.data.stream import Stream
 from pillsnap.errors import UserError
 from pillsnap.observe.events import EventSink
+from pillsnap.processes import without_garbage_collection
 from pillsnap.runs.extension import last_epoch
 from pillsnap.storage import one_line
 
@@ -74,10 +75,11 @@ def run_worker(config: WorkerConfig) -> None:
         stream = replace(config.stream, plan=replace(config.stream.plan, num_workers=context.get_world_size()))
         batches = stream.batches(shard, config.settings.data.decoding_processes or cores)
         # The stream starts while these imports take seconds.
-        from pillsnap.data.loader import Loader
-        from pillsnap.tasks.registry import make_task
-        from pillsnap.train.job import Job
-        from pillsnap.train.loop import train
+        with without_garbage_collection():
+            from pillsnap.data.loader import Loader
+            from pillsnap.tasks.registry import make_task
+            from pillsnap.train.job import Job
+            from pillsnap.train.loop import train
 
         resume, damaged = backend.last_checkpoint()
         if events is not None:

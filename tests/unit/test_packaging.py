@@ -154,8 +154,8 @@ def test_the_wheel_carries_the_licence_and_nothing_beside_the_package(wheel_name
 
 
 def test_the_command_is_declared_and_starts() -> None:
-    assert PROJECT["project"]["scripts"] == {"pillsnap": "pillsnap.cli:app"}
-    code = "from pillsnap.cli import app; app(['--help'])"
+    assert PROJECT["project"]["scripts"] == {"pillsnap": "pillsnap.cli.__main__:main"}
+    code = "import sys; from pillsnap.cli.__main__ import main; sys.argv[1:] = ['--help']; main()"
     result = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,

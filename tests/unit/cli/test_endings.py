@@ -116,7 +116,7 @@ def test_more_epochs_name_the_way(toy_manifest: Path, toy_tree: Path, tmp_path: 
 
 LOST = """
 import os, pathlib, typer
-from pillsnap.cli import main, terminal
+from pillsnap.cli import __main__, main, terminal
 @main.app.command()
 def work(path: str) -> None:
     with terminal.progress_bar("x") as step:
@@ -125,7 +125,7 @@ def work(path: str) -> None:
             print("plain"); typer.echo("echo"); step(number, 3)
     pathlib.Path(path).write_text("done")
     raise typer.Exit(1)
-main.app()
+__main__.main()
 """
 
 

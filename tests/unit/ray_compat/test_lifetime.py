@@ -112,10 +112,10 @@ def started_by(tmp_path: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[
 def test_the_kernel_kills_a_worker_with_its_raylet(
     tmp_path: Path, started_by: Callable[..., tuple[subprocess.Popen[str], int, str]]
 ) -> None:
-    """And ends a worker whose raylet ended before."""
+    """And ends a worker whose raylet ended before. Garbage is collected seldom, for the sake of its imports."""
     program = tmp_path / "program.py"
-    program.write_text("print(0, flush=True); input()")
-    for parent_name, line in (("raylet", "0\n"), (sys.executable, "")):
+    program.write_text("import gc; print(gc.get_threshold()[0], flush=True); input()")
+    for parent_name, line in (("raylet", "10000\n"), (sys.executable, "")):
         parent, pid, printed = started_by(parent_name, str(program))
         assert printed == line
         parent.kill()
